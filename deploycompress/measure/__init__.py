@@ -1,0 +1,1 @@
+"""What a measurement is, how certain it is, and on which machine it was made."""

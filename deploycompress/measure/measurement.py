@@ -1,0 +1,64 @@
+"""The record of one artefact measured on one device in one runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one inference; a percentile is None where too few samples support it."""
+
+    p50: float
+    p90: float | None
+    p99: float | None
+    mean: float
+    samples: int
+    seconds: float  # time spent in the timed calls
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Baseline over candidate, median of paired block ratios, with its bootstrap interval (95 %)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the benchmark: an artefact, a runtime configuration and a device."""
+
+    artifact: str  # artefact id
+    runtime: str
+    device: str
+    provider: str
+    precision: str
+    threads: int
+    batch_size: int
+    latency_ms: Latency
+    speedup: Speedup | None = None  # None for the baseline itself
+    peak_memory_bytes: int | None = None
+    load_ms: float | None = None
+    first_inference_ms: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the task's metrics on the test split
+    samples: str | None = None  # file with the raw samples (ns), relative to the step's folder
+    notes: tuple[str, ...] = ()  # disturbed blocks, a busy machine
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Measurement:
+        speedup = document["speedup"]
+        return cls(
+            **{
+                **document,
+                "latency_ms": Latency(**document["latency_ms"]),
+                "speedup": None if speedup is None else Speedup(**speedup),
+                "notes": tuple(document["notes"]),
+            }
+        )

@@ -1,0 +1,131 @@
+"""The tables of everything that can be added with one file and one line: name -> "module:Name"."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from deploycompress.errors import ConfigError
+
+
+class Table(Mapping[str, str]):
+    """Built-in names of one kind; ``load`` also takes a user's own ``module:Name``."""
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> str:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def load(self, name: str) -> Any:
+        """The object behind a built-in name, or behind ``module:Name`` or ``path/file.py:Name``."""
+        if name in self._entries:
+            return load_reference(self._entries[name])
+        if ":" in name:
+            return load_reference(name)
+        raise ConfigError(f"unknown {self.kind} {name!r}; known: {', '.join(self._entries)}, or module:Name")
+
+
+STAGES = Table(
+    "stage",
+    {
+        "train": "deploycompress.stages.train:Train",
+        "prune": "deploycompress.stages.prune:Prune",
+        "distill": "deploycompress.stages.distill:Distill",
+        "export": "deploycompress.stages.export:Export",
+        "quantize": "deploycompress.stages.quantize:Quantize",
+        "build_engine": "deploycompress.stages.build_engine:BuildEngine",
+        "benchmark": "deploycompress.stages.benchmark:Benchmark",
+    },
+)
+
+CRITERIA = Table(
+    "criterion",
+    {
+        "magnitude": "deploycompress.pruning.criteria.magnitude:Magnitude",
+        "taylor": "deploycompress.pruning.criteria.taylor:Taylor",
+        "random": "deploycompress.pruning.criteria.random:Random",
+    },
+)
+
+ALLOCATIONS = Table(
+    "allocation",
+    {
+        "uniform": "deploycompress.pruning.allocations.uniform:Uniform",
+        "global": "deploycompress.pruning.allocations.global_ranking:Global",
+    },
+)
+
+LOSSES = Table("loss", {"kd": "deploycompress.recovery.losses.kd:SoftLabels"})
+
+RUNTIMES = Table(
+    "runtime",
+    {
+        "onnxruntime": "deploycompress.runtimes.onnxruntime:OnnxRuntime",
+        "tensorrt": "deploycompress.runtimes.tensorrt:TensorRT",
+    },
+)
+
+DEVICES = Table("device", {"local": "deploycompress.devices.local:Local"})
+
+TASKS = Table("task", {"classification": "deploycompress.data.tasks.classification:Classification"})
+
+DATASETS = Table(
+    "data source",
+    {
+        "digits": "deploycompress.data.datasets.digits:Digits",
+        "mnist": "deploycompress.data.datasets.mnist:Mnist",
+    },
+)
+
+TABLES: tuple[Table, ...] = (STAGES, CRITERIA, ALLOCATIONS, LOSSES, RUNTIMES, DEVICES, TASKS, DATASETS)
+
+
+def load_reference(reference: str) -> Any:
+    """The object named by ``module:Name`` or ``path/to/file.py:Name``; imports the module.
+
+    Raises ConfigError when the module does not import or has no such name.
+    """
+    place, separator, name = reference.rpartition(":")
+    if not separator or not name:
+        raise ConfigError(f"{reference!r} is not of the form module:name")
+    try:
+        module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        raise ConfigError(
+            f"{reference}: importing {place} failed: {type(error).__name__}: {error}"
+        ) from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise ConfigError(f"{reference}: {place} has no {name!r}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"deploycompress_user_{path.stem}"
+    loaded = sys.modules.get(name)
+    if loaded is not None and Path(str(loaded.__file__)).resolve() == path.resolve():
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
