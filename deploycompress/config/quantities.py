@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -43,7 +44,7 @@ class Quantity:
 
     value: float
     dimension: str  # a key of UNITS, or "number" for a plain one
-    text: str  # as it was written
+    text: str = field(compare=False)  # as it was written: "0.5 s" equals "500 ms"
 
     def __str__(self) -> str:
         return self.text
@@ -60,14 +61,18 @@ class Quantity:
         if match is None:
             raise ValueError(f"expected a quantity such as {expected}")
         number, unit = float(match[1]), match[2]
+        if not math.isfinite(number):
+            raise ValueError(f"expected a finite quantity such as {expected}")
         if not unit and "number" in dimensions:
             return cls(number, "number", str(raw))
         for dimension in dimensions:
             factor = UNITS.get(dimension, {}).get(unit)
             if factor is not None:
                 return cls(number * factor, dimension, str(raw).strip())
-        problem = f"unknown unit {unit!r}" if unit else "the unit is missing"
-        raise ValueError(f"{problem}; expected a quantity such as {expected}")
+        units = {u.lower(): u for d in dimensions for u in UNITS.get(d, {})}
+        close = f", did you mean {units[unit.lower()]!r}?" if unit.lower() in units else ""
+        problem = f"unknown unit {unit!r}{close}" if unit else "the unit is missing"
+        raise ValueError(f"{problem}{' Expected' if close else '; expected'} a quantity such as {expected}")
 
 
 class _Of:
@@ -81,16 +86,15 @@ class _Of:
             quantity = Quantity.parse(raw, *self.dimensions)
             if self.above is not None and quantity.value <= self.above:
                 raise ValueError(f"must be more than {self.above:g}")
-            if (
-                self.at_most is not None
-                and quantity.dimension in ("percent", "number")
-                and quantity.value > self.at_most
-            ):
-                raise ValueError(
-                    "must be at most 100%"
-                    if quantity.dimension == "percent"
-                    else f"must be at most {self.at_most:g}"
-                )
+            share = quantity.dimension == "percent"
+            if quantity.dimension == "number":
+                share = "count" not in self.dimensions
+                if not share and quantity.value < 1:
+                    percent = f"{100 * quantity.value:g}%"
+                    raise ValueError(f"a plain number is a count here; for a share write {percent}")
+            if self.at_most is not None and share and quantity.value > self.at_most:
+                limit = "100%" if quantity.dimension == "percent" else f"{self.at_most:g}"
+                raise ValueError(f"must be at most {limit}")
             return quantity
 
         return core_schema.no_info_plain_validator_function(
@@ -115,7 +119,7 @@ def _plain(quantity: Quantity) -> str | float:
 
 
 Remaining = Annotated[Quantity, _Of("percent", "time", above=0, at_most=1)]  # of latency
-RemainingCount = Annotated[Quantity, _Of("percent", "count", "number", above=0)]  # of MACs, parameters
+RemainingCount = Annotated[Quantity, _Of("percent", "count", "number", above=0, at_most=1)]  # of MACs, parameters
 RemainingBytes = Annotated[Quantity, _Of("percent", "bytes", above=0, at_most=1)]
 Ratio = Annotated[Quantity, _Of("percent", "number", above=0, at_most=1)]
 Points = Annotated[Quantity, _Of("points", "number")]  # a difference of accuracy

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import ConfigDict, Field, SerializeAsAny
 
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Duration, Level, Points, RemainingBytes, Size
+
+STEP_ID = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(@[0-9]{1,3})?$"  # also the name of its folder
 
 OnInconclusive = Literal["fail", "warn", "extend"]
 Dimension = Annotated[int, Field(ge=1)] | str
@@ -17,30 +19,48 @@ Dimension = Annotated[int, Field(ge=1)] | str
 class InputSpec(StrictModel):
     """One named input; a dimension given by a name is dynamic."""
 
-    shape: tuple[Dimension, ...]
+    shape: tuple[Dimension, ...] = Field(
+        min_length=1, description="Sizes; a name is a dynamic dimension: [batch, 3, 224, 224]"
+    )
     dtype: Literal["float32", "float16", "int64", "int32", "uint8", "bool"] = "float32"
-    max: Annotated[int, Field(ge=1)] | None = None  # token ids are below it
+    max: Annotated[int, Field(ge=1)] | None = Field(None, description="Token ids are below it")
 
 
 class ModelConfig(StrictModel):
     """Where the user's model comes from, by name."""
 
-    build: str
-    args: dict[str, Any] = {}
-    weights: Path | None = None
-    inputs: dict[str, InputSpec] = Field(min_length=1)
+    build: str = Field(
+        description="module:function or path/to/file.py:function; also torchvision:resnet18, timm:NAME"
+    )
+    args: dict[str, Any] = Field({}, description="Keyword arguments of the function")
+    weights: Path | None = Field(
+        None, description="A .safetensors file or a state_dict (.pt .pth .th); null: a train stage makes them"
+    )
+    inputs: dict[str, InputSpec] = Field(
+        min_length=1, description="Inputs by name: {image: {shape: [batch, 3, 224, 224]}}"
+    )
 
 
 class DataConfig(StrictModel):
     """What every data source takes; a built-in's own ``Config`` adds its keys."""
 
-    source: str
-    root: Path | None = None
-    args: dict[str, Any] = {}  # of a ``module:function``
-    version: str | None = None  # of a ``module:function`` without a ``fingerprint``
+    source: str = Field(description="A built-in, or module:function")
+    root: Path | None = Field(None, description="The folder the data lies in")
+    args: dict[str, Any] = Field({}, description="Keyword arguments of a module:function")
+    version: str | None = Field(
+        None, description="Of a module:function without a fingerprint: change it when the data change"
+    )
     batch_size: Annotated[int, Field(ge=1)] = 64
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of train, where no split is given
-    calibration: Annotated[int, Field(ge=1)] = 512  # samples
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="Share of train that is held out, where the source has no validation split"
+    )
+    calibration: Annotated[int, Field(ge=1)] = Field(512, description="Samples of train for calibration")
+
+
+class OpenDataConfig(DataConfig):
+    """The configuration of a user's data source that was located and not imported: any key."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class TaskConfig(StrictModel):
@@ -59,6 +79,34 @@ class TargetConfig(StrictModel):
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     threads: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 1
+
+
+class StepOptions(StrictModel):
+    """What every step takes beside its stage's own configuration."""
+
+    id: Annotated[str, Field(pattern=STEP_ID)] | None = Field(
+        None, description="Names the step; the stage's name where none is given"
+    )
+    source: str | None = Field(
+        None, alias="from", description="A step id, original, baseline or a file; else what comes before"
+    )
+    timeout: Duration | None = Field(None, description="Ends the step with exit code 4: 30 min")
+
+
+class Repeat(StrictModel):
+    """The same stages several times, each round a step nearer to the target."""
+
+    repeat: Annotated[int, Field(ge=1, le=100)] = Field(description="How many rounds")
+    stages: list[Any] = Field(min_length=1, description="Steps, as in the list around this one")
+    schedule: Literal["linear", "exponential"] = Field(
+        "exponential", description="How the remaining share goes from 100% to the target"
+    )
+
+
+class OpenConfig(StrictModel):
+    """The configuration of a user's stage that was located and not imported: any key."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class StepConfig(StrictModel):

@@ -1,0 +1,108 @@
+"""The command line, and the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from deploycompress import __version__
+from deploycompress.errors import ConfigError, DeployCompressError
+
+# Name -> (module with the click command ``command``, one line for --help), so that --help imports none of them.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "Take a pipeline.yaml through its steps, gates and report."),
+    "validate": ("validate", "Check a pipeline.yaml; all mistakes at once, with their places."),
+    "init": ("init", "Write a commented pipeline.yaml that runs."),
+    "probe": ("probe", "Take any model through prune, export, quantize and benchmark in one line."),
+    "report": ("report", "Render the report of a run directory again."),
+    "doctor": ("doctor", "What is installed here, which runtimes can run, and what to do about the rest."),
+    "schema": ("schema", "Print the JSON Schema of pipeline.yaml for an editor."),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command's module when it is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(
+            f"deploycompress.commands.{COMMANDS[name][0]}"
+        ).command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        name = arguments[0]
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        if name not in COMMANDS and near:
+            context.fail(f"no command {name!r}; did you mean {near[0]!r}?")
+        return super().resolve_command(context, arguments)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 all gates passed, 2 configuration, 3 environment, 4 a step failed, 5 a gate failed, "
+    "130/143 interrupted (the next run goes on).",
+)
+@click.version_option(__version__, prog_name="deploycompress")
+def group() -> None:
+    """From a trained PyTorch model to the fastest artefact that still meets its measured budget."""
+
+
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """Run the command line and exit with the code of DESIGN: one per class of error."""
+    try:
+        code = group.main(args=arguments, prog_name="deploycompress", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except DeployCompressError as error:
+        _show(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(error: DeployCompressError) -> None:
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+            if os.environ.get("GITHUB_ACTIONS") == "true" and problem.where:
+                click.echo(_annotation(problem.where, f"{problem.path}: {problem.message}"))
+        if len(error.problems) > 1:
+            click.echo(f"{len(error.problems)} mistakes", err=True)
+    else:
+        click.echo(f"error: {error}", err=True)
+
+
+def _annotation(where: str, message: str) -> str:
+    """A GitHub annotation at ``file:line:column``; its data is escaped as the runner asks."""
+    file, line, column = where.rsplit(":", 2) if where.count(":") >= 2 else (where, "1", "1")
+
+    def escaped(text: str) -> str:
+        return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+    properties = escaped(file).replace(":", "%3A").replace(",", "%2C")
+    return f"::error file={properties},line={line},col={column}::{escaped(message)}"

@@ -1,0 +1,144 @@
+"""One split with random access, whatever the source gave."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Indices = np.ndarray  # int64, positions in a split
+
+
+class Samples(Protocol):
+    """A split whose samples can be read in any order."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The class of every sample, [samples] integers; None where there are no classes."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Any:
+        """These samples stacked: (inputs, targets), a dict or a Batch. ``rng`` given: augmented with it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images held in memory, transformed a batch at a time.
+
+    ``pixels``: [samples, channels, height, width], uint8 or float32; ``prepare`` makes of a stack of them
+    what the network reads; ``augment``, for training, is applied to its result's source, before ``prepare``.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    prepare: Callable[[Tensor], Tensor]
+    augment: Callable[[Tensor, np.random.Generator], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+        import torch
+
+        images = torch.from_numpy(self.pixels[indices]).float()
+        if rng is not None and self.augment is not None:
+            images = self.augment(images, rng)
+        return self.prepare(images), torch.from_numpy(self.labels[indices].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a split, in the order of ``indices``."""
+
+    whole: Samples
+    indices: Indices
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        labels = self.whole.labels
+        return None if labels is None else labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Any:
+        return self.whole.batch(self.indices[indices], rng)
+
+
+class MapStyle:
+    """A user's map-style data set (``__len__`` and ``__getitem__``), one sample read after another.
+
+    The classes come from its ``targets`` or ``labels``, as torchvision's data sets have them. What it draws at
+    random comes from ``rng``: torch's, numpy's and Python's generators are seeded before a batch is read and
+    put back after it, so that a batch is the same in every run and whatever was read before.
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Any]) -> None:
+        self._dataset, self._collate = dataset, collate
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        for name in ("targets", "labels"):
+            values = getattr(self._dataset, name, None)
+            if values is None:
+                continue
+            array = np.asarray(values)
+            if array.shape == (len(self),) and np.issubdtype(array.dtype, np.integer):
+                return array
+        return None
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Any:
+        with _seeded(rng if rng is not None else np.random.default_rng(0)):
+            return self._collate([self._dataset[int(i)] for i in indices])
+
+
+@contextmanager
+def _seeded(rng: np.random.Generator) -> Iterator[None]:
+    import torch
+
+    seed = int(rng.integers(2**32))
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def stratified(labels: np.ndarray | None, total: int, count: int, seed: int) -> tuple[Indices, Indices]:
+    """Cut ``count`` of ``total`` samples out at random: (cut out, left), both ascending.
+
+    With ``labels`` ([total] integers) every class gives its share, by largest remainders.
+    """
+    rng = np.random.default_rng(seed)
+    if labels is None:
+        taken = rng.permutation(total)[:count]
+    else:
+        classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        exact = sizes * count / total
+        quota = np.floor(exact).astype(int)
+        for i in np.argsort(quota - exact, kind="stable")[: count - quota.sum()]:
+            quota[i] += 1
+        taken = np.concatenate(
+            [rng.permutation(np.flatnonzero(inverse == i))[: quota[i]] for i in range(len(classes))]
+        )
+    chosen = np.zeros(total, dtype=bool)
+    chosen[taken] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)

@@ -1,0 +1,1 @@
+"""Takes a pipeline through its steps: reuse or run, record, resume."""

@@ -1,0 +1,63 @@
+"""The RunContext of a step's process, and the lighter one that the main process asks with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deploycompress.config.schema import PipelineConfig
+from deploycompress.contracts import Event, RunContext
+from deploycompress.engine.store import FileStore
+
+
+def open_context(
+    config: PipelineConfig,
+    job: Mapping[str, Any],
+    *,
+    rehearsal: bool,
+    emit: Callable[[Event], None],
+    stopping: Callable[[], bool],
+) -> RunContext:
+    """Everything a stage may ask; imports torch."""
+    from deploycompress.data.open import open_task
+    from deploycompress.data.source import SourceData
+    from deploycompress.model.source import SourceModel
+
+    model = SourceModel(config.model, config.seed, [Path(p) for p in job["search_path"]])
+    return RunContext(
+        model=model,
+        data=SourceData(config.data, model, config.seed, few=rehearsal),
+        task=open_task(config.task),
+        target=config.target,
+        gates=config.gates,
+        store=FileStore(Path(job["store"])),
+        seed=config.seed,
+        rehearsal=rehearsal,
+        emit=emit,
+        stopping=stopping,
+    )
+
+
+def asking_context(config: PipelineConfig, store: FileStore) -> RunContext:
+    """What ``Stage.requires`` may ask: no model, no data, no framework."""
+    absent: Any = _Absent()
+    return RunContext(
+        model=absent,
+        data=absent,
+        task=absent,
+        target=config.target,
+        gates=config.gates,
+        store=store,
+        seed=config.seed,
+        rehearsal=False,
+        emit=lambda event: None,
+        stopping=lambda: False,
+    )
+
+
+class _Absent:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(
+            f"{name}: the model, the data and the task are not there when a stage is asked `requires`"
+        )

@@ -1,0 +1,282 @@
+"""``run``: takes a pipeline.yaml through its steps, gates and report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from deploycompress.artifact import (
+    MANIFEST,
+    Artifact,
+    copy_folder,
+    damaged,
+    publish,
+    read_json,
+    remove,
+    write_json,
+    write_text,
+)
+from deploycompress.config.schema import PipelineConfig
+from deploycompress.contracts import Event
+from deploycompress.engine.context import asking_context
+from deploycompress.engine.interrupts import Interrupts, catch
+from deploycompress.engine.keys import rehearsal_fact, step_key
+from deploycompress.engine.launch import run_worker, warm_up
+from deploycompress.engine.locks import lock
+from deploycompress.engine.plan import MODEL, Step, plan
+from deploycompress.engine.record import StepRecord, error_record, read_artifacts
+from deploycompress.engine.rehearsal import artifacts_for
+from deploycompress.engine.store import FileStore, default_root
+from deploycompress.engine.worker import JOBS, REHEARSAL
+from deploycompress.errors import ConfigError, DeployCompressError
+
+LOCK_WAIT_S = 10.0  # a killed run's workers are gone after one
+
+
+class Listener(Protocol):
+    """Whoever shows the run to a person."""
+
+    def planned(self, run_dir: Path, steps: Sequence[Step]) -> None: ...
+    def started(self, step_id: str) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def finished(self, record: StepRecord) -> None: ...
+
+
+def run(
+    path: Path,
+    listener: Listener,
+    *,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    store: Path | None = None,
+    rehearsal: bool = True,
+    command: Sequence[str] = (),
+) -> Mapping[str, Any]:
+    """Run ``path`` and return the report, whose ``exit_code`` is the run's.
+
+    Raises ConfigError and EnvironmentMissing for what is wrong before the first step, Interrupted
+    after a signal. A step that fails is in the report, not raised.
+    """
+    from deploycompress.config.reader import read, search_path
+
+    warm_up()
+    places = [str(p) for p in search_path(path)]
+    sys.path.extend(p for p in places if p not in sys.path)
+    config = read(path, overrides, load_user_code=True)
+    run_dir = (out or Path("runs") / config.name).absolute()
+    with ExitStack() as stack:
+        stack.enter_context(lock(run_dir / ".lock", wait_s=LOCK_WAIT_S))
+        interrupts = stack.enter_context(catch())
+        state = _Run(config, run_dir, FileStore(store or default_root()), listener, interrupts)
+        state.begin(places, command)
+        state.steps_in_order(rehearsal)
+        return state.end()
+
+
+class _Run:
+    """One run: what was planned, what is done, and how it went."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        run_dir: Path,
+        store: FileStore,
+        listener: Listener,
+        interrupts: Interrupts,
+    ) -> None:
+        self.config, self.run_dir, self.store = config, run_dir, store
+        self.listener, self.interrupts = listener, interrupts
+        self.steps = plan(config)
+        self.records = {step.id: StepRecord(step.id, step.stage_name, step.directory) for step in self.steps}
+        self.made: dict[str, tuple[Artifact, ...]] = {}
+        self.digests: Mapping[str, str] = {}
+        self.rehearsal: dict[str, Any] = {"state": "skipped", "seconds": 0.0}
+        self.failure: DeployCompressError | None = None
+        self.started = datetime.now(UTC)
+        self.clock = time.monotonic()
+
+    # ------------------------------------------------------------ beginning and end
+
+    def begin(self, search_path: list[str], command: Sequence[str]) -> None:
+        """Ask every step what it needs, then make the run directory ready."""
+        from deploycompress.config.reader import dump
+
+        self.search_path, self.command = search_path, list(command)
+        context = asking_context(self.config, self.store)
+        for step in self.steps:
+            step.stage.requires(context)
+        _keep_history(self.run_dir)
+        planned = {step.directory for step in self.steps}
+        for folder in self.run_dir.glob("[0-9][0-9]-*"):
+            if folder.name not in planned:
+                remove(folder)
+        write_text(self.run_dir / "log.txt", "")
+        write_text(self.run_dir / "config.yaml", dump(self.config))
+        self.listener.planned(self.run_dir, self.steps)
+
+    def steps_in_order(self, rehearsal: bool) -> None:
+        """Every step, until one fails; the failure is kept for the report."""
+        try:
+            for step in self.steps:
+                self.interrupts.check()
+                self._step(step)
+                if step.id == MODEL and rehearsal:
+                    self._rehearse()
+        except DeployCompressError as error:
+            self.failure = error
+        finally:
+            self._record()
+        self.interrupts.check()
+
+    def end(self) -> Mapping[str, Any]:
+        """Gates, report and what ships, from the manifests; also after a step has failed."""
+        from deploycompress.report.build import build
+        from deploycompress.report.render import render
+        from deploycompress.report.shipping import ship
+
+        report = build(self.config, self.run_dir)
+        write_json(self.run_dir / "report.json", report)
+        ship(report, self.run_dir)
+        render(report, self.run_dir)
+        return report
+
+    # ------------------------------------------------------------ steps
+
+    def _step(self, step: Step) -> None:
+        started = time.monotonic()
+        self.listener.started(step.id)
+        try:
+            reused = self._reuse_or_make(step)
+        except DeployCompressError as error:
+            seconds = time.monotonic() - started
+            self._finish(step, state="failed", seconds=seconds, error=error_record(error))
+            raise
+        folder = self.run_dir / step.directory
+        self.made[step.id] = read_artifacts(folder) or (self.made[step.source] if step.source else ())
+        if step.id == MODEL:
+            self.digests = read_json(folder / MANIFEST)["details"]["digests"]
+        self._finish(step, state="done", seconds=time.monotonic() - started, reused=reused)
+
+    def _reuse_or_make(self, step: Step) -> bool:
+        """Put the step's folder into the run directory; True when it was in the store already."""
+        inputs = {name: artifacts_for(step, name, self.made) for name in step.sources}
+        for name, given in inputs.items():
+            if not given and step.sources[name]:
+                raise ConfigError(
+                    f"{step.id}: its input {name!r} ({step.sources[name]}) holds nothing it accepts"
+                )
+        key = step_key(step, self.config, inputs, self.digests)
+        destination = self.run_dir / step.directory
+        if step.id == MODEL or not step.stage.reusable:
+            with self.store.workdir() as workdir:
+                self._work(step, key, inputs, workdir)
+                copy_folder(workdir, destination)
+            return False
+        with self.store.lock_step(
+            key, lambda: self._say(step, "another run is making this step; waiting for it")
+        ):
+            found = self.store.find(key, lambda reason: self._say(step, f"stored result set aside: {reason}"))
+            if found is None:
+                with self.store.workdir() as workdir:
+                    self._work(step, key, inputs, workdir)
+                    publish(workdir, self.store.step(key))
+            stored = found or self.store.step(key)
+            if not _same(stored, destination):
+                copy_folder(stored, destination)
+        if found is not None:
+            manifest = read_json(destination / MANIFEST)
+            write_json(
+                destination / MANIFEST,
+                manifest | {"reused": True, "directory": step.directory, "id": step.id},
+            )
+        return found is not None
+
+    def _work(
+        self, step: Step, key: Mapping[str, Any], inputs: Mapping[str, tuple[Artifact, ...]], workdir: Path
+    ) -> None:
+        given = {name: [a.to_json(self.run_dir) for a in artifacts] for name, artifacts in inputs.items()}
+        self._job(step.id, workdir, key=key, inputs=given)
+        run_worker(self.run_dir, step.id, self.listener.event, self.interrupts, step.timeout_s)
+
+    def _rehearse(self) -> None:
+        fact = rehearsal_fact(self.config, self.steps, self.digests)
+        if self.store.knows(fact):
+            self.rehearsal = {"state": "known", "seconds": 0.0}
+            return
+        started = time.monotonic()
+        self.listener.started(REHEARSAL)
+        record = StepRecord(REHEARSAL, REHEARSAL, "", state="done")
+        try:
+            with self.store.workdir() as workdir:
+                self._job(REHEARSAL, workdir)
+                run_worker(self.run_dir, REHEARSAL, self.listener.event, self.interrupts, None)
+            self.store.learn(fact)
+        except DeployCompressError as error:
+            record = replace(record, state="failed", error=error_record(error))
+            raise
+        finally:
+            seconds = round(time.monotonic() - started, 3)
+            self.rehearsal = {"state": "passed" if record.state == "done" else "failed", "seconds": seconds}
+            self.listener.finished(replace(record, seconds=seconds))
+
+    # ------------------------------------------------------------ records
+
+    def _job(self, step_id: str, workdir: Path, **more: Any) -> None:
+        job = {
+            "workdir": str(workdir),
+            "store": str(self.store.root),
+            "search_path": self.search_path,
+            **more,
+        }
+        write_json(self.run_dir / JOBS / f"{step_id}.json", job)
+
+    def _finish(self, step: Step, **changes: Any) -> None:
+        changes["seconds"] = round(changes["seconds"], 3)
+        self.records[step.id] = replace(self.records[step.id], **changes)
+        self.listener.finished(self.records[step.id])
+        self._record()
+
+    def _record(self) -> None:
+        document = {
+            "schema": 1,
+            "name": self.config.name,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self.clock, 3),
+            "command": self.command,
+            "steps": [record.to_json() for record in self.records.values()],
+            "rehearsal": self.rehearsal,
+            "error": None if self.failure is None else error_record(self.failure),
+        }
+        write_json(self.run_dir / "run.json", document)
+
+    def _say(self, step: Step, message: str) -> None:
+        self.listener.event(Event("warning", message, step=step.id))
+
+
+def _keep_history(run_dir: Path) -> None:
+    """The last run's report moves to history/, named by when that run began."""
+    report = run_dir / "report.json"
+    if not report.exists():
+        return
+    try:
+        began = str(read_json(run_dir / "run.json")["started"]).replace(":", "")
+    except (OSError, ValueError, KeyError):
+        began = "unknown"
+    history = run_dir / "history"
+    history.mkdir(exist_ok=True)
+    report.replace(history / f"{began}.report.json")
+
+
+def _same(stored: Path, copy: Path) -> bool:
+    """Whether ``copy`` in the run directory is the stored step, undamaged: then nothing is copied."""
+    try:
+        ours, theirs = read_json(copy / MANIFEST), read_json(stored / MANIFEST)
+    except (OSError, ValueError):
+        return False
+    return ours["seal"] == theirs["seal"] and all(damaged(a) is None for a in read_artifacts(copy))

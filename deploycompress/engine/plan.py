@@ -1,0 +1,116 @@
+"""The steps of a run in order, with where each one reads from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploycompress.config.schema import PipelineConfig, StepConfig
+from deploycompress.contracts import Stage
+from deploycompress.registry import STAGES
+
+MODEL = "model"
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step; ``sources`` gives, for each of its inputs, step ids or one file."""
+
+    id: str
+    stage_name: str
+    stage: Stage
+    directory: str
+    sources: Mapping[str, tuple[str, ...] | Path]
+    timeout_s: float | None = None
+
+    @property
+    def source(self) -> str | None:
+        """The step whose artefacts pass through when this one makes none."""
+        chosen = self.sources.get("source")
+        return chosen[-1] if isinstance(chosen, tuple) and chosen else None
+
+
+def plan(config: PipelineConfig) -> tuple[Step, ...]:
+    """``00-model``, the configured steps, and ``baseline`` before the first compressing one."""
+    wanted = [(s.id, s.stage, STAGES.load(s.stage)(s.config), s) for s in config.stages]
+    original = _original(wanted)
+    flow = _Flow(original)
+    flow.add(MODEL, MODEL, _model_stage(config), None)
+    for id, name, stage, step in wanted:
+        if id == original and flow.kinds == frozenset({"checkpoint"}) and _asked(wanted, BASELINE):
+            flow.add(BASELINE, "export", _baseline_stage(wanted), None)
+        flow.add(id, name, stage, step)
+    return tuple(flow.steps)
+
+
+class _Flow:
+    """Collects steps, and knows what ``last``, ``original``, ``baseline`` and ``all`` mean at each point."""
+
+    def __init__(self, first_compressing: str | None) -> None:
+        self.steps: list[Step] = []
+        self.first_compressing = first_compressing
+        self.last = ""
+        self.original: str | None = None
+        self.baseline: str | None = None
+        self.kinds: frozenset[str] = frozenset()
+
+    def add(self, id: str, name: str, stage: Stage, config: StepConfig | None) -> None:
+        if id == self.first_compressing and self.original is None:
+            self._before_compression()
+        sources = {
+            key: self._resolve(config.source if ref == "last" and config and config.source else ref)
+            for key, ref in stage.inputs().items()
+        }
+        timeout_s = config.timeout.value / 1000 if config and config.timeout else None
+        self.steps.append(Step(id, name, stage, f"{len(self.steps):02d}-{id}", sources, timeout_s))
+        if id == BASELINE:
+            self.baseline = id
+        elif stage.produces:
+            self.last, self.kinds = id, stage.produces
+            if "onnx" in stage.produces and self.first_compressing is None and self.baseline is None:
+                self.baseline = id
+
+    def _before_compression(self) -> None:
+        self.original = self.last
+        if self.baseline is None and "onnx" in self.kinds:
+            self.baseline = self.last
+
+    def _resolve(self, ref: str) -> tuple[str, ...] | Path:
+        if ref == "all":
+            return tuple(s.id for s in self.steps if s.stage.produces and s.id != self.baseline)
+        named = {
+            "last": self.last,
+            "original": self.original or self.last,
+            BASELINE: self.baseline or self.last,
+        }
+        if ref in named:
+            return (named[ref],) if named[ref] else ()
+        if any(s.id == ref for s in self.steps):
+            return (ref,)
+        return Path(ref)
+
+
+def _original(wanted: list[tuple[str, str, Stage, StepConfig]]) -> str | None:
+    return next((id for id, _, stage, _ in wanted if stage.compresses), None)
+
+
+def _asked(wanted: list[tuple[str, str, Stage, StepConfig]], ref: str) -> bool:
+    return any(ref in stage.inputs().values() for _, _, stage, _ in wanted)
+
+
+def _model_stage(config: PipelineConfig) -> Stage:
+    from deploycompress.stages.model import InitialModel
+
+    return InitialModel(InitialModel.Config(weights=config.model.weights))
+
+
+def _baseline_stage(wanted: list[tuple[str, str, Stage, StepConfig]]) -> Stage:
+    """The pipeline's own export, so that baseline and candidate differ by the compression alone."""
+    for _, name, stage, _ in wanted:
+        if name == "export":
+            return stage
+    export = STAGES.load("export")
+    stage: Stage = export(export.Config())
+    return stage

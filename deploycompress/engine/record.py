@@ -1,0 +1,77 @@
+"""What is written down of a step: its manifest, and the run's own record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploycompress.artifact import MANIFEST, Artifact, canonical_json, digest_json, read_json, write_json
+from deploycompress.contracts import Inputs, Outcome
+from deploycompress.engine.plan import Step
+from deploycompress.engine.store import seal
+from deploycompress.errors import DeployCompressError, StageFailed
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """How one step of this run went; kept in run.json."""
+
+    id: str
+    stage: str
+    directory: str
+    state: str = "not_run"  # done, failed, not_run
+    reused: bool = False
+    seconds: float = 0.0
+    error: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def error_record(error: DeployCompressError) -> dict[str, Any]:
+    return {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+
+
+def write_manifest(
+    folder: Path,
+    step: Step,
+    key: Mapping[str, Any],
+    inputs: Inputs,
+    outcome: Outcome,
+    parity: Mapping[str, float],
+    seconds: float,
+) -> None:
+    """Write ``folder/manifest.json``; raises StageFailed when a figure in it is not a number."""
+    from deploycompress.measure.environment import environment
+
+    artifacts = [replace(a, stage=step.id).to_json(folder) for a in outcome.artifacts]
+    manifest: dict[str, Any] = {
+        "schema": 1,
+        "id": step.id,
+        "stage": step.stage_name,
+        "directory": step.directory,
+        "key": dict(key),
+        "key_digest": digest_json(key),
+        "inputs": {name: [{"id": a.id, "sha256": a.sha256} for a in given] for name, given in inputs.items()},
+        "artifacts": artifacts,
+        "metrics": dict(outcome.metrics),
+        "parity": dict(parity),
+        "measurements": [m.to_json() for m in outcome.measurements],
+        "notes": [asdict(n) for n in outcome.notes],
+        "details": dict(outcome.details),
+        "seconds": round(seconds, 3),
+        "reused": False,
+        "environment": environment(),
+    }
+    try:
+        canonical_json(manifest)
+    except ValueError as error:
+        raise StageFailed(f"{step.id}: a figure in the step's record is NaN or infinite ({error})") from error
+    write_json(folder / MANIFEST, manifest | {"seal": seal(manifest)})
+
+
+def read_artifacts(folder: Path) -> tuple[Artifact, ...]:
+    """The artefacts that the step published in ``folder`` made, best first."""
+    return tuple(Artifact.from_json(entry, folder) for entry in read_json(folder / MANIFEST)["artifacts"])

@@ -1,0 +1,48 @@
+"""The whole chain once, untrained and with a few inputs, before anything is paid for."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from deploycompress.artifact import Artifact
+from deploycompress.contracts import Event, RunContext
+from deploycompress.engine.plan import Step
+from deploycompress.errors import DeployCompressError, Interrupted
+
+
+def rehearse(steps: tuple[Step, ...], workdir: Path, context: RunContext) -> None:
+    """Run every step's stage in this process; raises the first error, naming the step that would fail."""
+    made: dict[str, tuple[Artifact, ...]] = {}
+    for number, step in enumerate(steps):
+        started = time.monotonic()
+        inputs = {name: artifacts_for(step, name, made) for name in step.sources}
+        folder = workdir / step.directory
+        folder.mkdir(parents=True)
+        try:
+            outcome = step.stage.run(inputs, folder, context)
+            step.stage.ensures(inputs, outcome, context)
+        except Interrupted:
+            raise
+        except DeployCompressError as error:
+            raise type(error)(f"rehearsal: step {step.id} would fail: {error}") from error
+        made[step.id] = outcome.artifacts or inputs.get("source", ())
+        seconds = time.monotonic() - started
+        context.emit(
+            Event(
+                "progress", f"{step.id} would work", {"seconds": round(seconds, 1)}, (number + 1) / len(steps)
+            )
+        )
+
+
+def artifacts_for(step: Step, name: str, made: dict[str, tuple[Artifact, ...]]) -> tuple[Artifact, ...]:
+    """What ``step`` reads as its input ``name``: only kinds it accepts, each artefact once."""
+    source = step.sources[name]
+    if isinstance(source, Path):
+        return (Artifact.of(source.stem, "onnx" if source.suffix == ".onnx" else "checkpoint", source),)
+    found: dict[str, Artifact] = {}
+    for id in source:
+        for artifact in made[id]:
+            if artifact.kind in step.stage.accepts:
+                found.setdefault(artifact.sha256, artifact)
+    return tuple(found.values())

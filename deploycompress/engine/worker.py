@@ -1,0 +1,168 @@
+"""One step in a process of its own: ``python -m deploycompress.engine.worker RUN_DIR STEP``."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from deploycompress.artifact import Artifact, read_json
+from deploycompress.contracts import Event
+from deploycompress.errors import DeployCompressError, EnvironmentMissing, Interrupted, StageFailed
+
+JOBS = ".jobs"
+REHEARSAL = "rehearsal"
+
+Send = Callable[[Mapping[str, Any]], None]
+
+
+class _Stopping:
+    """Set by SIGTERM; a stage looks at it where it can leave."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def __call__(self) -> bool:
+        return self.signal_number is not None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+
+
+def work(run_dir: Path, step_id: str, send: Send) -> int:
+    """Do the step whose job lies in ``run_dir``; send progress and, at the end, what went wrong.
+
+    Returns the exit code. The result is in the job's workdir, whole, when it is 0.
+    """
+    stopping = _Stopping()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides, and tells us by SIGTERM
+    signal.signal(signal.SIGTERM, stopping.note)
+
+    def emit(event: Event) -> None:
+        send({"event": asdict(event)})
+
+    try:
+        _do(run_dir, step_id, emit, stopping)
+    except Interrupted:
+        return 128 + signal.SIGTERM
+    except DeployCompressError as error:
+        send({"error": {"class": type(error).__name__, "message": str(error)}})
+        return error.exit_code
+    except BaseException as error:
+        traceback.print_exc()
+        known = _explain(error)
+        send({"error": {"class": type(known).__name__, "message": str(known)}})
+        return known.exit_code
+    return 0
+
+
+def _do(run_dir: Path, step_id: str, emit: Callable[[Event], None], stopping: _Stopping) -> None:
+    from deploycompress.config.reader import read
+    from deploycompress.engine.context import open_context
+    from deploycompress.engine.plan import plan
+    from deploycompress.engine.record import write_manifest
+    from deploycompress.engine.rehearsal import rehearse
+
+    job = read_json(run_dir / JOBS / f"{step_id}.json")
+    sys.path.extend(p for p in job["search_path"] if p not in sys.path)
+    config = read(run_dir / "config.yaml", load_user_code=True)
+    steps = plan(config)
+    context = open_context(config, job, rehearsal=step_id == REHEARSAL, emit=emit, stopping=stopping)
+    workdir = Path(job["workdir"])
+    if step_id == REHEARSAL:
+        rehearse(steps, workdir, context)
+        return
+    step = next(s for s in steps if s.id == step_id)
+    inputs = {
+        name: tuple(Artifact.from_json(entry, run_dir) for entry in entries)
+        for name, entries in job["inputs"].items()
+    }
+    started = time.monotonic()
+    outcome = step.stage.run(inputs, workdir, context)
+    if stopping():
+        raise Interrupted(signal.SIGTERM)
+    parity = step.stage.ensures(inputs, outcome, context)
+    write_manifest(workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - started)
+
+
+def _explain(error: BaseException) -> DeployCompressError:
+    """The exit code and the sentence for what a stage did not expect."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return EnvironmentMissing(
+            f"no room to write {error.filename or 'a file'}: {error.strerror}; free some space"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+        return EnvironmentMissing(
+            f"cannot write {error.filename}: {error.strerror}; check the folder's permissions"
+        )
+    if isinstance(error, MemoryError):
+        return StageFailed("out of memory; use a smaller batch_size or a machine with more memory")
+    text = str(error).strip().splitlines()
+    first = text[0] if text else "no message"
+    return StageFailed(f"unexpected {type(error).__name__}: {first} (the whole traceback is in log.txt)")
+
+
+# ---------------------------------------------------------------- being a process
+
+
+def forked(run_dir: str, step_id: str, connection: Any) -> None:
+    """The entry of a worker that the fork server made; ``connection`` takes one JSON line a message."""
+    import multiprocessing.connection
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    _settle(Path(run_dir), lambda: multiprocessing.connection.wait([parent.sentinel]))
+    code = work(Path(run_dir), step_id, lambda message: connection.send_bytes(json.dumps(message).encode()))
+    _leave(code)
+
+
+def main(arguments: list[str]) -> None:
+    """The same work, started by hand or by another launcher: JSON lines go to standard output."""
+    run_dir, step_id = Path(arguments[0]).resolve(), arguments[1]
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    _settle(run_dir, None)
+    _leave(work(run_dir, step_id, lambda message: print(json.dumps(message), file=lines)))
+
+
+def _settle(run_dir: Path, wait_for_parent: Callable[[], Any] | None) -> None:
+    """A process group of our own, all output into the run's log, and an end when the run ends."""
+    os.setsid()
+    log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    if wait_for_parent is None:
+        return
+    if sys.platform == "linux":
+        # The kernel's own word, in case native code keeps the watching thread from running.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    def watch() -> None:
+        wait_for_parent()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _leave(code: int) -> None:
+    """End now: destructors of native libraries have nothing left to say, and some of them crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Models the pipelines use; each needs torch and nothing else."""

@@ -1,0 +1,1 @@
+"""ONNX files: made, simplified, quantized and run."""

@@ -1,0 +1,1 @@
+"""The user's model: where it comes from, how it is kept, and whether two of them agree."""

@@ -1,0 +1,1 @@
+"""How important a channel is, one file a criterion."""

@@ -1,0 +1,1 @@
+"""Winning the accuracy back by training."""

@@ -1,0 +1,1 @@
+"""Gates, and the report in its forms: report.json, page, summary, JUnit, and what ships."""

@@ -1,0 +1,126 @@
+"""The gates on what a model gets right: the level it reaches, the drop against the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from deploycompress.config.schema import AccuracyGate
+from deploycompress.contracts import MetricInfo
+from deploycompress.report.figures import figure
+from deploycompress.report.paired import difference, samples_needed
+from deploycompress.report.verdict import Evidence, Ruling, Verdict, absent, ruling
+
+
+def on_accuracy(metric: str, gate: AccuracyGate, evidence: Evidence) -> Iterator[Verdict]:
+    is_primary = metric == "accuracy" or metric == f"metric:{evidence.primary.name}"
+    name = evidence.primary.name if is_primary else metric.removeprefix("metric:")
+    level, change = _units(gate, evidence.primary if is_primary else None)
+    value = None if evidence.measurement is None else evidence.measurement.metrics.get(name)
+    before = (
+        None if evidence.baseline_measurement is None else evidence.baseline_measurement.metrics.get(name)
+    )
+    for bound, wanted in (("min", gate.min), ("max", gate.max)):
+        if wanted is not None and value is None:
+            yield absent(metric, bound, wanted.value, level, f"no {name} was measured on the test split")
+        elif wanted is not None and value is not None:
+            yield _level(metric, bound, wanted.value, value, level, name)
+    if gate.max_drop is None:
+        return
+    allowed = gate.max_drop.value
+    if value is None or before is None:
+        whose = "the baseline" if value is not None else "the artefact"
+        yield absent(
+            metric, "max_drop", allowed, change, f"no {name} of {whose} was measured on the test split"
+        )
+    elif is_primary and (pair := _scores(evidence)) is not None:
+        yield _paired_drop(metric, allowed, change, pair, evidence.primary.higher_is_better)
+    else:
+        sign = 1 if not is_primary or evidence.primary.higher_is_better else -1
+        drop = sign * (before - value)
+        message = f"{name} dropped by {figure(drop, change)}; compared as two plain figures, since {name} has no score for each sample"
+        yield Verdict(metric, "max_drop", allowed, drop, change, ruling(drop <= allowed), message)
+
+
+def _scores(evidence: Evidence) -> tuple[Sequence[float], Sequence[float]] | None:
+    """The scores of baseline and artefact, sample by sample."""
+    if evidence.baseline is None or evidence.artifact is None:
+        return None
+    baseline, candidate = (evidence.scores.get(a.id) for a in (evidence.baseline, evidence.artifact))
+    return None if not baseline or not candidate else (baseline, candidate)
+
+
+def _paired_drop(
+    metric: str,
+    allowed: float,
+    unit: str,
+    pair: tuple[Sequence[float], Sequence[float]],
+    higher_is_better: bool,
+) -> Verdict:
+    """Non-inferiority on the same samples: the worst drop the interval holds against the allowance."""
+    baseline, candidate = pair if higher_is_better else ([-s for s in pair[0]], [-s for s in pair[1]])
+    try:
+        found = difference(baseline, candidate)
+    except ValueError as error:
+        return absent(metric, "max_drop", allowed, unit, str(error))
+    drop, least, worst = -found.value, -found.high, -found.low
+    message = (
+        f"dropped by {figure(drop, unit)} on {found.samples} samples "
+        f"(95 % interval {figure(least, unit)} to {figure(worst, unit)})"
+    )
+    if worst <= allowed:
+        verdict: Ruling = "pass"
+    elif least > allowed:
+        verdict = "fail"
+    else:
+        verdict = "inconclusive"
+        needed = samples_needed(baseline, candidate, allowed)
+        advice = (
+            "and no number of them would, as the drop equals the limit"
+            if needed is None
+            else f"about {_rounded_up(needed):,} would be needed"
+        )
+        message = f"{message}; cannot be resolved with {found.samples} samples, {advice}"
+    return Verdict(metric, "max_drop", allowed, drop, unit, verdict, message, low=least, high=worst)
+
+
+def on_worst_class(gate: AccuracyGate, evidence: Evidence) -> Iterator[Verdict]:
+    """The class that lost most, and the class that does worst; as plain figures."""
+    level, change = _units(gate, evidence.primary)
+    ours = {} if evidence.artifact is None else evidence.per_class.get(evidence.artifact.id, {})
+    theirs = {} if evidence.baseline is None else evidence.per_class.get(evidence.baseline.id, {})
+    sign = 1 if evidence.primary.higher_is_better else -1
+    drops = {name: sign * (theirs[name] - ours[name]) for name in ours if name in theirs}
+    if gate.max_drop is not None and not drops:
+        yield absent("worst_class", "max_drop", gate.max_drop.value, change, "no figure for each class")
+    elif gate.max_drop is not None:
+        name, drop = max(drops.items(), key=lambda item: item[1])
+        allowed = gate.max_drop.value
+        message = f"class {name} lost most: {figure(drop, change)}"
+        yield Verdict("worst_class", "max_drop", allowed, drop, change, ruling(drop <= allowed), message)
+    for bound, wanted in (("min", gate.min), ("max", gate.max)):
+        if wanted is not None and not ours:
+            yield absent("worst_class", bound, wanted.value, level, "no figure for each class")
+        elif wanted is not None:
+            name, value = (min if bound == "min" else max)(ours.items(), key=lambda item: item[1])
+            yield _level("worst_class", bound, wanted.value, value, level, f"class {name}")
+
+
+def _units(gate: AccuracyGate, metric: MetricInfo | None) -> tuple[str, str]:
+    """The units of a level and of a change; those of a metric we know nothing of follow the limits."""
+    if metric is not None:
+        share = metric.unit == "share"
+    else:
+        given = [q for q in (gate.min, gate.max, gate.max_drop) if q is not None]
+        share = any(q.dimension in ("percent", "points") for q in given)
+    return ("share", "points") if share else ("", "")
+
+
+def _level(metric: str, bound: str, limit: float, value: float, unit: str, name: str) -> Verdict:
+    holds = value >= limit if bound == "min" else value <= limit
+    return Verdict(metric, bound, limit, value, unit, ruling(holds), f"{name} is {figure(value, unit)}")
+
+
+def _rounded_up(count: int) -> int:
+    """Two digits are all that such an extrapolation is worth."""
+    step: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // step) * step

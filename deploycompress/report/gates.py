@@ -1,0 +1,114 @@
+"""Chooses the run's best artefact, and judges every gate on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from deploycompress.artifact import Artifact
+from deploycompress.config.schema import Gate, TargetConfig
+from deploycompress.contracts import MetricInfo
+from deploycompress.measure.measurement import Measurement
+from deploycompress.report.bounds import verdicts
+from deploycompress.report.verdict import Evidence, Verdict
+
+# The choice already goes by speed, so these do not also rule an artefact out of it.
+SPEED = frozenset(("latency_p50", "latency_p90", "latency_p99", "throughput"))
+
+
+@dataclass(frozen=True)
+class Best:
+    artifact: str  # artefact id
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was chosen, None when nothing was measured at the target, and each limit's verdict on it."""
+
+    best: Best | None
+    verdicts: tuple[Verdict, ...]
+
+
+def judge(
+    gates: Mapping[str, Gate],
+    artifacts: Sequence[Artifact],
+    measurements: Sequence[Measurement],
+    scores: Mapping[str, Sequence[float]],
+    baseline_id: str | None,
+    primary: MetricInfo,
+    target: TargetConfig,
+    per_class: Mapping[str, Mapping[str, float]] | None = None,
+) -> Judgement:
+    """Judge ``gates`` on the best artefact measured at ``target``.
+
+    Best is, among all but the baseline: the fastest (p50) that meets every gate which is not about
+    speed; else the fastest that meets the accuracy gates; else the most accurate, faster ones first.
+    The baseline stands in only where nothing else was measured. An inconclusive gate counts as met
+    where its policy is ``warn``; ``extend`` is the engine's, and counts as ``fail`` here.
+
+    ``scores``: artefact id -> one score a test sample, in one order for all. ``per_class``: artefact
+    id -> class -> figure.
+    """
+    by_id = {a.id: a for a in artifacts}
+    rows = {m.artifact: m for m in measurements if at_target(m, target) and m.artifact in by_id}
+    common = Evidence(
+        primary,
+        baseline=by_id.get(baseline_id or ""),
+        baseline_measurement=rows.get(baseline_id or ""),
+        scores=scores,
+        per_class=per_class or {},
+    )
+    judged = {
+        id: _all_verdicts(gates, replace(common, artifact=by_id[id], measurement=rows[id]))
+        for id in by_id
+        if id in rows
+    }
+    candidates = [id for id in judged if id != baseline_id] or list(judged)
+    if not candidates:
+        return Judgement(None, _all_verdicts(gates, common))
+    best = _choose(candidates, judged, rows, primary)
+    return Judgement(Best(best, rows[best].runtime), judged[best])
+
+
+def at_target(row: Measurement, target: TargetConfig) -> bool:
+    """Whether a row was measured as the target says. The artefact's own precision may be any."""
+    measured = (row.device, row.runtime, row.provider, row.threads, row.batch_size)
+    return measured == (target.device, target.runtime, target.provider, target.threads, target.batch_size)
+
+
+def _all_verdicts(gates: Mapping[str, Gate], evidence: Evidence) -> tuple[Verdict, ...]:
+    return tuple(
+        replace(v, only_warns=v.verdict == "inconclusive" and gate.on_inconclusive == "warn")
+        for metric, gate in gates.items()
+        for v in verdicts(metric, gate, evidence)
+    )
+
+
+def _choose(
+    candidates: Sequence[str],
+    judged: Mapping[str, Sequence[Verdict]],
+    rows: Mapping[str, Measurement],
+    primary: MetricInfo,
+) -> str:
+    def meets(id: str, of_accuracy: bool) -> bool:
+        of_interest = [v for v in judged[id] if (_is_accuracy(v) if of_accuracy else v.metric not in SPEED)]
+        return not any(v.blocks for v in of_interest)
+
+    def latency_ms(id: str) -> float:
+        return rows[id].latency_ms.p50
+
+    def badness(id: str) -> tuple[float, float]:
+        value = rows[id].metrics.get(primary.name)
+        sign = -1 if primary.higher_is_better else 1
+        return (float("inf") if value is None else sign * value, latency_ms(id))
+
+    for of_accuracy in (False, True):
+        fitting = [id for id in candidates if meets(id, of_accuracy)]
+        if fitting:
+            return min(fitting, key=latency_ms)
+    return min(candidates, key=badness)
+
+
+def _is_accuracy(verdict: Verdict) -> bool:
+    return verdict.metric in ("accuracy", "worst_class") or verdict.metric.startswith("metric:")

@@ -1,0 +1,55 @@
+"""What a verdict says, and what it is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from deploycompress.artifact import Artifact
+from deploycompress.contracts import MetricInfo
+from deploycompress.measure.measurement import Measurement
+
+Ruling = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One limit of one gate, judged. ``limit`` and ``value`` are in ``unit``'s base unit (see figures)."""
+
+    metric: str  # as in the configuration: accuracy, latency_p50, metric:f1
+    bound: str  # which key of it: min, max, max_drop, min_speedup, max_ratio
+    limit: float | None
+    value: float | None
+    unit: str
+    verdict: Ruling
+    message: str
+    only_warns: bool = False  # inconclusive, and its policy is to go on
+    low: float | None = None  # 95 % interval of the value, where there is one
+    high: float | None = None
+
+    @property
+    def blocks(self) -> bool:
+        return self.verdict == "fail" or (self.verdict == "inconclusive" and not self.only_warns)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of one artefact at the target, and of the baseline it is compared with."""
+
+    primary: MetricInfo
+    artifact: Artifact | None = None
+    measurement: Measurement | None = None
+    baseline: Artifact | None = None
+    baseline_measurement: Measurement | None = None
+    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)  # artefact id -> one a sample
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def absent(metric: str, bound: str, limit: float | None, unit: str, why: str) -> Verdict:
+    """A gate whose figure does not exist fails, and says why."""
+    return Verdict(metric, bound, limit, None, unit, "fail", why)
+
+
+def ruling(holds: bool) -> Ruling:
+    return "pass" if holds else "fail"

@@ -1,0 +1,121 @@
+"""ONNX Runtime: opens an ONNX file with one provider and a fixed number of threads.
+
+It travels to devices inside the runner: the standard library, numpy and onnxruntime, Python 3.8 syntax.
+The caller has put the file through ``onnx_file.check`` before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Iterator, Mapping
+
+import numpy as np
+
+ORT_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+ORT_GRAPH_LEVELS = {
+    "off": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+class OnnxRuntime:
+    """Options: ``threads`` (1), ``provider`` ("cpu"), ``spinning`` (true), ``graph_level`` ("all").
+
+    Spinning keeps the threads awake between operators: the lowest latency, at the cost of whoever shares
+    the cores.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "numpy")
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed; install it with: pip install onnxruntime"
+        return None
+
+    @contextlib.contextmanager
+    def open(self, path: Path, options: Mapping[str, Any]) -> Iterator[OrtSession]:
+        """Raises RuntimeError when the provider is not there or the file does not load."""
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(4)
+        provider = ORT_PROVIDERS.get(options.get("provider", "cpu"), str(options.get("provider")))
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise RuntimeError(
+                f"onnxruntime {onnxruntime.__version__} has no {provider} here; it has {', '.join(available)}"
+            )
+        session = onnxruntime.InferenceSession(
+            str(path), _ort_options(onnxruntime, options), providers=_ort_fallback(provider)
+        )
+        if session.get_providers()[0] != provider:
+            # ONNX Runtime goes on with the CPU when a provider does not start.
+            raise RuntimeError(
+                f"{provider} did not start; ONNX Runtime fell back to {session.get_providers()[0]}"
+            )
+        yield OrtSession(session)
+
+
+class OrtSession:
+    """A loaded ONNX file."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Name -> (element type such as "tensor(float)", shape with names for dynamic dimensions)."""
+        return {i.name: (i.type, tuple(i.shape)) for i in self._session.get_inputs()}
+
+    def bind(self, feed: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        """Binds inputs and outputs in host memory; the call copies to and from the provider's device."""
+        binding = self._binding
+        binding.clear_binding_inputs()
+        binding.clear_binding_outputs()
+        for name, array in feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")
+        run = self._session.run_with_iobinding
+
+        def call() -> None:
+            run(binding)
+
+        return call
+
+    def fetch(self) -> Mapping[str, np.ndarray]:
+        """The outputs of the last call, by name; copies."""
+        values = self._binding.copy_outputs_to_cpu()
+        return {name: np.array(values[i]) for i, name in enumerate(self._outputs)}
+
+
+def _ort_options(onnxruntime: Any, options: Mapping[str, Any]) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = int(options.get("threads", 1))
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    level = ORT_GRAPH_LEVELS[options.get("graph_level", "all")]
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    settings.log_severity_level = 4
+    settings.add_session_config_entry(
+        "session.intra_op.allow_spinning", "1" if options.get("spinning", True) else "0"
+    )
+    return settings
+
+
+def _ort_fallback(provider: str) -> list[str]:
+    """The provider, with the CPU behind it for operators that it does not have."""
+    return [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]

@@ -1,0 +1,236 @@
+"""Whole runs of a tiny pipeline: reuse, resume, kills, two at once, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STEPS = ["model", "train", "baseline", "prune", "distill", "export", "quantize", "benchmark"]
+
+
+def start(pipeline: Path, *more: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "deploycompress",
+            "run",
+            str(pipeline),
+            "--out",
+            str(pipeline.parent / "run"),
+            *more,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 120) -> str:
+    output, _ = process.communicate(timeout=seconds)
+    return output
+
+
+def run(pipeline: Path, *more: str, code: int = 0) -> str:
+    process = start(pipeline, *more)
+    output = finish(process)
+    assert process.returncode == code, output
+    return output
+
+
+def records(pipeline: Path) -> dict[str, dict]:
+    return {s["id"]: s for s in json.loads((pipeline.parent / "run" / "run.json").read_text())["steps"]}
+
+
+def digests(pipeline: Path) -> dict[str, list[str]]:
+    folder = pipeline.parent / "run"
+    manifests = [json.loads(p.read_text()) for p in sorted(folder.glob("[0-9]*/manifest.json"))]
+    return {m["id"]: [a["sha256"] for a in m["artifacts"]] for m in manifests if m["id"] != "benchmark"}
+
+
+def reused(pipeline: Path) -> set[str]:
+    return {id for id, record in records(pipeline).items() if record["reused"]}
+
+
+def processes_of(pipeline: Path) -> list[int]:
+    """Every living process whose command line or log names this run."""
+    marked = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            links = {os.readlink(p) for p in (folder / "fd").iterdir()}
+        except OSError:
+            continue
+        if any(link.startswith(str(pipeline.parent / "run")) for link in links):
+            marked.append(int(folder.name))
+    return marked
+
+
+def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny):
+    first = run(tiny)
+    assert "rehearsal: the whole chain" in first and "verdict: pass" in first
+    assert [*records(tiny)] == STEPS and reused(tiny) == set()
+    before = digests(tiny)
+
+    second = run(tiny)
+    assert reused(tiny) == set(STEPS) - {"model", "benchmark"}
+    assert "01-train: reused from the store" in second and "rehearsal" not in second
+    assert digests(tiny) == before
+    assert len(list((tiny.parent / "run" / "history").iterdir())) == 1
+
+    run(tiny, "--set", "prune.target.macs=50%")
+    assert reused(tiny) == {"train", "baseline"}
+
+    model = tiny.parent / "model.py"
+    model.write_text(model.read_text().replace("trains in a second", "trains in one second"))
+    run(tiny)
+    assert reused(tiny) == set()
+
+
+def test_killed_in_every_step_and_finished_by_the_next_run(tiny):
+    undisturbed = tiny.parent / "undisturbed"
+    undisturbed.mkdir()
+    for name in ("pipeline.yaml", "model.py"):
+        (undisturbed / name).write_text((tiny.parent / name).read_text())
+    run(undisturbed / "pipeline.yaml", "--store", str(tiny.parent / "other-store"))
+
+    for number, step in enumerate(STEPS):
+        process = start(tiny, start_new_session=True)
+        for line in process.stdout:
+            if f"{number:02d}-{step}: started" in line:
+                break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        _gone(tiny)
+        assert not list((tiny.parent / "run").glob("**/*.partial"))
+    run(tiny)
+    assert {"train", "prune", "distill"} <= reused(tiny)
+    assert digests(tiny) == digests(undisturbed / "pipeline.yaml")
+
+
+def _gone(pipeline: Path) -> None:
+    deadline = time.monotonic() + 1.5
+    while processes_of(pipeline) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(pipeline) == [], "a worker outlived its run"
+
+
+def test_two_runs_at_once_on_one_store_make_each_step_once(tiny):
+    other = tiny.parent.parent / "other"
+    other.mkdir()
+    for name in ("pipeline.yaml", "model.py"):
+        (other / name).write_text((tiny.parent / name).read_text())
+    processes = [start(tiny), start(other / "pipeline.yaml")]
+    outputs = [finish(p) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    for step in set(STEPS) - {"model", "benchmark"}:
+        made = [not records(p)[step]["reused"] for p in (tiny, other / "pipeline.yaml")]
+        assert sum(made) == 1, (step, outputs)
+
+
+def test_a_run_directory_in_use_is_refused_after_a_wait(tiny):
+    first = start(tiny)
+    for line in first.stdout:
+        if "rehearsal" in line:
+            break
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        output = run(tiny, code=3)
+        assert "another run holds the lock" in output and "--out" in output
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    first.communicate(timeout=120)
+    assert first.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_in_time_with_its_code(tiny, number):
+    process = start(tiny, "--set", "train.epochs=500", "--no-rehearsal")
+    for line in process.stdout:
+        if "01-train: epoch" in line:
+            break
+    sent = time.monotonic()
+    process.send_signal(number)
+    output = finish(process, 20)
+    assert time.monotonic() - sent < 7.5
+    assert process.returncode == 128 + number, output
+    assert "interrupted" in output
+    _gone(tiny)
+    assert "01-train: done" in run(tiny)
+
+
+FAULTS = '''
+"""A stage that goes wrong in the way it is told."""
+import os, signal, time
+from typing import Literal
+
+from deploycompress.contracts import Outcome, Stage
+
+
+class Fault(Stage):
+    accepts = frozenset({"checkpoint"})
+    produces = frozenset({"checkpoint"})
+
+    class Config(Stage.Config):
+        how: Literal["segv", "kill", "hang", "exit", "raise", "nan", "disk"]
+
+    def run(self, inputs, workdir, context):
+        how = self.config.how
+        if context.rehearsal:
+            return Outcome()
+        (workdir / "half-written").write_text("x")
+        if how == "segv":
+            print("the last words of a native library", flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hang":
+            time.sleep(3600)
+        if how == "exit":
+            os._exit(7)
+        if how == "raise":
+            raise ValueError("a bug in the stage")
+        if how == "disk":
+            raise OSError(28, "No space left on device", "model.onnx")
+        return Outcome(metrics={"loss": float("nan")})
+'''
+
+HOWS = {
+    "segv": (4, ["SIGSEGV", "a crash in native code", "the last words of a native library"]),
+    "kill": (4, ["SIGKILL", "memory"]),
+    "hang": (4, ["not finished after 2 s (its `timeout`)"]),
+    "exit": (4, ["exit code 7"]),
+    "raise": (4, ["unexpected ValueError: a bug in the stage", "log.txt"]),
+    "nan": (4, ["NaN or infinite"]),
+    "disk": (3, ["no room to write model.onnx"]),
+}
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_step_that_dies_is_a_failed_step_and_what_was_finished_is_kept(tiny, how):
+    (tiny.parent / "faults.py").write_text(FAULTS)
+    text = tiny.read_text()
+    start_of, end_of = text.index("  - prune"), text.index("gates:")
+    fault = f"  - faults.py:Fault: {{how: {how}, timeout: 2 s, id: fault}}\n"
+    tiny.write_text(
+        text[:start_of]
+        + fault
+        + text[end_of:].replace("artifact_size: {max: 1 MB}", "{}").replace("gates:\n  {}", "gates: {}")
+    )
+    code, words = HOWS[how]
+    output = run(tiny, "--no-rehearsal", code=code)
+    for word in words:
+        assert word in output
+    folder = tiny.parent / "run"
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["verdict"], report["exit_code"]) == ("error", code)
+    assert records(tiny)["train"]["state"] == "done" and records(tiny)["fault"]["state"] == "failed"
+    assert not list(folder.rglob("half-written")) and (folder / "01-train" / "manifest.json").exists()

@@ -1,0 +1,89 @@
+"""The plan: which steps there are, and where each reads from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploycompress.config.reader import read
+from deploycompress.engine.plan import plan
+
+
+def steps_of(tiny: Path, stages: str) -> dict[str, tuple[str, dict]]:
+    text = tiny.read_text()
+    head, tail = text.index("stages:"), text.index("gates:")
+    tiny.write_text(text[:head] + "stages:\n" + stages + text[tail:])
+    return {s.id: (s.directory, dict(s.sources)) for s in plan(read(tiny))}
+
+
+def test_baseline_is_exported_before_the_first_compressing_step(tiny):
+    steps = steps_of(
+        tiny,
+        """
+  - train: {epochs: 1}
+  - prune: {target: {macs: 50%}}
+  - distill: {epochs: 1}
+  - export
+  - quantize
+  - benchmark
+""",
+    )
+    assert [directory for directory, _ in steps.values()] == [
+        "00-model",
+        "01-train",
+        "02-baseline",
+        "03-prune",
+        "04-distill",
+        "05-export",
+        "06-quantize",
+        "07-benchmark",
+    ]
+    assert steps["baseline"][1] == {"source": ("train",)}
+    assert steps["distill"][1] == {"source": ("prune",), "teacher": ("train",)}
+    assert steps["benchmark"][1]["baseline"] == ("baseline",)
+    assert "baseline" not in steps["benchmark"][1]["source"] and "quantize" in steps["benchmark"][1]["source"]
+
+
+def test_the_export_itself_is_the_baseline_where_nothing_changes_the_checkpoint(tiny):
+    steps = steps_of(tiny, "  - train: {epochs: 1}\n  - export\n  - quantize\n  - benchmark\n")
+    assert "baseline" not in steps
+    assert steps["benchmark"][1]["baseline"] == ("export",)
+    assert steps["benchmark"][1]["source"] == ("model", "train", "quantize")
+
+
+def test_no_baseline_is_made_where_nothing_asks_for_it(tiny):
+    tiny.write_text(tiny.read_text().replace("gates:\n  artifact_size: {max: 1 MB}\n", "gates: {}\n"))
+    assert "baseline" not in steps_of(tiny, "  - train: {epochs: 1}\n  - prune: {target: {macs: 50%}}\n")
+
+
+def test_from_reads_another_step(tiny):
+    steps = steps_of(
+        tiny,
+        """
+  - train: {epochs: 1}
+  - prune: {target: {macs: 50%}}
+  - export
+  - quantize
+  - build_engine: {required: false, from: export}
+  - benchmark
+""",
+    )
+    assert steps["build_engine"][1]["source"] == ("export",)
+
+
+def test_repeat_is_a_chain_of_rounds(tiny):
+    steps = steps_of(
+        tiny,
+        """
+  - train: {epochs: 1}
+  - repeat: 2
+    stages:
+      - prune: {target: {macs: 50%}}
+      - distill: {epochs: 1}
+  - export
+  - benchmark
+""",
+    )
+    assert steps["distill@1"][1] == {"source": ("prune@1",), "teacher": ("train",)}
+    assert steps["prune@2"][1] == {"source": ("distill@1",)}
+    assert steps["distill@2"][1] == {"source": ("prune@2",), "teacher": ("train",)}
+    assert steps["export"][1] == {"source": ("distill@2",)}

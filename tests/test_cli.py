@@ -1,0 +1,82 @@
+"""The command line through a real process: exit codes, speed, lazy imports, mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+FRAMEWORKS = ("torch", "onnxruntime", "onnx", "torch_pruning", "sklearn", "matplotlib.pyplot")
+
+
+def call(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "deploycompress", *arguments], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def seconds(*arguments: str, cwd=None) -> float:
+    """The best of five: what the command costs, not what the machine is doing beside it."""
+    found = []
+    for _ in range(5):
+        started = time.perf_counter()
+        call(*arguments, cwd=cwd)
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def imported(code: str, cwd=None) -> set[str]:
+    script = (
+        "import sys\nfrom deploycompress.cli import main\n"
+        f"try:\n    main({code})\nexcept SystemExit:\n    pass\n"
+        "print('\\nIMPORTED', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=cwd, check=True)
+    return set(done.stdout.rsplit("IMPORTED", 1)[1].split())
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    assert seconds("--help") < 0.3
+    assert imported("['--help']").isdisjoint({*FRAMEWORKS, "pydantic", "rich", "ruamel.yaml", "numpy"})
+
+
+def test_validate_and_schema_are_quick_and_import_no_framework(tiny):
+    assert seconds("validate", str(tiny)) < 1.0
+    assert seconds("schema") < 1.0
+    assert imported(f"['validate', {str(tiny)!r}]").isdisjoint(FRAMEWORKS)
+    assert imported("['schema']").isdisjoint(FRAMEWORKS)
+
+
+@pytest.mark.parametrize("name", ["run", "validate", "init", "probe", "report", "doctor", "schema"])
+def test_every_command_explains_itself(name):
+    done = call(name, "--help")
+    assert done.returncode == 0 and "Usage: deploycompress" in done.stdout
+
+
+def test_a_misspelt_command_names_the_nearest():
+    done = call("validat", "x.yaml")
+    assert done.returncode == 2 and "did you mean 'validate'?" in done.stderr
+
+
+def test_a_missing_pipeline_is_a_configuration_mistake():
+    done = call("run", "no-such.yaml")
+    assert done.returncode == 2
+    assert "no-such.yaml" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_annotations_only_on_github(tiny, monkeypatch):
+    tiny.write_text(tiny.read_text().replace("epochs: 1", "epohcs: 1", 1))
+    assert "::error" not in call("validate", str(tiny)).stdout
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    done = call("validate", str(tiny))
+    assert done.returncode == 2
+    assert f"::error file={tiny},line=" in done.stdout and "did you mean" in done.stdout
+
+
+def test_doctor_says_one_line_each():
+    done = call("doctor")
+    assert done.returncode == 0
+    subjects = [line.split()[1] for line in done.stdout.splitlines()]
+    assert {"python", "torch", "onnxruntime", "tensorrt", "cpu", "int8", "disk", "store"} <= set(subjects)
