@@ -119,7 +119,9 @@ def _plain(quantity: Quantity) -> str | float:
 
 
 Remaining = Annotated[Quantity, _Of("percent", "time", above=0, at_most=1)]  # of latency
-RemainingCount = Annotated[Quantity, _Of("percent", "count", "number", above=0, at_most=1)]  # of MACs, parameters
+RemainingCount = Annotated[
+    Quantity, _Of("percent", "count", "number", above=0, at_most=1)
+]  # of MACs, parameters
 RemainingBytes = Annotated[Quantity, _Of("percent", "bytes", above=0, at_most=1)]
 Ratio = Annotated[Quantity, _Of("percent", "number", above=0, at_most=1)]
 Points = Annotated[Quantity, _Of("points", "number")]  # a difference of accuracy

@@ -10,10 +10,12 @@ from pydantic import ConfigDict, Field, SerializeAsAny
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Duration, Level, Points, RemainingBytes, Size
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a pipeline: also of its folder
 STEP_ID = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(@[0-9]{1,3})?$"  # also the name of its folder
+DIMENSION = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 OnInconclusive = Literal["fail", "warn", "extend"]
-Dimension = Annotated[int, Field(ge=1)] | str
+Dimension = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=DIMENSION)]
 
 
 class InputSpec(StrictModel):
@@ -170,11 +172,13 @@ class PipelineConfig(StrictModel):
     Made by ``config.reader.read``; reading its own ``config.yaml`` back gives an equal one.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    name: Annotated[str, Field(pattern=NAME)] = Field(
+        description="The name of the pipeline and of its run directory"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    model: ModelConfig
+    model: ModelConfig = Field(description="{build: module:function, inputs: {...}}")
     task: TaskConfig = TaskConfig()
-    data: SerializeAsAny[DataConfig]
+    data: SerializeAsAny[DataConfig] = Field(description="{source: digits}, or {source: module:function}")
     target: TargetConfig = TargetConfig()
-    stages: tuple[StepConfig, ...] = Field(min_length=1)
+    stages: tuple[StepConfig, ...] = Field(min_length=1, description="A list such as [train, prune, export]")
     gates: dict[str, SerializeAsAny[Gate]] = {}

@@ -35,19 +35,28 @@ def listed(names: Iterable[str], last: str = "") -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that ``name`` was probably meant to be."""
-    by_case = {k.lower().replace("-", "_"): k for k in known}
-    wanted = name.lower().replace("-", "_")
-    close = difflib.get_close_matches(wanted, by_case, n=1, cutoff=0.6)
-    if not close:  # 'accuracy_max_drop' for 'max_drop'
-        close = [k for k in by_case if len(k) > 2 and (k in wanted or wanted in k) and len(wanted) > 2][:1]
-    return by_case[close[0]] if close else None
+    """The known name that ``name`` was probably meant to be; of equally near ones the first."""
+    wanted = _plain(name)
+    best, nearness = None, 0.6  # below that the words have little in common
+    for candidate in known:
+        plain = _plain(candidate)
+        ratio = difflib.SequenceMatcher(None, wanted, plain).ratio()
+        if min(len(wanted), len(plain)) > 2 and (wanted in plain or plain in wanted):
+            ratio = max(ratio, 0.61)  # 'drop' for 'max_drop'
+        if ratio > nearness:
+            best, nearness = candidate, ratio
+    return best
 
 
 def unknown(kind: str, name: str, known: Iterable[str], also: str = "") -> str:
-    """``unknown key 'epoch'; did you mean 'epochs'? Known: ...``."""
+    """``unknown key 'epoch'; did you mean 'epochs'? Known: epochs, lr``."""
     known = list(known)
+    if not known:
+        return f"unknown {kind} {name!r}; it takes none"
     close = nearest(name, known)
-    question = f"; did you mean {close!r}?" if close else ";"
-    listing = listed([*known, *([also] if also else [])])
-    return f"unknown {kind} {name!r}{question} " + (f"known: {listing}" if known else "it takes none")
+    question = f"did you mean {close!r}? Known" if close else "known"
+    return f"unknown {kind} {name!r}; {question}: {listed([*known, *([also] if also else [])])}"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")

@@ -1,10 +1,8 @@
-"""YAML text -> plain data with positions, and plain data -> YAML text: YAML 1.2's core schema, no tags."""
+"""YAML text -> plain data with the place of every value; YAML 1.2, without tags, bounded."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +22,10 @@ from ruamel.yaml.events import (
     StreamEndEvent,
 )
 from ruamel.yaml.reader import ReaderError
-from ruamel.yaml.representer import SafeRepresenter
 
 from deploycompress.config.document import Document, KeyPath, Place
 from deploycompress.config.wording import listed, nearest
+from deploycompress.config.yaml_text import resolve
 from deploycompress.errors import ConfigError, Problem
 
 MAX_BYTES = 2**20
@@ -37,23 +35,19 @@ MAX_VALUES = 20_000  # with every alias written out
 Mark = tuple[int, int]  # line and column, from 1
 
 
-# ---------------------------------------------------------------- reading
-
-
 def load(path: Path) -> Document:
     """Read a file of at most 1 MiB. Raises ConfigError with file:line:column."""
     name = str(path)
     try:
-        if path.stat().st_size > MAX_BYTES and path.is_file():
-            raise ConfigError(
-                f"{name} has {path.stat().st_size} bytes; a configuration has at most {MAX_BYTES}"
-            )
-        raw = path.read_bytes()
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"{name} does not exist{_others(path)}") from error
     except (OSError, ValueError) as error:  # a folder, no permission, a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{name} cannot be read: {reason}; expected a YAML file") from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{name} has more than {MAX_BYTES} bytes; a configuration has fewer")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -87,21 +81,6 @@ def parse(text: str, name: str) -> Document:
     builder.values = 0  # counted again, with every alias written out
     document.data = builder.plain(root, document, (), root.mark)
     return document
-
-
-def resolve(text: str) -> Any:
-    """What an unquoted scalar means in YAML 1.2's core schema: null, a boolean, a number, or text."""
-    if text in ("", "~", "null", "Null", "NULL"):
-        return None
-    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
-        return text.lower() == "true"
-    if re.fullmatch(r"[-+]?[0-9]{1,300}|0o[0-7]{1,300}|0x[0-9a-fA-F]{1,300}", text):
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
-        return float(text)
-    if re.fullmatch(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", text):
-        return float(text.replace(".", ""))
-    return text
 
 
 @dataclass
@@ -157,6 +136,7 @@ class _Builder:
                 within = "is inside itself" if event.anchor in self.anchors else "was not defined before it"
                 self.stop(mark, f"the alias *{event.anchor} {within}")
             return _Node(mark, target=target)
+        assert isinstance(event, (ScalarEvent, SequenceStartEvent, MappingStartEvent))
         if event.ctag is not None:
             self.stop(mark, f"the tag {event.ctag} is not allowed; write the plain value")
         if event.anchor:
@@ -168,7 +148,7 @@ class _Builder:
 
     def content(self, event: Event, events: Iterator[Event], mark: Mark, path: KeyPath) -> _Node:
         if isinstance(event, SequenceStartEvent):
-            items = []
+            items: list[_Node] = []
             while not isinstance(following := next(events), SequenceEndEvent):
                 items.append(self.node(following, events, (*path, len(items))))
             return _Node(mark, items=items)
@@ -177,6 +157,7 @@ class _Builder:
             while not isinstance(following := next(events), MappingEndEvent):
                 self.pair(following, events, path, pairs)
             return _Node(mark, pairs=pairs)
+        assert isinstance(event, ScalarEvent)
         scalar = resolve(event.value) if event.implicit[0] else event.value
         if isinstance(scalar, float) and not math.isfinite(scalar):
             self.stop(mark, f"received {event.value}, expected a finite number")
@@ -256,33 +237,3 @@ def _others(path: Path) -> str:
     if close:
         return f"; did you mean {path.with_name(close)}?"
     return f"; {path.parent} has {listed(names)}" if names else "; `deploycompress init` writes one"
-
-
-# ---------------------------------------------------------------- writing
-
-
-class _Representer(SafeRepresenter):
-    """Quotes every text that, unquoted, would be read back as something else."""
-
-    def text(self, value: str) -> Any:
-        style = None if isinstance(resolve(value), str) else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_Representer.add_representer(str, _Representer.text)
-
-
-def to_yaml(data: Any) -> str:
-    """YAML text that ``parse`` reads back to equal data, keys in the order given."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Representer = _Representer
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.allow_unicode = True
-    yaml.width = 110
-    stream = io.StringIO()
-    yaml.dump(data, stream)
-    return stream.getvalue()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploycompress.config.names import TABLES
 from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import Event, RunContext
 from deploycompress.engine.store import FileStore
@@ -19,11 +20,12 @@ def open_context(
     emit: Callable[[Event], None],
     stopping: Callable[[], bool],
 ) -> RunContext:
-    """Everything a stage may ask; imports torch."""
+    """Everything a stage may ask; imports torch, and all of the user's code that the configuration names."""
     from deploycompress.data.open import open_task
     from deploycompress.data.source import SourceData
     from deploycompress.model.source import SourceModel
 
+    import_user_code(config)
     model = SourceModel(config.model, config.seed, [Path(p) for p in job["search_path"]])
     return RunContext(
         model=model,
@@ -37,6 +39,25 @@ def open_context(
         emit=emit,
         stopping=stopping,
     )
+
+
+def import_user_code(config: PipelineConfig) -> None:
+    """Import every criterion, loss or other part that the stages name, so that its code is in the digests."""
+    for step in config.stages:
+        for key, name in _strings(step.config.model_dump(mode="json")):
+            if key in TABLES and ":" in name:
+                TABLES[key].load(name)
+
+
+def _strings(document: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(document, str):
+        yield key, document
+    elif isinstance(document, dict):
+        for inner, value in document.items():
+            yield from _strings(value, inner)
+    elif isinstance(document, list):
+        for value in document:
+            yield from _strings(value, key)
 
 
 def asking_context(config: PipelineConfig, store: FileStore) -> RunContext:

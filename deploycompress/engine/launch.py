@@ -23,7 +23,7 @@ from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, Sta
 GRACE_S = 5.0  # between SIGTERM and SIGKILL; a CI system gives 7.5 s in all
 
 # Linux forks from a server that has imported torch once; elsewhere every step imports it again.
-_context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 
 def warm_up() -> None:

@@ -112,5 +112,5 @@ def _baseline_stage(wanted: list[tuple[str, str, Stage, StepConfig]]) -> Stage:
         if name == "export":
             return stage
     export = STAGES.load("export")
-    stage: Stage = export(export.Config())
-    return stage
+    default: Stage = export(export.Config())
+    return default

@@ -1,1 +1,1 @@
-"""Winning the accuracy back by training."""
+"""Training, and getting accuracy back after compression."""

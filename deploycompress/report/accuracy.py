@@ -37,7 +37,7 @@ def on_accuracy(metric: str, gate: AccuracyGate, evidence: Evidence) -> Iterator
     else:
         sign = 1 if not is_primary or evidence.primary.higher_is_better else -1
         drop = sign * (before - value)
-        message = f"{name} dropped by {figure(drop, change)}; compared as two plain figures, since {name} has no score for each sample"
+        message = f"{name} {_moved(drop, change)}; compared as two plain figures, since {name} has no score for each sample"
         yield Verdict(metric, "max_drop", allowed, drop, change, ruling(drop <= allowed), message)
 
 
@@ -62,11 +62,8 @@ def _paired_drop(
         found = difference(baseline, candidate)
     except ValueError as error:
         return absent(metric, "max_drop", allowed, unit, str(error))
-    drop, least, worst = -found.value, -found.high, -found.low
-    message = (
-        f"dropped by {figure(drop, unit)} on {found.samples} samples "
-        f"(95 % interval {figure(least, unit)} to {figure(worst, unit)})"
-    )
+    drop, least, worst = 0.0 - found.value, 0.0 - found.high, 0.0 - found.low
+    message = f"{_moved(drop, unit)} on {found.samples} samples (95 % interval of the drop {figure(least, unit)} to {figure(worst, unit)})"
     if worst <= allowed:
         verdict: Ruling = "pass"
     elif least > allowed:
@@ -118,6 +115,10 @@ def _units(gate: AccuracyGate, metric: MetricInfo | None) -> tuple[str, str]:
 def _level(metric: str, bound: str, limit: float, value: float, unit: str, name: str) -> Verdict:
     holds = value >= limit if bound == "min" else value <= limit
     return Verdict(metric, bound, limit, value, unit, ruling(holds), f"{name} is {figure(value, unit)}")
+
+
+def _moved(drop: float, unit: str) -> str:
+    return f"rose by {figure(-drop, unit)}" if drop < 0 else f"dropped by {figure(drop, unit)}"
 
 
 def _rounded_up(count: int) -> int:

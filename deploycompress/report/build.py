@@ -22,14 +22,15 @@ from deploycompress.report.story import Step, lineage, purchases, validation, wi
 from deploycompress.report.verdict import Verdict
 
 SCHEMA = 1
+BASELINE = "baseline"  # the step that the planner adds
 ACCURACY = MetricInfo("accuracy", True, "share")  # assumed where no benchmark said what the metric is
 
 
 def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     """The report of the run in ``run_dir``: what was made, measured and judged, also of a run that failed.
 
-    Reads run.json and the manifest of every finished step. Its keys stand in the README; those of tools
-    outside this repository are never renamed. Raises ConfigError where ``run_dir`` holds no run.
+    Reads run.json and the manifest of every finished step. Tools outside this repository rely on the
+    keys; what each holds stands in ``document``. Raises ConfigError where ``run_dir`` holds no run.
     """
     run, steps = _read(run_dir)
     artifacts = {a.id: a for step in steps for a in step.artifacts}
@@ -37,7 +38,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     bench = next((s for s in reversed(steps) if s.measurements), None)
     details = {} if bench is None else bench.manifest["details"]
     primary = MetricInfo(**details["primary"]) if "primary" in details else ACCURACY
-    baseline = details.get("baseline")
+    baseline = details.get("baseline", BASELINE if BASELINE in artifacts else None)
     scores = _scores(bench)
     judged = judge(
         config.gates,
@@ -71,7 +72,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "primary": asdict(primary),
         "baseline": baseline,
         "best": None if judged.best is None else asdict(judged.best),
-        "gates": [_gate(v) for v in judged.verdicts],
+        "gates": [_gate(v, error if judged.best is None else None) for v in judged.verdicts],
         "artifacts": [_artifact(a, run_dir, here.get(a.id)) for a in artifacts.values()],
         "measurements": [
             _measurement(m, step, at_target(m, config.target)) for step in steps for m in step.measurements
@@ -154,8 +155,11 @@ def _outcome(error: Mapping[str, Any] | None, judged: Judgement) -> tuple[str, i
 # ---------------------------------------------------------------- parts
 
 
-def _gate(verdict: Verdict) -> dict[str, Any]:
-    return asdict(verdict)
+def _gate(verdict: Verdict, stopped_by: Mapping[str, Any] | None) -> dict[str, Any]:
+    if stopped_by is None:
+        return asdict(verdict)
+    place = f" in {stopped_by['step']}" if stopped_by["step"] else ""
+    return asdict(verdict) | {"message": f"not measured: the run stopped{place}"}
 
 
 def _artifact(artifact: Artifact, run_dir: Path, row: Measurement | None) -> dict[str, Any]:

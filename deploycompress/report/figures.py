@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 UNITS = ("share", "points", "ms", "x", "ratio", "bytes", "/s", "")
@@ -16,6 +17,7 @@ BOUNDS = {
     "allow": "allowed ones only",
 }
 
+_TRAILING_ZEROS = re.compile(r"\.0+(?=\D|$)|(\.\d*?[1-9])0+(?=\D|$)")
 _KILO = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -23,17 +25,19 @@ def figure(value: float | None, unit: str) -> str:
     """A value in its base unit, for a reader: 0.0123 of "points" is ``1.23 pp``."""
     if value is None:
         return NOTHING
+    if value < 0:
+        return f"−{figure(-value, unit)}"
     match unit:
         case "share":
-            return f"{trimmed(100 * value, 2)} %"
+            return f"{100 * value:.2f} %"
         case "points":
-            return f"{trimmed(100 * value, 2)} pp"
+            return f"{100 * value:.2f} pp"
         case "ratio":
-            return f"{100 * value:.3g} %"
+            return f"{significant(100 * value)} %"
         case "ms":
             return f"{significant(value)} ms"
         case "x":
-            return f"{value:.3g}×" if value < 100 else f"{value:.0f}×"
+            return f"{significant(value)}×"
         case "bytes":
             return size(value)
         case "/s":
@@ -53,7 +57,14 @@ def signed(value: float | None, unit: str) -> str:
 
 
 def limit(bound: str, value: float | None, unit: str) -> str:
-    return BOUNDS.get(bound, bound + " {limit}").format(limit=figure(value, unit))
+    """A limit as it would be written by hand: ``drop ≤ 1 pp``, ``speed-up ≥ 3×``."""
+    plain = _TRAILING_ZEROS.sub(r"\1", figure(value, unit))
+    return BOUNDS[bound].format(limit=plain) if bound in BOUNDS else f"{bound} {plain}".strip()
+
+
+def bare(text: str) -> str:
+    """The number of a figure, without its unit."""
+    return text.split(" ")[0].rstrip("×")
 
 
 def size(count: float) -> str:
@@ -73,10 +84,6 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}".rstrip(".")
 
 
-def trimmed(value: float, decimals: int) -> str:
-    return f"{value:.{decimals}f}"
-
-
 def duration(seconds: float) -> str:
     if seconds < 0.095:
         return f"{1000 * seconds:.0f} ms"
@@ -85,6 +92,10 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 def clean(text: str) -> str:

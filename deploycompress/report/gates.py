@@ -43,9 +43,10 @@ def judge(
     """Judge ``gates`` on the best artefact measured at ``target``.
 
     Best is, among all but the baseline: the fastest (p50) that meets every gate which is not about
-    speed; else the fastest that meets the accuracy gates; else the most accurate, faster ones first.
-    The baseline stands in only where nothing else was measured. An inconclusive gate counts as met
-    where its policy is ``warn``; ``extend`` is the engine's, and counts as ``fail`` here.
+    speed; else the fastest that meets the accuracy gates; else the fastest that at least fails none of
+    them; else the most accurate. The baseline stands in only where nothing else was measured. An
+    inconclusive gate counts as met where its policy is ``warn``; ``extend`` is the engine's, and
+    counts as ``fail`` here.
 
     ``scores``: artefact id -> one score a test sample, in one order for all. ``per_class``: artefact
     id -> class -> figure.
@@ -91,10 +92,6 @@ def _choose(
     rows: Mapping[str, Measurement],
     primary: MetricInfo,
 ) -> str:
-    def meets(id: str, of_accuracy: bool) -> bool:
-        of_interest = [v for v in judged[id] if (_is_accuracy(v) if of_accuracy else v.metric not in SPEED)]
-        return not any(v.blocks for v in of_interest)
-
     def latency_ms(id: str) -> float:
         return rows[id].latency_ms.p50
 
@@ -103,8 +100,17 @@ def _choose(
         sign = -1 if primary.higher_is_better else 1
         return (float("inf") if value is None else sign * value, latency_ms(id))
 
-    for of_accuracy in (False, True):
-        fitting = [id for id in candidates if meets(id, of_accuracy)]
+    def meets_all(id: str) -> bool:
+        return not any(v.blocks for v in judged[id] if v.metric not in SPEED)
+
+    def meets_accuracy(id: str) -> bool:
+        return not any(v.blocks for v in judged[id] if _is_accuracy(v))
+
+    def fails_no_accuracy(id: str) -> bool:
+        return not any(v.verdict == "fail" for v in judged[id] if _is_accuracy(v))
+
+    for fits in (meets_all, meets_accuracy, fails_no_accuracy):
+        fitting = [id for id in candidates if fits(id)]
         if fitting:
             return min(fitting, key=latency_ms)
     return min(candidates, key=badness)

@@ -38,23 +38,25 @@ class Step:
         return given[0]["id"] if given else None
 
 
-def lineage(steps: Sequence[Step], baseline: str | None, best: str | None) -> list[Step]:
+Chain = list[tuple[Step, str]]  # a step, and which of its artefacts went on
+
+
+def lineage(steps: Sequence[Step], baseline: str | None, best: str | None) -> Chain:
     """The steps that turned what the baseline was exported from into ``best``, first to last."""
     maker = {a.id: step for step in steps for a in step.artifacts}
-    start = maker[baseline] if baseline in maker else None
-    chain: list[Step] = []
+    start = maker[baseline].source if baseline in maker else None
+    chain: Chain = []
     wanted = best
-    while wanted in maker and wanted != baseline and (start is None or wanted != start.source):
-        step = maker[wanted]
-        if step in chain:
+    while wanted is not None and wanted in maker and wanted not in (baseline, start):
+        if any(id == wanted for _, id in chain):
             break
-        chain.insert(0, step)
-        wanted = step.source
+        chain.insert(0, (maker[wanted], wanted))
+        wanted = maker[wanted].source
     return chain
 
 
 def purchases(
-    chain: Sequence[Step],
+    chain: Chain,
     baseline: str | None,
     artifacts: Mapping[str, Artifact],
     rows: Mapping[str, Measurement],
@@ -64,15 +66,14 @@ def purchases(
 
     Each names the steps since the row before. ``rows``: artefact id -> its measurement at the target.
     """
-    if baseline not in rows or baseline not in artifacts:
+    if baseline is None or baseline not in rows or baseline not in artifacts:
         return []
     story = [_milestone(["baseline"], artifacts[baseline], rows[baseline], metric)]
     since: list[str] = []
-    for step in chain:
+    for step, made in chain:
         since.append(step.id)
-        made = next((a for a in step.artifacts if a.id in rows), None)
-        if made is not None:
-            story.append(_milestone(since, made, rows[made.id], metric))
+        if made in rows:
+            story.append(_milestone(since, artifacts[made], rows[made], metric))
             since = []
     return story
 
@@ -87,13 +88,13 @@ def _milestone(steps: Sequence[str], artifact: Artifact, row: Measurement, metri
     }
 
 
-def validation(steps: Sequence[Step], chain: Sequence[Step], metric: str) -> list[dict[str, Any]]:
+def validation(steps: Sequence[Step], chain: Chain, metric: str) -> list[dict[str, Any]]:
     """The metric on the validation split after each step that has it: the last one before, then the chain."""
     name = f"val_{metric}"
-    in_chain = {step.id for step in chain}
+    in_chain = {step.id for step, _ in chain}
     first = next((i for i, step in enumerate(steps) if step.id in in_chain), len(steps))
     before = [s for s in steps[:first] if name in s.manifest["metrics"]][-1:]
-    told = [*before, *(s for s in chain if name in s.manifest["metrics"])]
+    told = [*before, *(s for s, _ in chain if name in s.manifest["metrics"])]
     return [{"step": s.id, "value": s.manifest["metrics"][name]} for s in told]
 
 

@@ -56,9 +56,12 @@ class OnnxRuntime:
             raise RuntimeError(
                 f"onnxruntime {onnxruntime.__version__} has no {provider} here; it has {', '.join(available)}"
             )
-        session = onnxruntime.InferenceSession(
-            str(path), _ort_options(onnxruntime, options), providers=_ort_fallback(provider)
-        )
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path), _ort_options(onnxruntime, options), providers=_ort_fallback(provider)
+            )
+        except Exception as error:  # onnxruntime's own classes, one for each status code
+            raise RuntimeError(f"ONNX Runtime does not load {path.name}: {error}") from error
         if session.get_providers()[0] != provider:
             # ONNX Runtime goes on with the CPU when a provider does not start.
             raise RuntimeError(
@@ -74,6 +77,7 @@ class OrtSession:
         self._session = session
         self._binding = session.io_binding()
         self._outputs = [output.name for output in session.get_outputs()]
+        self._feed: dict[str, np.ndarray] = {}
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -85,8 +89,9 @@ class OrtSession:
         binding = self._binding
         binding.clear_binding_inputs()
         binding.clear_binding_outputs()
-        for name, array in feed.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        self._feed = {name: np.ascontiguousarray(array) for name, array in feed.items()}  # kept: not copied
+        for name, array in self._feed.items():
+            binding.bind_cpu_input(name, array)
         for name in self._outputs:
             binding.bind_output(name, "cpu")
         run = self._session.run_with_iobinding

@@ -29,7 +29,7 @@ class Digits:
 
     class Config(DataConfig):
         image_size: Annotated[int, Field(ge=8)] = 32
-        augment: Augment = "affine"
+        augment: Augment = "shift"
         validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
     def __init__(self, config: Digits.Config) -> None:
@@ -43,7 +43,9 @@ class Digits:
             raise EnvironmentMissing("data source digits needs scikit-learn: pip install scikit-learn")
         path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
         if not path.is_file():
-            raise EnvironmentMissing(f"scikit-learn has no {path}: install it again, or use another data source")
+            raise EnvironmentMissing(
+                f"scikit-learn has no {path}: install it again, or use another data source"
+            )
         return (path,)
 
     def splits(self) -> Mapping[str, Images]:
@@ -54,7 +56,9 @@ class Digits:
         test, train = stratified(labels, len(labels), TEST_SAMPLES, seed=0)
         large = _resized(pixels, self.config.image_size)
         return {
-            "train": Images(large[train], labels[train], _standardised, partial(augment, kind=self.config.augment)),
+            "train": Images(
+                large[train], labels[train], _standardised, partial(augment, kind=self.config.augment)
+            ),
             "test": Images(large[test], labels[test], _standardised),
         }
 

@@ -1,0 +1,33 @@
+"""``deploycompress validate``: check a pipeline.yaml and show the order of its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("validate")
+@click.argument("pipeline", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one key: --set prune.target.macs=30%.",
+)
+def command(pipeline: Path, overrides: tuple[str, ...]) -> None:
+    """Check PIPELINE (a pipeline.yaml): all mistakes at once, each with its place; imports no user code."""
+    from deploycompress.config.order import flow
+    from deploycompress.config.reader import read
+
+    config = read(pipeline, overrides)
+    hops = list(flow(config.stages, [step.id for step in config.stages]))
+    width = max(len(hop.id) for hop in hops)
+    click.echo(f"{'model':{width}}  {config.model.build}")
+    for hop in hops:
+        makes = ", ".join(sorted(hop.makes)) if hop.makes else "" if hop.makes is not None else "not known"
+        reads = ", ".join(hop.sources.get("source", ())) or "nothing"
+        click.echo(f"{hop.id:{width}}  {reads}" + (f" -> {makes}" if makes else ""))
+    gates = len(config.gates)
+    click.echo(f"ok: {len(hops)} step{'s' * (len(hops) != 1)}, {gates} gate{'s' * (gates != 1)}")

@@ -1,0 +1,57 @@
+"""Relative paths of a configuration: against the YAML's folder, else against the current one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from deploycompress.config.document import KeyPath
+from deploycompress.config.wording import nearest
+
+T = TypeVar("T")
+
+
+def search_path(path: Path) -> tuple[Path, ...]:
+    """Where relative paths and user code of the configuration at ``path`` are looked for."""
+    return tuple(dict.fromkeys((path.resolve().parent, Path.cwd())))
+
+
+def found(path: Path, folders: Sequence[Path]) -> Path | None:
+    """``path``, absolute, in the first folder that has it; None where none has."""
+    candidates = [folder / path.expanduser() for folder in folders]
+    return next((c.resolve() for c in candidates if c.exists()), None)
+
+
+def not_found(path: Path, folders: Sequence[Path]) -> str:
+    """A sentence about a file or folder that is in none of ``folders``."""
+    parents = [folder / path.expanduser().parent for folder in folders]
+    names = [p.name for parent in parents if parent.is_dir() for p in parent.iterdir()]
+    close = nearest(path.name, names)
+    question = f"; did you mean {path.with_name(close)}?" if close else ""
+    looked = (
+        ""
+        if path.is_absolute()
+        else f"{' Looked' if close else '; looked'} in " + " and ".join(map(str, folders))
+    )
+    return f"{path} does not exist{question}{looked}"
+
+
+def with_paths(value: T, change: Callable[[KeyPath, Path], Path], key: KeyPath = ()) -> T:
+    """``value`` with every path in it, however deep, replaced by what ``change`` gives for it and its key."""
+    changed: Any = value
+    if isinstance(value, Path):
+        changed = change(key, value)
+    elif isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        parts = {n: with_paths(getattr(value, n), change, (*key, f.alias or n)) for n, f in fields}
+        changed = value.model_copy(
+            update={n: new for n, new in parts.items() if new is not getattr(value, n)}
+        )
+    elif isinstance(value, (list, tuple)):
+        changed = type(value)(with_paths(item, change, (*key, i)) for i, item in enumerate(value))
+    elif isinstance(value, dict):
+        changed = {k: with_paths(item, change, (*key, k)) for k, item in value.items()}
+    return changed  # type: ignore[no-any-return]

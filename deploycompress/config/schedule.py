@@ -1,0 +1,45 @@
+"""How the target of a repeated step goes to its final value, round by round."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from deploycompress.config.quantities import Quantity
+
+Schedule = Literal["linear", "exponential"]
+
+
+def remaining(final: float, round: int, rounds: int, schedule: Schedule) -> float:
+    """The share that remains after ``round`` of ``rounds``, from 1 down to ``final``.
+
+    Linear takes the same share off in every round; exponential the same *ratio*, small steps at the end:
+    B_s = B^a * T^(1-a) with a = s/S, as HALP sets its latency budget (Shen et al., "Structural Pruning via
+    Latency-Saliency Knapsack", section 3.3), for T = 1.
+    """
+    done = round / rounds
+    return float(final**done) if schedule == "exponential" else 1 - (1 - final) * done
+
+
+def of_round(key: str, value: Any, round: int, rounds: int, schedule: Schedule) -> Any:
+    """The target ``{key: value}`` of one round; ``value`` itself in the last one.
+
+    ``ratio`` is the share of the unpruned model's channels that is removed, every other key the share of
+    the unpruned model that remains. A value that is no quantity is left for validation to report.
+    Raises ValueError where the unpruned model's figure would have to be known.
+    """
+    if round == rounds:
+        return value
+    removed = key == "ratio"
+    try:
+        quantity = Quantity.parse(value, "percent", "number", "time", "bytes", "count")
+    except ValueError:
+        return value
+    if quantity.dimension != "percent" and not (removed and quantity.dimension == "number"):
+        raise ValueError(
+            f"received {value}: an absolute target cannot follow a schedule; give the share that remains, as 50%"
+        )
+    if not 0 < quantity.value <= 1:
+        return value  # validation says what is wrong with it
+    left = remaining(1 - quantity.value if removed else quantity.value, round, rounds, schedule)
+    share = 1 - left if removed else left
+    return f"{100 * share:.8g}%" if quantity.dimension == "percent" else float(f"{share:.10g}")

@@ -1,0 +1,236 @@
+"""The list under ``stages``: what each item names, and ``repeat`` written out as single steps.
+
+A step's id is its stage's name; of several with one name the second is ``export-2``, the third ``export-3``,
+in the order of the file. Inside a ``repeat`` every id gets its round: ``prune@1``, ``prune@2``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deploycompress.config import schedule
+from deploycompress.config.document import Document, KeyPath, Place
+from deploycompress.config.schema import Repeat
+from deploycompress.config.validation import validate
+from deploycompress.config.wording import listed, shown
+
+OPTIONS = ("id", "from", "timeout")  # of every step, beside its stage's own configuration
+RESERVED = (
+    "model",
+    "baseline",
+    "original",
+    "last",
+    "all",
+)  # `from` gives them a meaning, the planner folders
+
+
+@dataclass(frozen=True)
+class Written:
+    """One step as it stands in the file, ``repeat`` not yet written out."""
+
+    path: KeyPath  # of the item: ("stages", 2) or ("stages", 2, "stages", 0)
+    stage: str
+    id: str = ""
+    chosen: bool = False  # whether the id stands in the file
+    repeat: KeyPath | None = None  # of the repeat it is in
+
+    @property
+    def config(self) -> KeyPath:
+        return (*self.path, self.stage)
+
+
+def expand(document: Document) -> None:
+    """Replace ``stages`` by a list of ``{stage, id, options, config}``; mistakes are noted in ``document``.
+
+    Each part keeps the place where it was written.
+    """
+    before = dict(document.places)
+    steps = list(_steps(document, written(document, report=True)))
+    for path in [p for p in document.places if len(p) > 1 and p[0] == "stages"]:
+        del document.places[path]
+    document.data["stages"] = []
+    for index, (data, origins) in enumerate(steps):
+        document.data["stages"].append(data)
+        for part, origin in origins.items():
+            _copy_places(before, origin, document.places, ("stages", index, *part), _part(data, part))
+    _check_ids(document)
+    _apply_schedules(document)
+
+
+def written(document: Document, report: bool = False) -> list[Written]:
+    """Every step of the file with its id; ``report``: note what is no step in ``document``."""
+    found: list[Written] = []
+    items = document.data.get("stages") if isinstance(document.data, dict) else None
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        path: KeyPath = ("stages", index)
+        if not (isinstance(item, dict) and "repeat" in item):
+            found += _named(document, path, item, report)
+            continue
+        repeat = validate(Repeat, document, path) if report else None
+        inner = item.get("stages")
+        for number, step in enumerate(inner if isinstance(inner, list) else ()):
+            nested = _named(document, (*path, "stages", number), step, report)
+            rounds = repeat is not None or not report
+            found += [replace(one, repeat=path) for one in nested if rounds]
+    return _with_ids(document, found)
+
+
+def default_id(stage: str) -> str:
+    """``prune``; of a user's ``module:Name`` the name."""
+    return stage.rpartition(":")[2].lstrip("_") or "step"
+
+
+# ---------------------------------------------------------------- items
+
+
+def _named(document: Document, path: KeyPath, item: Any, report: bool) -> list[Written]:
+    """The step that an item names; nothing, and a mistake, when it names none."""
+    message = ""
+    if isinstance(item, str):
+        return [Written(path, item)]
+    if isinstance(item, dict) and "repeat" in item:
+        message = "a repeat inside a repeat is not supported; write its stages out"
+    elif isinstance(item, dict) and len(item) == 1:
+        stage, config = next(iter(item.items()))
+        if config is None or isinstance(config, dict):
+            return [Written(path, stage)]
+        path = (*path, stage)
+        message = f"received {shown(config)}, expected a mapping, as {stage}: {{key: value}}"
+    elif isinstance(item, dict) and item:
+        first, *rest = item
+        message = (
+            f"a step has one key, the name of its stage; {listed(repr(r) for r in rest)} "
+            f"should stand inside it: indent further than {first!r}"
+        )
+    else:
+        message = f"received {shown(item)}, expected a stage: name, or name: {{key: value}}"
+    if report:
+        document.report(path, message)
+    return []
+
+
+def _with_ids(document: Document, steps: list[Written]) -> list[Written]:
+    unnamed: Counter[str] = Counter()
+    found = []
+    for step in steps:
+        chosen = _body(document, step).get("id")
+        if isinstance(chosen, str):
+            found.append(replace(step, id=chosen, chosen=True))
+            continue
+        name = default_id(step.stage)
+        unnamed[name] += 1
+        found.append(replace(step, id=name if unnamed[name] == 1 else f"{name}-{unnamed[name]}"))
+    return found
+
+
+def _body(document: Document, step: Written) -> Mapping[str, Any]:
+    item = document.value(step.path)
+    return (item[step.stage] or {}) if isinstance(item, dict) else {}
+
+
+# ---------------------------------------------------------------- writing out
+
+
+Origins = dict[KeyPath, KeyPath]  # part of the new step -> where it was written
+
+
+def _steps(document: Document, steps: list[Written]) -> Iterator[tuple[dict[str, Any], Origins]]:
+    done: set[KeyPath] = set()
+    for step in steps:
+        if step.repeat is None:
+            yield _step(document, step, step.id, steps, 0, {})
+        elif step.repeat not in done:
+            done.add(step.repeat)
+            settings = document.value(step.repeat)
+            inner = [s for s in steps if s.repeat == step.repeat]
+            for round in range(1, settings["repeat"] + 1):
+                for one in inner:
+                    yield _step(document, one, f"{one.id}@{round}", steps, round, settings)
+
+
+def _step(
+    document: Document,
+    step: Written,
+    id: str,
+    steps: list[Written],
+    round: int,
+    repeat: Mapping[str, Any],
+) -> tuple[dict[str, Any], Origins]:
+    body = copy.deepcopy(dict(_body(document, step)))
+    options = {key: body.pop(key) for key in OPTIONS if key in body}
+    if isinstance(options.get("from"), str):
+        options["from"] = _in_round(options["from"], step, steps, round, document)
+    whole = step.config if isinstance(document.value(step.path), dict) else step.path
+    origins: Origins = {(): whole, ("config",): whole, ("options",): whole}
+    data = {"stage": step.stage, "id": id, "options": options, "config": body}
+    if round:
+        rounds = repeat["repeat"]
+        data["round"] = {"number": round, "of": rounds, "schedule": repeat.get("schedule", "exponential")}
+    return data, origins
+
+
+def _in_round(source: str, step: Written, steps: list[Written], round: int, document: Document) -> str:
+    """``from: prune`` of a repeated step: the same round's, else the round's before; from outside: the last."""
+    for index, other in enumerate(steps):
+        if other.id == source and other.repeat is not None:
+            if other.repeat != step.repeat:
+                return f"{source}@{document.value(other.repeat)['repeat']}"
+            earlier = index < steps.index(step)
+            return f"{source}@{round if earlier else round - 1}" if earlier or round > 1 else source
+    return source
+
+
+def _part(data: Any, path: KeyPath) -> Any:
+    for key in path:
+        data = data[key]
+    return data if path else None  # of the step as a whole: its own place only
+
+
+def _copy_places(
+    before: Mapping[KeyPath, Place], origin: KeyPath, places: dict[KeyPath, Place], path: KeyPath, data: Any
+) -> None:
+    """Give ``data``, now at ``path``, and everything in it the places it had below ``origin``."""
+    if origin in before:
+        places[path] = before[origin]
+    entries: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(data, dict):
+        entries = data.items()
+    elif isinstance(data, list):
+        entries = enumerate(data)
+    for key, value in entries:
+        _copy_places(before, (*origin, key), places, (*path, key), value)
+
+
+# ---------------------------------------------------------------- checks and schedule
+
+
+def _check_ids(document: Document) -> None:
+    seen: set[str] = set()
+    for index, step in enumerate(document.data["stages"]):
+        path: KeyPath = ("stages", index, "options", "id")
+        base = step["id"].partition("@")[0]
+        if step["id"] in seen:
+            document.report(path, f"duplicate id {step['id']!r}; an earlier step has it")
+        elif base in RESERVED:
+            document.report(path, f"the id {base!r} has a meaning of its own; choose another")
+        elif "round" in step and "@" in step["options"].get("id", ""):
+            document.report(
+                path, "inside a repeat an id gets its round (@1, @2 ...) by itself; leave '@' out"
+            )
+        seen.add(step["id"])
+
+
+def _apply_schedules(document: Document) -> None:
+    for index, step in enumerate(document.data["stages"]):
+        target, round = step["config"].get("target"), step.pop("round", None)
+        if round is None or not isinstance(target, dict):
+            continue
+        for key, value in target.items():
+            try:
+                target[key] = schedule.of_round(key, value, round["number"], round["of"], round["schedule"])
+            except ValueError as error:
+                document.report(("stages", index, "config", "target", key), str(error))

@@ -1,0 +1,126 @@
+"""Batches of one split in one fixed order, each checked against the model's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from deploycompress.contracts import Batch
+from deploycompress.data.batches import Specs, batched, check
+from deploycompress.data.samples import Samples
+from deploycompress.errors import ConfigError, DeployCompressError
+
+
+@dataclass(frozen=True)
+class OrderedLoader:
+    """Reads ``samples`` by the positions in ``chunks``, one batch each.
+
+    ``seeds``: of the random numbers of training (seed, epoch); a batch's own follow from its number, so that
+    it is the same whichever batches were read before it. None: samples as they are in use.
+    """
+
+    samples: Samples
+    specs: Specs
+    where: str
+    chunks: Sequence[np.ndarray]
+    seeds: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, indices in enumerate(self.chunks):
+            rng = None if self.seeds is None else np.random.default_rng([*self.seeds, number])
+            with _reading(f"{self.where}, batch {number}"):
+                item = self.samples.batch(indices, rng)
+            batch = batched(item, self.specs, self.where)
+            check(batch, self.specs, self.where, indices.tolist())
+            yield batch
+
+
+@dataclass(frozen=True)
+class StreamLoader:
+    """Passes on the batches of an iterable, at most ``samples`` samples in batches of at most ``size``."""
+
+    batches: Iterable[Any]
+    specs: Specs
+    where: str
+    epoch: int | None = None
+    samples: int | None = None
+    size: int | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    @cached_property
+    def _length(self) -> int:
+        if self.samples is None and isinstance(self.batches, Sized):
+            return len(self.batches)
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.epoch is not None and hasattr(self.batches, "set_epoch"):
+            self.batches.set_epoch(self.epoch)
+        seen = 0
+        with _reading(self.where):
+            items = iter(self.batches)
+        for item in self._read(items):
+            batch = batched(item, self.specs, self.where)
+            check(batch, self.specs, self.where, range(seen, seen + batch.size))
+            if self.samples is not None:
+                batch = first(batch, min(self.samples - seen, self.size or batch.size))
+            seen += batch.size
+            yield batch
+            if self.samples is not None and seen >= self.samples:
+                return
+        if not seen:
+            raise ConfigError(
+                f"{self.where} yields no samples: expected at least one; check data.root and data.args"
+            )
+
+    def _read(self, items: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with _reading(self.where):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
+
+
+def chunks(order: np.ndarray, size: int, training: bool) -> list[np.ndarray]:
+    """``order`` cut into batches of ``size``, the rest last.
+
+    In training a rest of one sample joins the batch before it: batch normalisation has no variance of one.
+    """
+    cuts = list(range(size, len(order), size))
+    if training and cuts and len(order) - cuts[-1] == 1:
+        cuts.pop()
+    return np.split(order, cuts)
+
+
+def first(batch: Batch, count: int) -> Batch:
+    """The first samples of a batch."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: cut(item) for key, item in value.items()}
+        return None if value is None else value[:count]
+
+    return Batch(cut(batch.inputs), cut(batch.targets), min(batch.size, count))
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """What a user's data set raises, with the place it was read at."""
+    try:
+        yield
+    except DeployCompressError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where}: reading failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,23 @@
+"""The pipeline's task by name."""
+
+from __future__ import annotations
+
+import inspect
+
+from deploycompress.config.schema import TaskConfig
+from deploycompress.contracts import Task
+from deploycompress.errors import ConfigError
+from deploycompress.registry import TASKS
+
+
+def open_task(config: TaskConfig) -> Task:
+    """The task, built-in or ``module:Name``, made with its arguments. Raises ConfigError."""
+    make = TASKS.load(config.name)
+    try:
+        task: Task = make(**config.args)
+    except (TypeError, ValueError) as error:
+        accepted = ", ".join(inspect.signature(make).parameters) or "none"
+        raise ConfigError(
+            f"task {config.name}: received {config.args or 'no arguments'}: {error}; its arguments are: {accepted}"
+        ) from error
+    return task

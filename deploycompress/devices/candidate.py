@@ -1,0 +1,192 @@
+"""A candidate's process: opens one artefact in its runtime, warms it up, and gives back blocks of raw timings.
+
+It travels as a part of the runner: the standard library, numpy and the runtime; Python 3.8 syntax.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import numpy as np
+
+UNTIMED_CALLS = 3  # at the start of each block: the other candidates have had the caches
+STEADY = 0.02  # the medians of two windows of warm-up differ by less
+LONGEST_WARMUP = 4  # times the time that was asked for
+MOST_SAMPLES = 200000  # of one block
+
+Document = Dict[str, Any]
+
+
+class Failure(Exception):
+    """Why a candidate, or the job, has no figures; ``kind`` is what the host decides by."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def to_json(self) -> Document:
+        return {"kind": self.kind, "message": str(self)}
+
+
+def serve(check: Callable[[str], Any], runtime: Any) -> int:
+    """Answer the parent's commands until it closes the pipe."""
+    _end_with_parent()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what native code prints is not an answer
+    opened = None
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            if command["do"] == "open":
+                opened = Opened(command, check, runtime)
+                answer = opened.start()
+            else:
+                assert opened is not None
+                answer = {"samples_ns": opened.block()}
+        except Failure as failure:
+            answer = {"error": failure.to_json()}
+        except Exception as error:
+            answer = {"error": {"kind": "run", "message": f"{type(error).__name__}: {error}"}}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    os._exit(0)  # destructors of native libraries have nothing left to say, and some of them crash
+
+
+class Opened:
+    """One artefact in its runtime, ready to be timed."""
+
+    def __init__(self, command: Document, check: Callable[[str], Any], runtime: Any) -> None:
+        self.candidate: Document = command["candidate"]
+        self.command = command
+        self.check = check
+        self.runtime = runtime
+        self.call: Callable[[], None] = lambda: None
+
+    def start(self) -> Document:
+        """Load, run for the first time, warm up. Milliseconds, and the peak of resident memory in bytes."""
+        missing = self.runtime.missing()
+        if missing is not None:
+            raise Failure("missing", missing)
+        path = Path(self.candidate["file"])
+        if path.suffix == ".onnx":
+            try:
+                self.check(str(path))
+            except ValueError as error:
+                raise Failure("refused", str(error)) from error
+        import_ms, versions = timed(self.import_libraries)
+        load_ms, session = timed(self.load)
+        self.call = session.bind(self.feed(session))
+        first_ms, _ = timed(self.call)
+        outputs = describe(session.fetch())
+        warmup_ms, steady = self.warm_up()
+        return {
+            "versions": versions,
+            "import_ms": import_ms,
+            "load_ms": load_ms,
+            "first_inference_ms": first_ms,
+            "warmup_ms": warmup_ms,
+            "steady": steady,
+            "outputs": outputs,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+    def import_libraries(self) -> Document:
+        modules = {name: importlib.import_module(name) for name in self.runtime.libraries}
+        return {name: str(getattr(module, "__version__", "")) for name, module in modules.items()}
+
+    def load(self) -> Any:
+        self.context = self.runtime.open(Path(self.candidate["file"]), self.candidate["options"])
+        try:
+            return self.context.__enter__()
+        except Exception as error:
+            raise Failure("load", str(error)) from error
+
+    def feed(self, session: Any) -> dict[str, np.ndarray]:
+        files = self.command["feed"]
+        wanted = list(session.inputs)
+        absent = [name for name in wanted if name not in files]
+        if absent:
+            raise Failure("load", f"it wants the inputs {wanted}, and the job feeds {sorted(files)}")
+        return {name: np.load(files[name], allow_pickle=False) for name in wanted}
+
+    def warm_up(self) -> tuple[float, bool]:
+        """Run until the medians of two windows agree; gives the time it took and whether they did."""
+        wanted_ns = self.command["warmup_ms"] * 1e6
+        started = time.perf_counter_ns()
+        before = 0.0
+        while True:
+            now = float(np.median(timed_calls(self.call, wanted_ns / 4, 3)))
+            elapsed = time.perf_counter_ns() - started
+            steady = abs(now - before) <= STEADY * now
+            if (steady and elapsed >= wanted_ns) or elapsed >= LONGEST_WARMUP * wanted_ns:
+                return elapsed / 1e6, steady
+            before = now
+
+    def block(self) -> list[int]:
+        budget_ns = self.command["block_ms"] * 1e6
+        timed_calls(self.call, budget_ns / 10, 1, UNTIMED_CALLS)
+        return timed_calls(self.call, budget_ns, self.command["least_samples"])
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    before = time.perf_counter_ns()
+    value = function()
+    return (time.perf_counter_ns() - before) / 1e6, value
+
+
+def timed_calls(
+    call: Callable[[], None], budget_ns: float, least: int, most: int = MOST_SAMPLES
+) -> list[int]:
+    """Nanoseconds of each call, for as long as the budget lasts."""
+    clock = time.perf_counter_ns
+    samples: list[int] = []
+    gc.collect()
+    gc.disable()
+    try:
+        now = clock()
+        end = now + budget_ns
+        while (now < end or len(samples) < least) and len(samples) < most:
+            before = clock()
+            call()
+            now = clock()
+            samples.append(now - before)
+    finally:
+        gc.enable()
+    return samples
+
+
+def describe(outputs: Any) -> Document:
+    """Shape, type and soundness of each output."""
+    return {
+        name: {
+            "shape": list(array.shape),
+            "dtype": str(array.dtype),
+            "finite": bool(array.dtype.kind != "f" or np.isfinite(array).all()),
+        }
+        for name, array in outputs.items()
+    }
+
+
+def peak_memory_bytes() -> int | None:
+    """The most resident memory that this process has had, of the whole process with its runtime."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _end_with_parent() -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

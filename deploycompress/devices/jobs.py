@@ -1,0 +1,280 @@
+"""Measuring jobs: candidates interleaved with the baseline on one device, from files to measurements."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploycompress.artifact import canonical_json, digest_file, write_text
+from deploycompress.contracts import Device
+from deploycompress.devices.bundle import bundle
+from deploycompress.devices.results import Failed, Result, State, Timing, read_result
+from deploycompress.devices.runner import SCHEMA
+from deploycompress.errors import EnvironmentMissing, StageFailed
+from deploycompress.measure.intervals import latency, paired_speedup
+from deploycompress.measure.measurement import Measurement
+from deploycompress.registry import DEVICES
+
+MOST_AT_ONCE = (
+    4  # candidates beside the baseline: all of them are in memory, and pairs must stay close in time
+)
+POLL_S = 0.1
+SLOWEST = 20  # times the nominal time, before a job is given up
+LOADING_S = 60.0  # for each candidate
+STOLEN = 0.05  # share of a core's time that the hypervisor may take from a block
+SLOWED = 0.95  # of the highest frequency seen
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One artefact in one configuration of its runtime; ``path`` is a file, or a folder with ``model.*`` in it."""
+
+    id: str
+    path: Path
+    runtime: str
+    provider: str = "cpu"
+    threads: int = 1
+    precision: str = "fp32"
+    options: Mapping[str, Any] = field(default_factory=dict)  # more of the runtime's own
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long each candidate is measured."""
+
+    blocks: int
+    block_ms: float
+    warmup_ms: float
+    least_samples: int = 1  # of all blocks together, however slow the candidate is
+
+    @property
+    def block_samples(self) -> int:
+        return math.ceil(self.least_samples / self.blocks)
+
+
+def open_device(name: str) -> Device:
+    """The device of that name. Raises ConfigError when there is none."""
+    device: Device = DEVICES.load(name)()
+    return device
+
+
+def measure(
+    device: Device,
+    candidates: Sequence[Candidate],
+    *,
+    baseline: str | None,
+    feed: Mapping[str, np.ndarray],
+    blocks: int,
+    block_ms: float,
+    warmup_ms: float,
+    workdir: Path,
+    progress: Progress = lambda done, message: None,
+    least_samples: int = 1,
+) -> dict[str, Measurement]:
+    """Measure every candidate in a process of its own; by candidate id, raw samples in ``workdir/samples``.
+
+    Each gets ``blocks`` blocks of ``block_ms``, longer where ``least_samples`` want it. The speed-up is against the candidate ``baseline``, for those that share its runtime. Raises StageFailed
+    when a candidate crashes or gives NaN, EnvironmentMissing when the device cannot run it.
+    """
+    plan = Plan(blocks, block_ms, warmup_ms, least_samples)
+    jobs = split(candidates, baseline)
+    measured: dict[str, Measurement] = {}
+    for number, group in enumerate(jobs):
+
+        def share(done: float, message: str, number: int = number) -> None:
+            progress((number + done) / len(jobs), message)
+
+        result = run_job(device, group, feed=feed, plan=plan, progress=share)
+        for candidate in group:
+            if candidate.id in measured:  # the baseline, in a job before
+                continue
+            timing = _timing(candidate, result, device)
+            compared = result.candidates.get(baseline) if baseline and candidate.id != baseline else None
+            measured[candidate.id] = _measurement(
+                candidate, timing, compared, result.states, feed, device, workdir
+            )
+    return measured
+
+
+def split(candidates: Sequence[Candidate], baseline: str | None) -> list[list[Candidate]]:
+    """The candidates of each job: one runtime each, a few at a time, the baseline in all of its runtime."""
+    jobs: list[list[Candidate]] = []
+    for runtime in dict.fromkeys(c.runtime for c in candidates):
+        first = [c for c in candidates if c.runtime == runtime and c.id == baseline]
+        others = [c for c in candidates if c.runtime == runtime and c.id != baseline]
+        pieces = [others[i : i + MOST_AT_ONCE] for i in range(0, len(others), MOST_AT_ONCE)] or [[]]
+        jobs.extend(first + piece for piece in pieces)
+    return jobs
+
+
+def run_job(
+    device: Device,
+    candidates: Sequence[Candidate],
+    *,
+    feed: Mapping[str, np.ndarray],
+    plan: Plan,
+    progress: Progress,
+) -> Result:
+    """One job, all of its candidates in one runtime; a candidate that fails is an entry of the result.
+
+    Raises EnvironmentMissing when the device is busy or away, or its result is not to be believed.
+    """
+    name = str(device.facts()["name"])
+    with tempfile.TemporaryDirectory(prefix="deploycompress-push-") as folder:
+        job, files = _describe(Path(folder), candidates, feed, plan)
+        device.push(files)
+        id = device.start(job)
+        try:
+            while True:
+                state = device.poll(id)
+                progress(state["done"], state["message"])
+                if state["state"] == "ended":
+                    break
+                time.sleep(POLL_S)
+            return read_result(device.pull(id), job, name)
+        finally:
+            with contextlib.suppress(OSError):
+                device.stop(id)
+
+
+def _describe(
+    folder: Path, candidates: Sequence[Candidate], feed: Mapping[str, np.ndarray], plan: Plan
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The job, and the files it needs by digest."""
+    paths: dict[str, Path] = {}  # by their name in the job folder
+    described = []
+    for number, candidate in enumerate(candidates):
+        place = f"candidate{number}"
+        paths.update({f"{place}/{name}": path for name, path in _files(candidate.path)})
+        options = {"provider": candidate.provider, "threads": candidate.threads, **candidate.options}
+        described.append(
+            {"id": candidate.id, "file": f"{place}/{_main_file(candidate.path)}", "options": options}
+        )
+    inputs: dict[str, str] = {}
+    for number, (name, array) in enumerate(feed.items()):
+        inputs[name] = f"feed/{number}.npy"
+        paths[inputs[name]] = folder / f"{number}.npy"
+        np.save(paths[inputs[name]], np.ascontiguousarray(array), allow_pickle=False)
+    runner = folder / "runner.py"
+    runner.write_text(bundle(candidates[0].runtime), encoding="utf-8")
+    digests = {name: digest_file(path) for name, path in paths.items()}
+    files = {digests[name]: path for name, path in paths.items()}
+    job = {
+        "schema": SCHEMA,
+        "runner": digest_file(runner),
+        "files": digests,
+        "feed": inputs,
+        "candidates": described,
+        "blocks": plan.blocks,
+        "block_ms": plan.block_ms,
+        "warmup_ms": plan.warmup_ms,
+        "least_samples": plan.block_samples,
+        "deadline_s": _deadline_s(len(candidates), plan),
+    }
+    return job, {**files, digest_file(runner): runner}
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            yield file.relative_to(path).as_posix(), file
+    else:
+        yield path.name, path
+
+
+def _main_file(path: Path) -> str:
+    if not path.is_dir():
+        return path.name
+    found = sorted(p.name for p in path.glob("model.*") if p.suffix in (".onnx", ".xml", ".engine"))
+    if not found:
+        raise StageFailed(
+            f"{path} holds no model.onnx, model.xml or model.engine; nothing there can be measured"
+        )
+    return found[0]
+
+
+def _deadline_s(candidates: int, plan: Plan) -> float:
+    nominal_s = (plan.warmup_ms + plan.blocks * plan.block_ms) / 1000
+    return candidates * (LOADING_S + SLOWEST * nominal_s)
+
+
+# ---------------------------------------------------------------- from timings to measurements
+
+
+def _timing(candidate: Candidate, result: Result, device: Device) -> Timing:
+    entry = result.candidates[candidate.id]
+    where = f"{candidate.id} on {device.facts()['name']} in {candidate.runtime}"
+    if isinstance(entry, Failed):
+        failed = StageFailed if entry.kind in ("signal", "run", "deadline") else EnvironmentMissing
+        raise failed(f"{where} was not measured: {entry.message}")
+    if not entry.finite:
+        raise StageFailed(f"{where} gives NaN or infinite outputs; a figure of it would mean nothing")
+    return entry
+
+
+def _measurement(
+    candidate: Candidate,
+    timing: Timing,
+    baseline: Timing | Failed | None,
+    states: Sequence[State],
+    feed: Mapping[str, np.ndarray],
+    device: Device,
+    workdir: Path,
+) -> Measurement:
+    samples = f"samples/{re.sub(r'[^A-Za-z0-9._@-]', '-', candidate.id)}.json"
+    write_text(workdir / samples, canonical_json({"unit": "ns", "blocks": timing.blocks_ns}) + "\n")
+    notes = disturbances(states)
+    if not timing.steady:
+        notes = (*notes, "still changing at the end of the warm-up")
+    return Measurement(
+        artifact=candidate.id,
+        runtime=candidate.runtime,
+        device=str(device.facts()["name"]),
+        provider=candidate.provider,
+        precision=candidate.precision,
+        threads=candidate.threads,
+        batch_size=next(iter(feed.values())).shape[0],
+        latency_ms=latency(timing.blocks_ns),
+        speedup=paired_speedup(baseline.blocks_ns, timing.blocks_ns)
+        if isinstance(baseline, Timing)
+        else None,
+        peak_memory_bytes=timing.peak_memory_bytes,
+        load_ms=timing.load_ms,
+        first_inference_ms=timing.first_inference_ms,
+        samples=samples,
+        notes=notes,
+    )
+
+
+def disturbances(states: Sequence[State]) -> tuple[str, ...]:
+    """What kept the machine from being itself, in words: throttled, robbed or slowed rounds of blocks."""
+    pairs = list(itertools.pairwise(states))
+    throttled = sum(_grown(a.throttled_us, b.throttled_us) > 0 for a, b in pairs)
+    # Clock ticks are hundredths of a second on Linux.
+    stolen = sum(
+        _grown(a.stolen_ticks, b.stolen_ticks) / 100 > STOLEN * (b.time_s - a.time_s) for a, b in pairs
+    )
+    highest = max((s.mhz for s in states if s.mhz), default=None)
+    slowed = sum(s.mhz is not None and highest is not None and s.mhz < SLOWED * highest for s in states)
+    told = (
+        (throttled, "were throttled by the control group"),
+        (stolen, "lost time to other virtual machines"),
+        (slowed, "ran at a lower clock frequency"),
+    )
+    return tuple(f"{count} of {len(pairs)} rounds {what}" for count, what in told if count)
+
+
+def _grown(before: float | None, after: float | None) -> float:
+    return 0.0 if before is None or after is None else after - before

@@ -1,0 +1,99 @@
+"""The machine we run on, as a device."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploycompress.errors import EnvironmentMissing
+from deploycompress.measure.environment import machine
+
+LARGEST_RESULT_BYTES = 1 << 30
+LOCK_WAIT_S = 600.0
+
+
+class Local:
+    """Jobs run as processes of their own, which end when this one does, in folders of their own."""
+
+    name = "local"
+
+    def __init__(self) -> None:
+        self._files: dict[str, Path] = {}
+        self._jobs: dict[str, subprocess.Popen[bytes]] = {}
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"name": self.name, **machine()}
+
+    def push(self, files: Mapping[str, Path]) -> None:
+        """Nothing is copied yet: the runner takes the files by their digest when the job starts."""
+        self._files.update({digest: path.resolve() for digest, path in files.items()})
+
+    def start(self, job: Mapping[str, Any]) -> str:
+        """Start a measuring job; its id is its folder.
+
+        ``job["runner"]`` and the values of ``job["files"]`` are digests of files that were pushed.
+        """
+        folder = tempfile.mkdtemp(prefix="deploycompress-job-")
+        document = {
+            **job,
+            "files": {
+                name: {"sha256": digest, "from": str(self._files[digest])}
+                for name, digest in job["files"].items()
+            },
+            "lock": str(Path(tempfile.gettempdir()) / f"deploycompress-{os.getuid()}.lock"),
+            "lock_wait_s": LOCK_WAIT_S,
+        }
+        (Path(folder) / "job.json").write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
+        runner = shutil.copyfile(self._files[job["runner"]], Path(folder) / "runner.py")
+        with (Path(folder) / "log.txt").open("wb") as log:
+            self._jobs[folder] = subprocess.Popen(
+                [sys.executable, "-I", str(runner), folder, "--watch"],
+                stdin=subprocess.PIPE,  # closed by the kernel when this process ends: the runner watches it
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        return folder
+
+    def poll(self, id: str) -> Mapping[str, Any]:
+        """``state`` (running, ended), ``done`` (a share) and ``message``."""
+        state = "running" if self._jobs[id].poll() is None else "ended"
+        try:
+            progress = json.loads((Path(id) / "progress.json").read_text(encoding="utf-8"))
+            return {"state": state, "done": float(progress["done"]), "message": str(progress["message"])}
+        except FileNotFoundError:
+            return {"state": state, "done": 0.0, "message": "starting"}
+
+    def pull(self, id: str) -> Mapping[str, Any]:
+        """The result as the runner wrote it. Raises EnvironmentMissing when there is none."""
+        code = self._jobs[id].wait()
+        path = Path(id) / "result.json"
+        if not path.is_file():
+            said = (Path(id) / "log.txt").read_text(encoding="utf-8", errors="replace").strip()[-500:]
+            raise EnvironmentMissing(
+                f"device local: the runner ended with code {code} and left no result: {said}"
+            )
+        if path.stat().st_size > LARGEST_RESULT_BYTES:
+            raise EnvironmentMissing(
+                f"device local: the result has {path.stat().st_size} bytes; measure for less time"
+            )
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise EnvironmentMissing(f"device local: the result is not JSON: {error}") from error
+        return dict(document)
+
+    def stop(self, id: str) -> None:
+        process = self._jobs.pop(id)
+        if process.poll() is None:
+            process.kill()  # its children end with it
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+        shutil.rmtree(id, ignore_errors=True)

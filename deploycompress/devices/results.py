@@ -1,0 +1,150 @@
+"""Reads what a device sent back, as one reads anything from outside: nothing in it is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deploycompress.devices.runner import SCHEMA
+from deploycompress.errors import EnvironmentMissing
+
+LONGEST_NS = 10**13  # of one call: almost three hours
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One candidate's raw figures."""
+
+    blocks_ns: tuple[tuple[int, ...], ...]
+    load_ms: float
+    first_inference_ms: float
+    peak_memory_bytes: int | None
+    steady: bool
+    finite: bool  # its outputs of the first inference
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a candidate has no figures; the kinds are those of ``candidate.Failure``."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class State:
+    """The machine between two blocks; None where it does not tell."""
+
+    time_s: float
+    load: float | None
+    mhz: float | None
+    celsius: float | None
+    throttled_us: int | None
+    stolen_ticks: int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    candidates: Mapping[str, Timing | Failed]
+    states: tuple[State, ...]
+
+
+def read_result(document: Mapping[str, Any], job: Mapping[str, Any], device: str) -> Result:
+    """Check a result against the job it answers. Raises EnvironmentMissing when it is not one.
+
+    A job that could not be run at all (device busy, files damaged on the way) is raised as well.
+    """
+    try:
+        read = _Result.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise EnvironmentMissing(
+            f"device {device}: its result is not valid at {where}: {first['msg']}; nothing in it was used"
+        ) from error
+    if read.schema_ != SCHEMA:
+        raise EnvironmentMissing(f"device {device}: its result has schema {read.schema_}, expected {SCHEMA}")
+    if read.error is not None:
+        raise EnvironmentMissing(f"device {device}: {read.error.message}")
+    if read.runner != job["runner"] or read.files != dict(job["files"]):
+        raise EnvironmentMissing(
+            f"device {device}: what it measured has other digests than what was sent; nothing was used"
+        )
+    expected = [c["id"] for c in job["candidates"]]
+    if sorted(read.candidates) != sorted(expected):
+        raise EnvironmentMissing(
+            f"device {device}: it measured {sorted(read.candidates)}, expected {sorted(expected)}"
+        )
+    states = tuple(State(**state.model_dump()) for state in read.blocks)
+    entries = {id: _entry(read.candidates[id], job["blocks"], id, device) for id in expected}
+    return Result(entries, states)
+
+
+def _entry(entry: _Entry, blocks: int, id: str, device: str) -> Timing | Failed:
+    if entry.error is not None:
+        return Failed(entry.error.kind, entry.error.message)
+    if len(entry.blocks_ns) != blocks or entry.load_ms is None or entry.first_inference_ms is None:
+        raise EnvironmentMissing(
+            f"device {device}: {id} has {len(entry.blocks_ns)} blocks, expected {blocks}"
+        )
+    return Timing(
+        tuple(tuple(block) for block in entry.blocks_ns),
+        entry.load_ms,
+        entry.first_inference_ms,
+        entry.peak_memory_bytes,
+        entry.steady,
+        all(output.finite for output in entry.outputs.values()),
+        entry.versions,
+    )
+
+
+# ---------------------------------------------------------------- the form
+
+_Nanoseconds = Annotated[int, Field(ge=1, le=LONGEST_NS)]
+_Block = Annotated[list[_Nanoseconds], Field(min_length=1)]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Error(_Form):
+    kind: str = Field(max_length=40)
+    message: str = Field(max_length=10_000)
+
+
+class _Output(_Form):
+    finite: bool
+
+
+class _Entry(_Form):
+    error: _Error | None
+    blocks_ns: list[_Block]
+    load_ms: float | None = Field(default=None, ge=0)
+    first_inference_ms: float | None = Field(default=None, ge=0)
+    peak_memory_bytes: int | None = Field(default=None, ge=0)
+    steady: bool = False
+    outputs: dict[str, _Output] = {}
+    versions: dict[str, str] = {}
+
+
+class _State(_Form):
+    time_s: float
+    load: float | None = None
+    mhz: float | None = None
+    celsius: float | None = None
+    throttled_us: int | None = None
+    stolen_ticks: int | None = None
+
+
+class _Result(_Form):
+    schema_: int = Field(alias="schema")
+    runner: str
+    error: _Error | None
+    files: dict[str, str]
+    candidates: dict[str, _Entry]
+    blocks: list[_State]

@@ -1,0 +1,305 @@
+"""What a device executes: one measuring job, a fresh process for each candidate, one of them running at a time.
+
+It travels, joined by ``bundle`` into one file with ``candidate``, the ONNX reader and one runtime: the
+standard library alone, Python 3.8 syntax. This parent lets the candidates load one after the other, then
+gives out blocks of timed calls in mirrored order (A B, B A, ...), so that what drifts on the machine meets
+all of them alike. A child that crashes is an entry in the result. Nothing outlives the job: children end
+with the parent, the parent with its deadline and, where it was told to watch standard input, with whoever
+started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import platform
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from deploycompress.devices.candidate import Document, Failure, serve
+
+SCHEMA = 1
+CHECK_EVERY_S = 0.2
+LAST_RESORT_S = 30  # after the deadline
+THIS_FILE = os.path.abspath(__file__)  # before the job folder becomes the current one
+
+
+def main(arguments: list[str], check: Callable[[str], Any], runtime: Any) -> int:
+    """``JOB_FOLDER [--watch]`` measures; ``--child`` is one candidate's process."""
+    if arguments[0] == "--child":
+        return serve(check, runtime)
+    os.chdir(arguments[0])
+    if "--watch" in arguments:
+        threading.Thread(target=_end_with_standard_input, args=(os.getcwd(),), daemon=True).start()
+    job = json.loads(Path("job.json").read_text(encoding="utf-8"))
+    result: Document = {
+        "schema": SCHEMA,
+        "runner": file_digest(Path(THIS_FILE)),
+        "python": platform.python_version(),
+        "error": None,
+        "files": {},
+        "candidates": {},
+        "blocks": [],
+    }
+    try:
+        with _Lock(job):
+            _last_resort(job["deadline_s"] + LAST_RESORT_S)
+            result["files"] = lay_out(job["files"])
+            measure(job, result)
+    except Failure as failure:
+        result["error"] = failure.to_json()
+    write_aside(Path("result.json"), result)
+    return 0
+
+
+# ---------------------------------------------------------------- the parent
+
+
+def measure(job: Document, result: Document) -> None:
+    """Fill in ``result["candidates"]`` and ``result["blocks"]``; a candidate that fails drops out."""
+    deadline = time.monotonic() + job["deadline_s"]
+    children: dict[str, Child] = {}
+    entries: Document = result["candidates"]
+    steps = len(job["candidates"]) + job["blocks"]
+    try:
+        for number, candidate in enumerate(job["candidates"]):
+            id = candidate["id"]
+            report(number / steps, "loading and warming up " + id)
+            entries[id] = {"error": None, "blocks_ns": []}
+            children[id] = Child(id, candidate, job)
+            attempt(children, entries, id, {"do": "open"}, deadline)
+        for block in range(job["blocks"]):
+            report((len(job["candidates"]) + block) / steps, f"block {block + 1} of {job['blocks']}")
+            result["blocks"].append(machine_state())
+            order = [c["id"] for c in job["candidates"]]
+            for id in order if block % 2 == 0 else reversed(order):
+                if id in children:
+                    attempt(children, entries, id, {"do": "block"}, deadline)
+        result["blocks"].append(machine_state())
+    finally:
+        for child in children.values():
+            child.end()
+
+
+def attempt(
+    children: dict[str, Child], entries: Document, id: str, command: Document, deadline: float
+) -> None:
+    """Let one child do one thing; whatever it reports, or how it failed, goes into its entry."""
+    try:
+        answer = children[id].ask(command, deadline)
+    except Failure as failure:
+        entries[id]["error"] = failure.to_json()
+        children.pop(id).end()
+        return
+    samples = answer.pop("samples_ns", None)
+    if samples is not None:
+        entries[id]["blocks_ns"].append(samples)
+    entries[id].update(answer)
+
+
+class Child:
+    """One candidate's process, seen from the parent: asked in JSON lines, answering in JSON lines."""
+
+    def __init__(self, id: str, candidate: Document, job: Document) -> None:
+        self.id = id
+        self.log = Path(f"log-{id}.txt")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", THIS_FILE, "--child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        keys = ("feed", "block_ms", "warmup_ms", "least_samples")
+        self.first = {"candidate": candidate, **{key: job[key] for key in keys}}
+        self.received = b""
+
+    def ask(self, command: Document, deadline: float) -> Document:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({**command, **self.first}).encode() + b"\n")
+            self.process.stdin.flush()
+            self.first = {}
+            answer: Document = json.loads(self._line(deadline))
+        except (BrokenPipeError, ValueError):
+            raise self._died() from None
+        if "error" in answer:
+            raise Failure(answer["error"]["kind"], answer["error"]["message"])
+        return answer
+
+    def _line(self, deadline: float) -> bytes:
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        while b"\n" not in self.received:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Failure("deadline", "it did not finish within the job's time limit")
+            if select.select([descriptor], [], [], min(left, 1.0))[0]:
+                piece = os.read(descriptor, 1 << 20)
+                if not piece:
+                    raise BrokenPipeError
+                self.received += piece
+        line, _, self.received = self.received.partition(b"\n")
+        return line
+
+    def _died(self) -> Failure:
+        try:
+            code = self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return Failure("run", "its process sent something else than an answer")
+        last = self.log.read_text(encoding="utf-8", errors="replace").strip()[-500:]
+        told = f"; it said: {last}" if last else ""
+        if code < 0:
+            names = {int(s): s.name for s in signal.Signals}
+            return Failure("signal", f"its process was ended by {names.get(-code, -code)}{told}")
+        return Failure("run", f"its process ended with code {code}{told}")
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def machine_state() -> Document:
+    """What disturbs a block, read between blocks; None where this system does not tell."""
+    frequencies = [
+        _number(f) for f in sorted(glob.glob("/sys/devices/system/cpu/cpu[0-7]/cpufreq/scaling_cur_freq"))
+    ]
+    temperatures = [_number(f) for f in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
+    known_mhz = [f / 1e3 for f in frequencies if f is not None]
+    known_celsius = [t / 1e3 for t in temperatures if t is not None]
+    return {
+        "time_s": time.monotonic(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "mhz": max(known_mhz) if known_mhz else None,
+        "celsius": max(known_celsius) if known_celsius else None,
+        "throttled_us": _throttled_us(),
+        "stolen_ticks": _stolen_ticks(),
+    }
+
+
+def _throttled_us() -> int | None:
+    """Time for which the control group has kept its processes from running."""
+    try:
+        lines = Path("/sys/fs/cgroup/cpu.stat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("throttled_usec")), None)
+
+
+def _stolen_ticks() -> int | None:
+    """Time that the hypervisor gave to others, of all cores."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    return int(words[8]) if len(words) > 8 else None
+
+
+def _number(path: str) -> float | None:
+    try:
+        return float(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+# ---------------------------------------------------------------- files, and the end of processes
+
+
+def lay_out(files: Document) -> Document:
+    """Copy the job's files to their places in the job folder; gives the digests of what lies there."""
+    found = {}
+    for name, of in files.items():
+        place = Path(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(of["from"], str(place))
+        except OSError as error:
+            raise Failure("files", f"{name} cannot be put in place: {error.strerror}") from error
+        found[name] = file_digest(place)
+        if found[name] != of["sha256"]:
+            raise Failure("files", f"{name} has the digest {found[name]}, expected {of['sha256']}")
+    return found
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for piece in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_aside(path: Path, document: Document, durable: bool = True) -> None:
+    """A reader sees the old file or the new one whole."""
+    aside = Path(str(path) + ".tmp")
+    with aside.open("w", encoding="utf-8") as stream:
+        json.dump(document, stream, allow_nan=False)
+        stream.flush()
+        if durable:
+            os.fsync(stream.fileno())
+    os.replace(str(aside), str(path))
+
+
+def report(done: float, message: str) -> None:
+    write_aside(Path("progress.json"), {"done": done, "message": message}, durable=False)
+
+
+class _Lock:
+    """One measurement at a time on one device; the kernel lets go when the process ends."""
+
+    def __init__(self, job: Document) -> None:
+        self.path, self.wait_s = job.get("lock"), job.get("lock_wait_s", 0.0)
+
+    def __enter__(self) -> None:
+        if self.path is None:
+            return
+        import fcntl
+
+        self.stream = open(self.path, "a")  # open for as long as the lock is held
+        give_up = time.monotonic() + self.wait_s
+        while True:
+            try:
+                return fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > give_up:
+                    raise Failure(
+                        "busy", f"another measurement has held the device for {self.wait_s:.0f} s"
+                    ) from None
+            report(0.0, "waiting for another measurement on this device")
+            time.sleep(CHECK_EVERY_S)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.path is not None:
+            self.stream.close()
+
+
+def _end_with_standard_input(folder: str) -> None:
+    """The other end of the pipe is closed when the host's process ends, however it ends."""
+    while os.read(0, 4096):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)  # the children end with their parent
+
+
+def _last_resort(seconds: float) -> None:
+    """Ends the process even if everything above fails to: the default action of SIGALRM."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(seconds) + 1)

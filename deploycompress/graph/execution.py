@@ -1,0 +1,52 @@
+"""Runs an ONNX file on given inputs, after the safe reader has been through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.runtimes.onnx_file import check
+from deploycompress.runtimes.onnxruntime import OnnxRuntime
+
+Feed = Mapping[str, np.ndarray]
+
+
+def run_onnx(path: Path, feeds: Iterable[Feed], threads: int = 1) -> list[dict[str, np.ndarray]]:
+    """Outputs by name for each feed, from ONNX Runtime on the CPU.
+
+    Raises ConfigError when the reader refuses the file or a feed lacks an input, StageFailed when ONNX
+    Runtime does not load or run it.
+    """
+    described = inspect_onnx(path)
+    results = []
+    try:
+        with OnnxRuntime().open(path, {"threads": threads}) as session:
+            for feed in feeds:
+                session.bind(select(feed, described["inputs"], path))()
+                results.append(dict(session.fetch()))
+    except (ConfigError, StageFailed):
+        raise
+    except Exception as error:  # onnxruntime's own classes, one for each status code
+        raise StageFailed(f"{path.name} does not run in ONNX Runtime: {error}") from error
+    return results
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """What ``onnx_file.check`` tells of a file. Raises ConfigError when it refuses it."""
+    try:
+        return check(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def select(feed: Feed, inputs: Iterable[str], path: Path) -> Feed:
+    """The arrays that the file asks for; an exporter drops inputs that nothing reads."""
+    wanted = list(inputs)
+    absent = [name for name in wanted if name not in feed]
+    if absent:
+        raise ConfigError(f"{path.name} wants the inputs {wanted}, and was given {sorted(feed)}")
+    return {name: feed[name] for name in wanted}

@@ -1,0 +1,192 @@
+"""Exports a PyTorch model to ONNX by the first exporter whose file computes the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploycompress import __version__
+from deploycompress.contracts import Model, Note
+from deploycompress.errors import DeployCompressError, StageFailed
+from deploycompress.graph.execution import run_onnx
+from deploycompress.graph.fold import fold_batchnorm
+from deploycompress.model.parity import Parity, compare, to_numpy
+
+TRACED_BATCH = 2  # a batch of one is frozen into the graph (pytorch#157621)
+TOLERANCE = 1e-3  # of the largest output; float32 through a deep network differs by 1e-6 to 1e-5
+LARGEST_FILE_BYTES = 1_800_000_000  # above it the weights go beside the file: protobuf ends at 2 GiB
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Export:
+    """An ONNX file, how it was made, and how far it is from the model: one parity for each feed."""
+
+    path: Path
+    exporter: str
+    opset: int
+    parity: tuple[Parity, ...]
+    folded: tuple[str, ...]  # names of the batch normalisations that went into the layer before them
+    notes: tuple[Note, ...]
+
+
+def export_onnx(
+    module: nn.Module, model: Model, path: Path, *, opset: int = 18, feeds: Sequence[Mapping[str, Tensor]]
+) -> Export:
+    """Write ``module`` to ``path``, with inputs and outputs named as ``model`` names them.
+
+    Named dimensions become dynamic, which ``feeds`` of several batch sizes prove; where the batch is
+    fixed, only feeds of that size count. Raises StageFailed with the reason of every exporter tried.
+    """
+    feeds = _fitting(feeds, model)
+    example = model.example(_traced_batch(model))
+    folded, names = fold_batchnorm(module, model, example)
+    original = copy.deepcopy(module).eval()
+    with torch.no_grad():
+        expected = [to_numpy(model.call(original, feed)) for feed in feeds]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reasons: list[str] = []
+    for exporter, write in EXPORTERS.items():
+        try:
+            write(folded, model, example, path, opset)
+            parity = _parity(path, feeds, expected)
+        except Exception as error:  # an exporter may raise anything
+            reasons.append(f"{exporter}: {_first_lines(error)}")
+            continue
+        notes = tuple(Note("fell_back", reason) for reason in reasons)
+        return Export(path, exporter, opset, parity, tuple(names), notes)
+    raise StageFailed("the model does not export to ONNX: " + "; ".join(reasons))
+
+
+def _traced_batch(model: Model) -> int:
+    batch = next(iter(model.inputs.values())).shape[0]
+    return batch if isinstance(batch, int) else TRACED_BATCH
+
+
+def _fitting(feeds: Sequence[Mapping[str, Tensor]], model: Model) -> list[Mapping[str, Tensor]]:
+    """The feeds whose batch the model declares. Raises StageFailed when there is none."""
+    name, spec = next(iter(model.inputs.items()))
+    fitting = [f for f in feeds if isinstance(spec.shape[0], str) or f[name].shape[0] == spec.shape[0]]
+    if not fitting:
+        sizes = [f[name].shape[0] for f in feeds]
+        raise StageFailed(
+            f"no feed has the batch size {spec.shape[0]} that input {name!r} declares, only {sizes}"
+        )
+    return fitting
+
+
+def _parity(
+    path: Path, feeds: Sequence[Mapping[str, Tensor]], expected: Sequence[Arrays]
+) -> tuple[Parity, ...]:
+    """Compare the file with the model on every feed. Raises StageFailed at the first that differs."""
+    found = run_onnx(path, [to_numpy(feed) for feed in feeds])
+    figures = []
+    for wanted, given in zip(expected, found, strict=True):
+        batch = next(iter(wanted.values())).shape[0]
+        try:
+            figures.append(compare(wanted, given))
+        except StageFailed as error:
+            raise StageFailed(f"at batch size {batch} {error}") from error
+        if figures[-1].relative > TOLERANCE:
+            raise StageFailed(
+                f"at batch size {batch} it differs from the model by {figures[-1].relative:.2g} "
+                f"of the largest output, expected at most {TOLERANCE:g}"
+            )
+    return tuple(figures)
+
+
+def _first_lines(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, DeployCompressError):
+        return text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:3])[:500]}"
+
+
+# ---------------------------------------------------------------- exporters
+
+
+def _dynamo(module: nn.Module, model: Model, example: Mapping[str, Tensor], path: Path, opset: int) -> None:
+    """torch.export, then onnxscript's graph and optimiser."""
+    named = _Positional(module, model, list(example))
+    with torch.no_grad():
+        outputs = list(model.call(module, example))
+    shapes = tuple(
+        {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in model.inputs.values()
+    )
+    program = torch.onnx.export(
+        named.eval(),
+        tuple(example.values()),
+        dynamo=True,
+        opset_version=opset,
+        input_names=list(example),
+        output_names=outputs,
+        dynamic_shapes=(shapes,),  # of *inputs
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("the exporter gave nothing")
+    _save(program.model, path, "dynamo")
+
+
+class _Positional(nn.Module):
+    """The model as exporters want it: tensors by position, outputs as a tuple in the order of their names."""
+
+    def __init__(self, module: nn.Module, model: Model, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self._call = model.call
+        self._names = tuple(names)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._call(self.module, dict(zip(self._names, inputs, strict=True))).values())
+
+
+Exporter = Callable[[nn.Module, Model, Mapping[str, Tensor], Path, int], None]
+EXPORTERS: dict[str, Exporter] = {"dynamo": _dynamo}  # tried in this order
+
+
+def _save(graph_model: Any, path: Path, exporter: str) -> None:
+    """Write the file, checked by onnx, with the same bytes for the same model on every machine."""
+    import onnx
+    import onnx_ir
+
+    _strip(graph_model)
+    graph_model.metadata_props.update(
+        {"deploycompress.version": __version__, "deploycompress.exporter": exporter}
+    )
+    weights = sum(value.const_value.nbytes for value in graph_model.graph.initializers.values())
+    data = f"{path.name}.data" if weights > LARGEST_FILE_BYTES else None
+    onnx_ir.save(graph_model, path, external_data=data)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _strip(graph_model: Any) -> None:
+    """Take away what the exporter added of its own: stack traces with paths of this machine, and our wrapper."""
+    import onnx_ir
+
+    graphs = [graph_model.graph, *(function.graph for function in graph_model.functions.values())]
+    for graph in graphs:
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+        for node in onnx_ir.traversal.RecursiveGraphIterator(graph):
+            node.metadata_props.clear()
+            node.doc_string = None
+            values.extend(node.outputs)
+        for value in values:
+            value.metadata_props.clear()
+            value.doc_string = None
+        for value in list(graph.initializers.values()):  # the names of the user's parameters
+            value.name = value.name.removeprefix("module.")
+    graph_model.metadata_props.clear()
+    graph_model.doc_string = None

@@ -1,0 +1,102 @@
+"""Simplifies an ONNX file, and keeps the result only if it is equal and no larger."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deploycompress.contracts import Note
+from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.graph.execution import Feed, inspect_onnx, run_onnx
+from deploycompress.model.parity import Parity, compare, worst
+
+TOLERANCE = 1e-4  # of the largest output: the same sums in another order
+TIMEOUT_S = 300
+PROCESS = Path(__file__).with_name("simplifier.py")
+
+
+@dataclass(frozen=True)
+class Simplified:
+    """What was kept: the simplified file, or the source with a note on why."""
+
+    path: Path
+    kept: bool
+    nodes_before: int
+    nodes_after: int
+    parity: Parity | None  # the worst over all feeds; None where the source was kept
+    notes: tuple[Note, ...]
+
+
+def simplify_onnx(
+    source: Path, destination: Path, feeds: Sequence[Feed], tool: Literal["onnxsim", "none"] = "onnxsim"
+) -> Simplified:
+    """Write the simplified ``source`` to ``destination``, or ``source`` itself where that does not hold.
+
+    Never fails for the simplifier's sake; the note says why it was not used.
+    """
+    nodes = int(inspect_onnx(source)["nodes"])
+    if tool == "none":
+        _copy(source, destination)
+        return Simplified(destination, False, nodes, nodes, None, ())
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".simplify-") as folder:
+        made = Path(folder) / destination.name
+        problem, parity = _simplify(source, made, feeds)
+        if problem is None:
+            shutil.move(made, destination)
+            after = int(inspect_onnx(destination)["nodes"])
+            return Simplified(destination, True, nodes, after, parity, ())
+    _copy(source, destination)
+    note = Note("fell_back", f"the file was not simplified: {problem}", source.name)
+    return Simplified(destination, False, nodes, nodes, None, (note,))
+
+
+def _simplify(source: Path, made: Path, feeds: Sequence[Feed]) -> tuple[str | None, Parity | None]:
+    """Why the result is not to be used (None when it is), and how far it is from the source."""
+    if inspect_onnx(source)["external"]:
+        return "its weights lie beside it, and onnxsim wants them within 2 GiB", None
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-I", str(PROCESS), str(source), str(made)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"onnxsim took more than {TIMEOUT_S} s", None
+    if ended.returncode or not made.is_file():
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        return f"onnxsim ended with code {ended.returncode}: {last}", None
+    try:
+        before, after = inspect_onnx(source), inspect_onnx(made)
+        if made.stat().st_size > source.stat().st_size or after["nodes"] > before["nodes"]:
+            return (
+                f"onnxsim made it larger: {source.stat().st_size} -> {made.stat().st_size} bytes, "
+                f"{before['nodes']} -> {after['nodes']} nodes"
+            ), None
+        if (before["inputs"], before["outputs"]) != (after["inputs"], after["outputs"]):
+            return "onnxsim changed the inputs or outputs", None
+        parity = _parity(source, made, feeds)
+    except (ConfigError, StageFailed) as error:
+        return str(error), None
+    if parity.relative > TOLERANCE:
+        return f"onnxsim's result differs by {parity.relative:.2g} of the largest output", None
+    return None, parity
+
+
+def _parity(source: Path, made: Path, feeds: Sequence[Feed]) -> Parity:
+    before, after = run_onnx(source, feeds), run_onnx(made, feeds)
+    return worst([compare(b, a) for b, a in zip(before, after, strict=True)])
+
+
+def _copy(source: Path, destination: Path) -> None:
+    """The file with the weights beside it; external data is found by its name, which stays."""
+    for name in inspect_onnx(source)["external"]:
+        shutil.copyfile(source.parent / name, destination.parent / name)
+    shutil.copyfile(source, destination)

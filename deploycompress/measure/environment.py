@@ -1,0 +1,140 @@
+"""The machine's fingerprint: what a figure depends on besides the artefact.
+
+Standard library alone and Python 3.8 syntax, so that it can travel to a device.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Features that decide which kernels a runtime takes.
+CPU_FLAGS = (
+    "sse4_2",
+    "avx",
+    "fma",
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sme",
+)
+VNNI = frozenset({"avx_vnni", "avx512_vnni"})
+LIBRARIES = (
+    "torch",
+    "torch-pruning",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxsim",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "numpy",
+    "torchvision",
+    "timm",
+    "transformers",
+)
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the installed versions, as JSON; None where this system does not tell."""
+    return {
+        "machine": machine(),
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "libraries": versions(LIBRARIES),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What makes two machines comparable: processor, cores, memory, frequency policy."""
+    return {
+        "architecture": platform.machine(),
+        "cpu": cpu_model(),
+        "flags": cpu_flags(),
+        "cores": available_cores(),
+        "cpu_quota": cpu_quota(),
+        "memory_bytes": memory_bytes(),
+        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "virtual": "hypervisor" in _cpuinfo("flags").split(),
+    }
+
+
+def versions(distributions: Sequence[str]) -> dict[str, str]:
+    """Installed versions, without importing anything."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    name = _cpuinfo("model name") or _first_line(Path("/proc/device-tree/model")) or platform.processor()
+    return name or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return [flag for flag in CPU_FLAGS if flag in present]
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the control group allows; None where it sets no limit."""
+    words = (_first_line(Path("/sys/fs/cgroup/cpu.max")) or "").split()
+    if len(words) == 2 and words[0].isdigit():
+        return int(words[0]) / int(words[1])
+    return None
+
+
+def memory_bytes() -> int | None:
+    if sys.platform.startswith("linux"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def _cpuinfo(key: str) -> str:
+    """The first value of ``key`` in /proc/cpuinfo; empty where there is none."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                name, _, value = line.partition(":")
+                if name.strip() == key:
+                    return value.strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return lines[0].strip().strip("\0") if lines else None

@@ -1,0 +1,280 @@
+"""How a changed model differs from a fresh build, as plain data: found by comparing, applied by editing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from deploycompress.config.base import StrictModel
+from deploycompress.errors import StageFailed
+
+# Sizes a layer keeps of itself. Nothing else is ever written into a module.
+ALLOWED = frozenset(
+    {
+        "in_channels",
+        "out_channels",
+        "groups",
+        "in_features",
+        "out_features",
+        "in1_features",
+        "in2_features",
+        "num_features",
+        "num_channels",
+        "num_groups",
+        "num_parameters",
+        "num_embeddings",
+        "embedding_dim",
+        "normalized_shape",
+        "embed_dim",
+        "kdim",
+        "vdim",
+        "head_dim",
+        "num_heads",
+        "num_attention_heads",
+        "attention_head_size",
+        "all_head_size",
+        "hidden_size",
+        "hidden_dim",
+        "input_size",
+        "proj_size",
+        "dim",
+    }
+)
+LARGEST = 2**24  # of a size: far above any layer, far below what would exhaust memory by itself
+MOST_DIMENSIONS = 8
+
+Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
+Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=MOST_DIMENSIONS)]
+
+
+class Edit(StrictModel):
+    """What to set in one module of a fresh build."""
+
+    path: str
+    type: str
+    attributes: dict[str, Size | Sizes] = Field(min_length=1)
+
+
+class TensorForm(StrictModel):
+    """One parameter or buffer of the changed model."""
+
+    shape: tuple[Annotated[int, Field(strict=True, ge=0, le=2**40)], ...] = Field(max_length=MOST_DIMENSIONS)
+    dtype: str
+    kind: Literal["parameter", "buffer"]
+
+
+class Architecture(StrictModel):
+    """The edits, every tensor's form, and which names share one tensor (alias -> the name it is kept under)."""
+
+    edits: tuple[Edit, ...] = ()
+    tensors: dict[str, TensorForm]
+    ties: dict[str, str] = {}
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
+    """What makes ``module`` of ``fresh``. Raises StageFailed naming what cannot be described."""
+    own, built = _modules(module), _modules(fresh)
+    for path in own.keys() | built.keys():
+        if path not in built:
+            raise _undescribed(f"module {path} ({type_name(own[path])}) is not in a fresh build")
+        if path not in own:
+            raise _undescribed(f"module {path} ({type_name(built[path])}) of a fresh build is gone")
+    edits = []
+    for path, part in own.items():
+        if type(part) is not type(built[path]):
+            raise _undescribed(
+                f"module {path or '(root)'} is a {type_name(part)}; a fresh build has a {type_name(built[path])}"
+            )
+        changed = dict(_changed(path, part, built[path]))
+        if changed:
+            edits.append(Edit(path=path, type=type_name(part), attributes=changed))
+    tensors, ties = _tensors(module)
+    if _tensors(fresh)[1] != ties:
+        raise _undescribed(f"other names share a tensor ({_pairs(ties)}) than in a fresh build")
+    return Architecture(edits=tuple(edits), tensors=tensors, ties=ties)
+
+
+def type_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Literal["parameter", "buffer"]]]:
+    """Every parameter and buffer under every name it has, buffers that are not persistent included."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        yield name, parameter, "parameter"
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        yield name, buffer, "buffer"
+
+
+def _modules(module: nn.Module) -> dict[str, nn.Module]:
+    return dict(module.named_modules(remove_duplicate=False))
+
+
+def _tensors(module: nn.Module) -> tuple[dict[str, TensorForm], dict[str, str]]:
+    forms: dict[str, TensorForm] = {}
+    ties: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor, kind in named_tensors(module):
+        if id(tensor) in first:
+            ties[name] = first[id(tensor)]
+            continue
+        first[id(tensor)] = name
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        forms[name] = TensorForm(shape=tuple(tensor.shape), dtype=dtype, kind=kind)
+    return forms, ties
+
+
+def _changed(path: str, part: nn.Module, built: nn.Module) -> Iterator[tuple[str, int | tuple[int, ...]]]:
+    """The allowed attributes that differ. Raises StageFailed for any other difference that counts."""
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        if len(getattr(part, hooks)) != len(getattr(built, hooks)):
+            raise _undescribed(f"module {path or '(root)'} has a forward hook that a fresh build has not")
+    mine, theirs = _attributes(part), _attributes(built)
+    for name in sorted(mine.keys() | theirs.keys()):
+        absent = object()
+        new, old = mine.get(name, absent), theirs.get(name, absent)
+        if new is old or (new is not absent and old is not absent and _same(new, old)):
+            continue
+        if name in ALLOWED and type(new) is type(old) and _is_size(new):
+            yield name, new
+            continue
+        if new is absent or old is absent:
+            what = "new" if old is absent else "gone"
+            if _counts(old if new is absent else new):
+                raise _undescribed(f"attribute {name} of module {path or '(root)'} is {what}")
+            continue
+        raise _undescribed(
+            f"attribute {name} of module {path or '(root)'} changed from {_short(old)} to {_short(new)}"
+        )
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
+
+
+def _is_size(value: Any) -> bool:
+    sizes = value if isinstance(value, tuple) and value else (value,)
+    return all(type(v) is int and 1 <= v <= LARGEST for v in sizes)
+
+
+def _counts(value: Any) -> bool:
+    """Whether a value decides what a forward pass computes: plain data and callables do."""
+    return callable(value) or _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+
+
+def _same(new: Any, old: Any) -> bool:
+    if isinstance(new, Tensor) and isinstance(old, Tensor):
+        return new.shape == old.shape and torch.equal(new.cpu(), old.cpu())
+    if type(new) is not type(old):
+        return False
+    if isinstance(new, MethodType):
+        return new.__func__ is old.__func__
+    if isinstance(new, FunctionType):
+        return new is old or new.__code__ is old.__code__
+    if isinstance(new, (list, tuple)):
+        return len(new) == len(old) and all(_same(a, b) for a, b in zip(new, old, strict=True))
+    if isinstance(new, Mapping):
+        return new.keys() == old.keys() and all(_same(new[k], old[k]) for k in new)
+    # Any other object (a configuration, a cache) is taken for the same: the probe output checks what it does.
+    return not _is_plain(new) or bool(new == old)
+
+
+def _undescribed(what: str) -> StageFailed:
+    return StageFailed(
+        f"the model cannot be kept as a checkpoint: {what}. A checkpoint holds tensors and the sizes of layers; "
+        "change the model in the function of model.build instead"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _pairs(ties: Mapping[str, str]) -> str:
+    return ", ".join(f"{a} = {b}" for a, b in list(ties.items())[:4]) or "none"
+
+
+# ---------------------------------------------------------------- editing
+
+
+def edit(fresh: nn.Module, architecture: Architecture) -> None:
+    """Set the sizes of ``architecture`` in ``fresh``. Raises StageFailed when they do not belong to it.
+
+    The document may come from anyone: only allow-listed sizes are set, only where a fresh build has one of
+    the same type, and nothing is imported or called.
+    """
+    modules = _modules(fresh)
+    for change in architecture.edits:
+        part = modules.get(change.path)
+        if part is None:
+            raise StageFailed(f"architecture.json names a module {change.path!r} that the model has not")
+        if change.type != type_name(part):
+            raise StageFailed(
+                f"architecture.json says that {change.path or '(root)'} is a {change.type}; "
+                f"the model has a {type_name(part)} there"
+            )
+        for name, value in change.attributes.items():
+            old = vars(part).get(name)
+            if name not in ALLOWED or not _is_size(old) or type(old) is not type(value):
+                raise StageFailed(
+                    f"architecture.json sets {name} of {change.path or '(root)'} to {_short(value)}; "
+                    f"the model has {_short(old)} there"
+                    + ("" if name in ALLOWED else " and only sizes of layers may be set")
+                )
+            setattr(part, name, value)
+
+
+def put_tensors(fresh: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Replace every tensor of ``fresh``; names that share one go on sharing it. Raises StageFailed."""
+    expected, ties = _tensors(fresh)
+    if ties != architecture.ties:
+        raise StageFailed(
+            f"architecture.json ties {_pairs(architecture.ties)}; the model ties {_pairs(ties)}"
+        )
+    if expected.keys() != architecture.tensors.keys():
+        odd = sorted(expected.keys() ^ architecture.tensors.keys())
+        raise StageFailed(f"architecture.json and the model disagree on the tensors {', '.join(odd[:4])}")
+    if tensors.keys() != architecture.tensors.keys():
+        odd = sorted(tensors.keys() ^ architecture.tensors.keys())
+        raise StageFailed(
+            f"model.safetensors and architecture.json disagree on the tensors {', '.join(odd[:4])}"
+        )
+    placed: dict[str, Tensor] = {}
+    for name, old, kind in list(named_tensors(fresh)):
+        kept = architecture.ties.get(name, name)
+        if kept not in placed:
+            form, tensor = architecture.tensors[kept], tensors[kept]
+            _check_form(kept, form, tensor, old, kind)
+            placed[kept] = nn.Parameter(tensor, old.requires_grad) if kind == "parameter" else tensor
+        owner, _, leaf = name.rpartition(".")
+        setattr(fresh.get_submodule(owner), leaf, placed[kept])
+
+
+def _check_form(name: str, form: TensorForm, tensor: Tensor, old: Tensor, kind: str) -> None:
+    if form.kind != kind:
+        raise StageFailed(f"architecture.json says that {name} is a {form.kind}; the model has a {kind}")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tuple(tensor.shape) != form.shape or dtype != form.dtype:
+        raise StageFailed(
+            f"model.safetensors holds {name} as {dtype} {list(tensor.shape)}; "
+            f"architecture.json says {form.dtype} {list(form.shape)}"
+        )
+    if tensor.ndim != old.ndim:
+        raise StageFailed(f"{name} has {tensor.ndim} dimensions; the model's has {old.ndim}")
+    if tensor.is_floating_point() != old.is_floating_point():
+        raise StageFailed(f"{name} is {dtype}; the model's is {str(old.dtype).removeprefix('torch.')}")

@@ -1,0 +1,39 @@
+"""Batch-normalisation statistics, estimated anew from data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def reestimate_batchnorm(
+    module: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    call: Callable[[nn.Module, Mapping[str, Tensor]], Any],
+) -> None:
+    """Replace the running statistics by their average over ``batches`` (EagleEye, Li et al. 2020, section 4).
+
+    Everything else stays in evaluation mode, and no gradient is taken. A module without running statistics
+    is left as it is, and no batch is read for it. Afterwards the whole module is in evaluation mode.
+    """
+    module.eval()
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.train()
+        with torch.no_grad():
+            for inputs in batches:
+                call(module, inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()

@@ -1,0 +1,56 @@
+"""Writes the report in its forms, from report.json's document alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploycompress.artifact import write_text
+from deploycompress.errors import EnvironmentMissing
+from deploycompress.report import junit, pages, terminal
+from deploycompress.report.document import Report, check
+
+MOST_SUMMARY_BYTES = 60_000  # a pull request's comment holds 64 KB
+
+
+def render(report: Mapping[str, Any], run_dir: Path) -> None:
+    """Write report.html, summary.md and junit.xml into ``run_dir``.
+
+    The summary is also appended to the file that GITHUB_STEP_SUMMARY names. Raises ConfigError when
+    ``report`` is not a report, EnvironmentMissing when that file cannot be written.
+    """
+    document = check(report)
+    short = summary(document)
+    write_text(run_dir / "report.html", pages.html(document))
+    write_text(run_dir / "summary.md", short)
+    write_text(run_dir / "junit.xml", junit.junit(document))
+    _append_step_summary(short)
+
+
+def summary(report: Report) -> str:
+    """summary.md: the verdict first; as many rows as fit into a comment."""
+    for most in (200, 50, 12):
+        text = pages.markdown("summary.md", report, most=most)
+        if len(text.encode()) <= MOST_SUMMARY_BYTES:
+            break
+    return text
+
+
+def terminal_summary(report: Mapping[str, Any]) -> str:
+    """The verdict, the gates and the artefacts, for a terminal."""
+    return terminal.summary(check(report))
+
+
+def _append_step_summary(text: str) -> None:
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+    except OSError as error:
+        raise EnvironmentMissing(
+            f"GITHUB_STEP_SUMMARY names {path}, which cannot be written: {error}; unset it, or make it writable"
+        ) from error

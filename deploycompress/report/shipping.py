@@ -1,0 +1,159 @@
+"""Fills artifacts/ with what ships."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploycompress.artifact import MANIFEST, digest_file, publish, remove, walk_files, write_json, write_text
+from deploycompress.errors import StageFailed
+from deploycompress.report.document import check
+
+FOLDER = "artifacts"
+CARD = "MODEL_CARD.md"
+KINDS = ("onnx", "openvino", "engine", "package")  # a checkpoint does not ship: a model is built from it
+
+
+def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Which artefact ships as which file: one for each kind and precision, the best one first.
+
+    Within a kind and precision the fastest at the target is taken, or the one made last where none was
+    measured. The baseline does not ship, nor does what was measured to be slower than it; a run that
+    an error stopped ships nothing.
+    """
+    if report["verdict"] == "error":
+        return []
+    best = (report["best"] or {}).get("artifact")
+    rows = {row["artifact"]: row for row in report["measurements"] if row["at_target"]}
+    chosen: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for artifact in reversed(report["artifacts"]):
+        if artifact["kind"] not in KINDS or artifact["id"] == report["baseline"]:
+            continue
+        if _is_slower(rows.get(artifact["id"])):
+            continue
+        slot = (artifact["kind"], artifact["precision"])
+        if slot not in chosen or _rank(artifact, best, rows) < _rank(chosen[slot], best, rows):
+            chosen[slot] = artifact
+    shipped = sorted(chosen.values(), key=lambda a: _rank(a, best, rows))
+    lone = {kind for kind in KINDS if sum(a["kind"] == kind for a in shipped) == 1}
+    return [{"artifact": a["id"], "file": _file(a, a["kind"] in lone)} for a in shipped]
+
+
+def ship(report: Mapping[str, Any], run_dir: Path) -> None:
+    """Make ``run_dir``/artifacts anew: copies of what ships, manifest.json and a model card.
+
+    What an earlier run left there is taken away, also when nothing ships. Raises StageFailed when a
+    file is not the one that was recorded.
+    """
+    destination = run_dir / FOLDER
+    if destination.exists():
+        remove(destination)
+    if not report["ships"]:
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=run_dir) as scratch:
+        workdir = Path(scratch) / FOLDER
+        workdir.mkdir()
+        by_id = {artifact["id"]: artifact for artifact in report["artifacts"]}
+        for shipped in report["ships"]:
+            _copy(by_id[shipped["artifact"]], run_dir, workdir / shipped["file"])
+        write_json(workdir / MANIFEST, _manifest(report))
+        write_text(workdir / CARD, card(report))
+        publish(workdir, destination)
+
+
+def card(report: Mapping[str, Any]) -> str:
+    """MODEL_CARD.md: what it is, how good and how fast it was measured to be, how it was made."""
+    from deploycompress.report.pages import markdown
+
+    return markdown("model_card.md", check(report))
+
+
+def _is_slower(row: Mapping[str, Any] | None) -> bool:
+    """Whether the whole interval of its speed-up lies below 1."""
+    return row is not None and row["speedup"] is not None and row["speedup"]["high"] < 1
+
+
+def _rank(
+    artifact: Mapping[str, Any], best: str | None, rows: Mapping[str, Mapping[str, Any]]
+) -> tuple[bool, float]:
+    row = rows.get(artifact["id"])
+    return (artifact["id"] != best, float("inf") if row is None else row["latency_ms"]["p50"])
+
+
+def _file(artifact: Mapping[str, Any], only_one: bool) -> str:
+    """model.onnx, model.int8.onnx, model.engine; a folder (external data, OpenVINO) has no suffix of a file."""
+    kind, precision = artifact["kind"], artifact["precision"]
+    plain = precision == "fp32" or (kind == "engine" and only_one)
+    stem = "model" if plain else f"model.{precision}"
+    if _is_file(artifact):
+        return stem + Path(artifact["path"]).suffix
+    return stem if kind == "onnx" else f"{stem}.{kind}"
+
+
+def _is_file(artifact: Mapping[str, Any]) -> bool:
+    """A single file's digest is its own; a folder's is that of the list of its files."""
+    return len(artifact["files"]) == 1 and artifact["files"][0][1] == artifact["sha256"]
+
+
+def _copy(artifact: Mapping[str, Any], run_dir: Path, destination: Path) -> None:
+    """Copy an artefact, never link it, and compare every byte with the record."""
+    source = run_dir / artifact["path"]
+    try:
+        if source.is_dir():
+            shutil.copytree(source, destination)
+        else:
+            shutil.copyfile(source, destination)
+    except OSError as error:
+        raise StageFailed(f"{artifact['id']} cannot be shipped: {error}") from error
+    found = _files(destination)
+    expected = [(name, sha256) for name, sha256, _ in artifact["files"]]
+    if _is_file(artifact):
+        expected = [(destination.name, expected[0][1])]
+    if found != expected:
+        raise StageFailed(
+            f"{artifact['id']} cannot be shipped: {artifact['path']} is not the file that was made; "
+            "run again to make it anew"
+        )
+
+
+def _files(path: Path) -> list[tuple[str, str]]:
+    if path.is_file():
+        return [(path.name, digest_file(path))]
+    return [(p.relative_to(path).as_posix(), digest_file(p)) for p in walk_files(path)]
+
+
+def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a deployment needs to know of each file, without the run directory."""
+    by_id = {artifact["id"]: artifact for artifact in report["artifacts"]}
+    rows = {row["artifact"]: row for row in report["measurements"] if row["at_target"]}
+    best = (report["best"] or {}).get("artifact")
+
+    def entry(shipped: Mapping[str, str]) -> dict[str, Any]:
+        artifact, row = by_id[shipped["artifact"]], rows.get(shipped["artifact"])
+        details = artifact["details"]
+        return {
+            "file": shipped["file"],
+            "best": artifact["id"] == best,
+            **{key: artifact[key] for key in ("id", "kind", "precision", "sha256", "bytes", "files")},
+            "inputs": details.get("inputs", report["model"]["inputs"]),
+            "outputs": details.get("outputs"),
+            "details": details,
+            "metrics": artifact["metrics"],
+            "latency_ms": None if row is None else row["latency_ms"],
+            "speedup": None if row is None else row["speedup"],
+        }
+
+    return {
+        "schema": 1,
+        "name": report["name"],
+        "verdict": report["verdict"],
+        "best": report["best"],
+        "model": report["model"],
+        "target": report["target"],
+        "artifacts": [entry(shipped) for shipped in report["ships"]],
+        "gates": report["gates"],
+        "environment": report["environment"],
+    }

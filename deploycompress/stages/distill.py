@@ -1,0 +1,92 @@
+"""The distill stage: a compressed network learns from the one it was made of."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from deploycompress.artifact import Artifact
+from deploycompress.contracts import Inputs, Loss, Outcome, Ref, RunContext, Stage
+from deploycompress.errors import ConfigError
+from deploycompress.recovery.recipe import Recipe
+from deploycompress.registry import LOSSES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STATISTICS_BATCHES = 200  # enough for means and variances of every channel
+
+
+class Distill(Stage):
+    """Student: the source. Teacher: the network before it was compressed, or another step's."""
+
+    accepts = frozenset({"checkpoint"})
+    produces = frozenset({"checkpoint"})
+    libraries = ("torch", "accelerate", "numpy")
+    compresses = False
+
+    class Config(Recipe):
+        loss: str = "kd"
+        temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
+        alpha: Annotated[float, Field(ge=0, le=1)] = 0.9  # weight of the teacher; 1: labels are not needed
+        teacher: str = "original"  # or the id of a step
+
+    def inputs(self) -> Mapping[str, Ref]:
+        return {"source": "last", "teacher": self.config.teacher}
+
+    def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.model import checkpoint
+        from deploycompress.recovery.objectives import Distillation
+        from deploycompress.recovery.training import device, fit, require_finite
+
+        student = checkpoint.load(inputs["source"][0].path, context.model)
+        teacher = checkpoint.load(inputs["teacher"][0].path, context.model).to(device())
+        before = _validated(student, context)
+        _reestimate(student, context)
+        reestimated = _validated(student, context)
+        objective = Distillation(context.model, context.task, teacher, self._loss())
+        history = fit(student, objective, self.config, context)
+        _reestimate(student, context)
+        require_finite(student, "re-estimating batch statistics")
+        after = _validated(student, context)
+        folder = workdir / "model"
+        checkpoint.save(student, folder, context.model)
+        return Outcome(
+            (Artifact.of("", "checkpoint", folder),),
+            {f"val_{name}": value for name, value in after.items()}
+            | {f"val_{name}_before": value for name, value in before.items()},
+            details={"epochs": history, "val_reestimated": reestimated},
+        )
+
+    def _loss(self) -> Loss:
+        """The loss by name; it is given those of temperature and alpha that it takes."""
+        make = LOSSES.load(self.config.loss)
+        offered = {"temperature": self.config.temperature, "alpha": self.config.alpha}
+        taken = inspect.signature(make).parameters
+        try:
+            loss: Loss = make(**{name: value for name, value in offered.items() if name in taken})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"distill.loss {self.config.loss} could not be made: {error}") from error
+        return loss
+
+
+def _validated(student: nn.Module, context: RunContext) -> dict[str, float]:
+    from deploycompress.recovery.evaluation import evaluate
+
+    return evaluate(student, context.model, context.data.loader("val"), context.task)[0]
+
+
+def _reestimate(student: nn.Module, context: RunContext) -> None:
+    """Batch statistics of the compressed network, on training samples as they are in use.
+
+    Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning".
+    """
+    from deploycompress.model.parity import reestimate_batchnorm
+
+    batches = itertools.islice(context.data.loader("train"), STATISTICS_BATCHES)
+    reestimate_batchnorm(student, (batch.inputs for batch in batches), context.model.call)

@@ -1,0 +1,59 @@
+"""The train stage: a network learns the task from its labels."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from deploycompress.artifact import Artifact
+from deploycompress.contracts import Inputs, Outcome, RunContext, Stage, Task
+from deploycompress.errors import ConfigError
+from deploycompress.recovery.recipe import Recipe
+
+
+class Train(Stage):
+    """Trains its source's weights further; they may be fresh ones."""
+
+    accepts = frozenset({"checkpoint"})
+    produces = frozenset({"checkpoint"})
+    libraries = ("torch", "accelerate", "numpy")
+
+    class Config(Recipe):
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = (
+            0.0  # share of the target that all classes get alike
+        )
+
+    def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.model import checkpoint
+        from deploycompress.recovery.evaluation import evaluate
+        from deploycompress.recovery.objectives import Supervised
+        from deploycompress.recovery.training import fit
+
+        student = checkpoint.load(inputs["source"][0].path, context.model)
+        task = _smoothed(context.task, self.config.label_smoothing)
+        history = fit(student, Supervised(context.model, task), self.config, context)
+        figures, _ = evaluate(student, context.model, context.data.loader("val"), context.task)
+        folder = workdir / "model"
+        checkpoint.save(student, folder, context.model)
+        return Outcome(
+            (Artifact.of("", "checkpoint", folder),),
+            {f"val_{name}": value for name, value in figures.items()},
+            details={"epochs": history},
+        )
+
+
+def _smoothed(task: Task, label_smoothing: float) -> Task:
+    """The task with that much label smoothing in its loss. Raises ConfigError when it knows none."""
+    if not label_smoothing:
+        return task
+    if not is_dataclass(task) or "label_smoothing" not in {f.name for f in fields(task)}:
+        raise ConfigError(
+            f"train.label_smoothing is {label_smoothing}, but the task {type(task).__name__} has no labels to smooth: "
+            "leave it out"
+        )
+    changed: Any = task
+    smoothed: Task = replace(changed, label_smoothing=label_smoothing)
+    return smoothed

@@ -1,0 +1,272 @@
+"""A user's own data: every form that is taken, and what is said about those that are not."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from deploycompress.config.schema import DataConfig
+from deploycompress.contracts import Batch
+from deploycompress.data.source import SourceData
+from deploycompress.errors import ConfigError
+
+X = np.arange(20 * 64, dtype=np.float32).reshape(20, 1, 8, 8)
+Y = np.arange(20) % 2
+
+
+class Samples:
+    """A map-style data set with its classes, as torchvision's are."""
+
+    def __init__(self, x=X, y=Y, form=lambda x, y: (x, y)):
+        self.x, self.y, self.form = x, y, form
+        self.targets = list(y)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.form(self.x[i], self.y[i])
+
+
+class Batches:
+    """Batches without random access, as a DataLoader gives them."""
+
+    def __init__(self, *batches):
+        self.batches, self.epochs = batches, []
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+@pytest.fixture
+def source(images, tmp_path, monkeypatch):
+    """``source(function, **options)`` -> data of a user's module that holds this function."""
+    module = type(sys)("own_data")
+    module.__file__ = str(tmp_path / "own_data.py")
+    (tmp_path / "own_data.py").write_text("# the code\n")
+    monkeypatch.setitem(sys.modules, "own_data", module)
+
+    def make(function, model=images, few=False, **options):
+        function.__module__ = "own_data"
+        module.load = function
+        return SourceData(DataConfig(source="own_data:load", **({"batch_size": 8} | options)), model, 0, few=few)
+
+    return make
+
+
+def refused(data, split="train", epoch=None):
+    with pytest.raises(ConfigError) as caught:
+        list(data.loader(split, epoch))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: (torch.from_numpy(x), int(y)),
+        lambda x, y: {"image": x, "label": y, "path": "a.png"},
+        lambda x, y: ({"image": x}, y),
+        lambda x, y: Batch({"image": torch.from_numpy(x)}, torch.tensor(y), 1),
+    ],
+    ids=["tuple", "tensors", "dict", "inputs-dict", "batch"],
+)
+def test_a_map_style_data_set_in_every_form(source, form):
+    data = source(lambda: {"train": Samples(form=form), "test": Samples(form=form)})
+    batches = list(data.loader("test"))
+    assert [b.size for b in batches] == [8, 8, 4]
+    assert torch.equal(torch.cat([b.inputs["image"] for b in batches]), torch.from_numpy(X))
+    assert torch.equal(torch.cat([b.targets for b in batches]), torch.from_numpy(Y))
+
+
+def test_inputs_alone_are_unlabelled(source):
+    batch = next(iter(source(lambda: {"test": list(X)}).loader("test")))
+    assert batch.targets is None and batch.size == 8
+
+
+def test_several_inputs_go_by_order_or_name(source, declared):
+    model = declared(a=(["batch", 2], "float32"), b=(["batch", 3], "int64", 9))
+    a, b = np.zeros(2, np.float32), np.full(3, 8)
+    for sample in ((a, b, 1), ((a, b), 1), {"b": b, "a": a, "targets": 1}):
+        batch = next(iter(source(lambda sample=sample: {"test": [sample] * 3}, model).loader("test")))
+        assert {k: tuple(v.shape) for k, v in batch.inputs.items()} == {"a": (3, 2), "b": (3, 3)}
+        assert batch.targets.tolist() == [1, 1, 1]
+
+
+def test_targets_that_cannot_be_stacked_become_a_list(source):
+    boxes = [(X[0], {"boxes": torch.zeros(n, 4)}) for n in (1, 2)]
+    batch = next(iter(source(lambda: {"test": boxes}).loader("test")))
+    assert [t["boxes"].shape[0] for t in batch.targets] == [1, 2]
+
+
+def test_validation_is_cut_by_class_and_never_overlaps(source):
+    data = source(lambda: {"train": Samples()}, validation=0.3)
+    train, val = (torch.cat([b.inputs["image"][:, 0, 0, 0] for b in data.loader(s)]).tolist() for s in ("train", "val"))
+    assert len(val) == 6 and sorted(train + val) == X[:, 0, 0, 0].tolist()
+    assert torch.bincount(torch.cat([b.targets for b in data.loader("val")])).tolist() == [3, 3]
+
+
+def test_an_iterable_of_batches_is_passed_on(source):
+    batches = Batches((X[:8], Y[:8]), {"image": torch.from_numpy(X[8:]), "targets": torch.from_numpy(Y[8:])})
+    data = source(lambda: {"train": batches, "val": batches}, calibration=5)
+    assert [b.size for b in data.loader("train", epoch=3)] == [8, 12] and batches.epochs == [3]
+    assert len(data.loader("train")) == 2
+    assert [b.size for b in data.loader("calibration")] == [5]
+    few = source(lambda: {"train": batches, "val": batches}, few=True)
+    assert [b.size for b in few.loader("val")] == [8, 8] and len(few.loader("val")) == 2
+
+
+def test_a_whole_batch_at_once_with_its_own_generator(source):
+    class Quick:
+        def __len__(self):
+            return 20
+
+        def batch(self, indices, rng):
+            noise = 0 if rng is None else rng.normal(size=(len(indices), 1, 8, 8))
+            return (X[indices] + noise).astype(np.float32), Y[indices]
+
+    data = source(lambda: {"train": Quick(), "val": Quick()})
+    assert torch.equal(next(iter(data.loader("train"))).inputs["image"], torch.from_numpy(X[:8]))
+    first, again = (next(iter(data.loader("train", epoch=1))).inputs["image"] for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, first.round())
+
+
+def test_a_data_set_that_draws_at_random_gives_the_same_epoch_again_and_disturbs_nobody(source):
+    class Noisy(Samples):
+        def __getitem__(self, i):
+            noise = torch.rand(1).item() + random.random() + np.random.rand()
+            return X[i] + np.float32(noise), Y[i]
+
+    data = source(lambda: {"train": Noisy(), "val": Noisy()})
+    torch.manual_seed(5)
+    undisturbed = torch.rand(1)
+    torch.manual_seed(5)
+    first = [b.inputs["image"] for b in data.loader("train", epoch=0)]
+    assert torch.equal(torch.rand(1), undisturbed)
+    again = [b.inputs["image"] for b in data.loader("train", epoch=0)]
+    other = [b.inputs["image"] for b in data.loader("train", epoch=1)]
+    assert all(map(torch.equal, first, again)) and not torch.equal(first[0], other[0])
+
+
+def test_args_and_root_are_passed_as_keywords(source, tmp_path):
+    seen = {}
+
+    def load(root, size):
+        seen.update(root=root, size=size)
+        return {"train": Samples()}
+
+    source(load, args={"size": 8}, root=tmp_path).loader("train")
+    assert seen == {"root": tmp_path, "size": 8}
+
+
+def test_the_digest_of_a_function_is_its_fingerprint_else_its_code_and_version(source, tmp_path):
+    def load():
+        return {}
+
+    plain = source(load).digest
+    assert source(load, version="2").digest != plain
+    (tmp_path / "own_data.py").write_text("# other code\n")
+    assert source(load).digest != plain
+    load.fingerprint = "v1"
+    marked = source(load).digest
+    (tmp_path / "own_data.py").write_text("# and other code again\n")
+    assert source(load).digest == marked
+    load.fingerprint = lambda: "v2"
+    assert source(load).digest != marked
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_a_function_that_fails_is_named_with_its_arguments(source):
+    def load(folder):
+        raise FileNotFoundError(f"no {folder}")
+
+    text = refused(source(load, args={"folder": "images"}))
+    assert text == "data source own_data:load(folder='images') failed: FileNotFoundError: no images"
+    assert "unexpected keyword argument" in refused(source(load, args={"path": "images"}))
+
+
+def test_a_result_of_another_form(source):
+    assert "received list; expected a dict from 'train'" in refused(source(lambda: [1]))
+    assert "received the splits 'valid'; expected" in refused(source(lambda: {"valid": Samples()}))
+    assert "split train: received int, which is neither" in refused(source(lambda: {"train": 3}))
+    assert "received generator, which cannot be read twice" in refused(source(lambda: {"train": (b for b in [])}))
+
+
+def test_a_split_that_is_not_there(source):
+    text = refused(source(lambda: {"train": Samples()}), "test")
+    assert "split test: there is none; received train, val, calibration: return a 'test' split" in text
+
+
+def test_empty_splits(source):
+    assert "split train is empty: expected at least one sample" in refused(source(lambda: {"train": []}))
+    text = refused(source(lambda: {"train": Batches(), "val": Batches()}))
+    assert "split train yields no samples" in text
+
+
+def test_validation_cannot_be_cut_from_a_stream_or_from_one_sample(source):
+    text = refused(source(lambda: {"train": Batches((X, Y))}))
+    assert "no 'val' split, and none can be cut from a train split that is an iterable" in text
+    assert "received 1 training sample; expected at least 2" in refused(source(lambda: {"train": [X[0]]}))
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ((np.zeros((3, 8, 8), np.float32), 1), "received float32[1, 3, 8, 8]; expected float32[batch, 1, 8, 8]"),
+        ((np.zeros((1, 8, 8)), 1), "received float64[1, 1, 8, 8]; expected float32[batch, 1, 8, 8]"),
+        ((np.zeros((8, 8), np.float32), 1), "received float32[1, 8, 8]; expected float32[batch, 1, 8, 8]"),
+        ((X[0], 1, 2), "received a tuple of 3; expected (inputs, targets)"),
+        ({"pixels": X[0]}, "received a dict with 'pixels'; expected the model's inputs 'image'"),
+        ({"image": X[0], "klass": 1}, "received a dict with 'klass' beside the model's inputs"),
+        (("cat.png", 1), "received str, which makes no tensor"),
+    ],
+    ids=["channels", "dtype", "rank", "tuple", "names", "label", "text"],
+)
+def test_a_sample_that_does_not_fit_the_model(source, sample, message):
+    assert message in refused(source(lambda: {"test": [sample]}), "test")
+
+
+def test_samples_of_different_shapes(source):
+    samples = [(X[0], 1), (X[0][:, :4], 1)] * 2
+    assert "samples of shapes (1, 4, 8) and (1, 8, 8) cannot be one batch" in refused(source(lambda: {"val": samples}), "val")
+
+
+def test_nan_and_infinity_name_the_sample_in_the_split(source):
+    for value in (np.nan, np.inf):
+        broken = X.copy()
+        broken[13, 0, 2, 2] = value
+        data = source(lambda broken=broken: {"train": Samples(broken), "val": Samples()})
+        for epoch in (None, 0):
+            assert "split train, input 'image': NaN or Inf in sample 13 (1 such in this batch)" in refused(data, epoch=epoch)
+
+
+def test_values_above_the_declared_maximum(source, declared):
+    model = declared(ids=(["batch", "length"], "int64", 100))
+    data = source(lambda: {"test": [(np.array([3, 100]), 0)]}, model)
+    assert "received values 3 to 100; expected 0 to 99" in refused(data, "test")
+
+
+def test_a_named_dimension_must_agree_between_inputs(source, declared):
+    model = declared(ids=(["batch", "length"], "int64"), mask=(["batch", "length"], "int64"))
+    data = source(lambda: {"test": [(np.zeros(3, np.int64), np.zeros(4, np.int64), 0)]}, model)
+    assert "dimension 'length' is 4, but 3 in input 'ids': they must agree" in refused(data, "test")
+
+
+def test_an_error_while_reading_names_the_batch(source):
+    class Broken(Samples):
+        def __getitem__(self, i):
+            if i == 9:
+                raise OSError("cannot open 9.png")
+            return super().__getitem__(i)
+
+    text = refused(source(lambda: {"test": Broken()}), "test")
+    assert text == "data source own_data:load, split test, batch 1: reading failed: OSError: cannot open 9.png"

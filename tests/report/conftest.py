@@ -1,0 +1,277 @@
+"""A run directory as the engine leaves it: real files, real manifests, figures like those of a real run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploycompress.artifact import Artifact, Kind, write_json
+from deploycompress.config.base import StrictModel
+from deploycompress.config.quantities import Quantity
+from deploycompress.config.schema import (
+    AccuracyGate,
+    DataConfig,
+    Gate,
+    InputSpec,
+    LatencyGate,
+    ModelConfig,
+    PipelineConfig,
+    SizeGate,
+    StepConfig,
+    TargetConfig,
+)
+from deploycompress.measure.measurement import Latency, Measurement, Speedup
+
+SAMPLES = 600
+STEPS = {
+    "model": "model",
+    "train": "train",
+    "baseline": "export",
+    "prune": "prune",
+    "distill": "distill",
+    "export": "export",
+    "quantize": "quantize",
+    "build_engine": "build_engine",
+    "benchmark": "benchmark",
+}
+LAYERS = {"stem.conv": (32, 16), "layer1.0.conv1": (32, 16), "layer1.0.conv2": (32, 16)}
+LAYERS |= {"layer2.0.conv1": (64, 24), "layer2.0.conv2": (64, 32), "layer3.0.conv1": (128, 48)}
+LAYERS |= {"layer3.0.conv2": (128, 56), "head": (10, 10)}
+
+
+@dataclass(frozen=True)
+class Example:
+    """What differs between the runs that tests look at."""
+
+    name: str = "digits-edge"
+    wrong: Mapping[str, Sequence[int]] = field(  # artefact id -> the test samples it gets wrong
+        default_factory=lambda: {"baseline": range(7), "export": range(2, 10), "quantize": range(2, 11)}
+    )
+    latency_ms: Mapping[str, float] = field(
+        default_factory=lambda: {"baseline": 0.862, "export": 0.2243, "quantize": 0.1916}
+    )
+    gates: Mapping[str, Gate] = field(
+        default_factory=lambda: {
+            "accuracy": AccuracyGate(max_drop=pp("2 pp"), on_inconclusive="warn"),
+            "latency_p50": LatencyGate(min_speedup=3.0),
+            "artifact_size": SizeGate(max_ratio=Quantity(0.25, "percent", "25%")),
+        }
+    )
+    fails_at: str | None = None
+    exit_code: int = 4
+    layers: Mapping[str, tuple[int, int]] = field(default_factory=lambda: LAYERS)
+    hostile: str = ""  # a text put wherever a model, a device or a user names something
+
+
+def pp(text: str) -> Quantity:
+    return Quantity.parse(text, "points", "number")
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., tuple[PipelineConfig, Path]]:
+    """``make_run(fails_at="export")`` writes such a run and gives its configuration and directory."""
+
+    def make(**changes: Any) -> tuple[PipelineConfig, Path]:
+        run_dir = tmp_path / "run"
+        return write_run(run_dir, replace(Example(), **changes))
+
+    return make
+
+
+def write_run(run_dir: Path, example: Example) -> tuple[PipelineConfig, Path]:
+    """The whole directory: a manifest and files for each finished step, and run.json."""
+    manifests = _manifests(run_dir, example)
+    records = []
+    failed = False
+    for number, (id, stage) in enumerate(STEPS.items()):
+        directory = f"{number:02d}-{id}"
+        is_it = id == example.fails_at
+        record: dict[str, Any] = {"id": id, "stage": stage, "directory": directory, "state": "done"}
+        record |= {"reused": id == "train", "seconds": manifests[id]["seconds"], "error": None}
+        if is_it or failed:
+            record |= {"state": "failed" if is_it else "not_run", "seconds": 1.25 if is_it else 0.0}
+        if is_it:
+            message = f"{id}: the exporter refused aten::unique_dim\nin layer2.0 {example.hostile}"
+            record["error"] = {"class": "StageFailed", "message": message, "exit_code": example.exit_code}
+        failed = failed or is_it
+        if not failed:
+            write_json(run_dir / directory / "manifest.json", manifests[id])
+        records.append(record)
+    error = next((r["error"] for r in records if r["error"]), None)
+    run = {"schema": 1, "name": example.name, "started": "2026-03-14T09:26:53+00:00", "seconds": 142.7}
+    run |= {
+        "command": ["/usr/local/bin/deploycompress", "run", "pipelines/quick start.yaml"],
+        "steps": records,
+    }
+    run |= {"rehearsal": {"state": "passed", "seconds": 6.2}, "error": error}
+    write_json(run_dir / "run.json", run)
+    return _config(example), run_dir
+
+
+def _config(example: Example) -> PipelineConfig:
+    return PipelineConfig(
+        name="digits-edge",
+        model=ModelConfig(
+            build="deploycompress.examples.resnet:build",
+            inputs={"image": InputSpec(shape=("batch", 1, 32, 32))},
+        ),
+        data=DataConfig(source="digits"),
+        target=TargetConfig(threads=2),
+        stages=tuple(
+            StepConfig(stage=stage, id=id, config=StrictModel())
+            for id, stage in STEPS.items()
+            if id not in ("model", "baseline")
+        ),
+        gates=dict(example.gates),
+    )
+
+
+def _manifests(run_dir: Path, example: Example) -> dict[str, dict[str, Any]]:
+    text = example.hostile
+    made: dict[str, Artifact] = {}
+
+    def make(id: str, kind: Kind, size: int, precision: str = "fp32", **details: Any) -> Artifact:
+        folder = run_dir / f"{list(STEPS).index(id):02d}-{id}"
+        path = folder / ("model/model.safetensors" if kind == "checkpoint" else "model.onnx")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((id.encode() * size)[:size])
+        whole = folder / "model" if kind == "checkpoint" else path
+        made[id] = Artifact.of(id, kind, whole, precision=precision, stage=id, details=details)
+        return made[id]
+
+    def step(
+        id: str, source: str | None, seconds: float, *artifacts: Artifact, **more: Any
+    ) -> dict[str, Any]:
+        folder = run_dir / f"{list(STEPS).index(id):02d}-{id}"
+        given = [] if source is None else [{"id": source, "sha256": made[source].sha256}]
+        document: dict[str, Any] = {"schema": 1, "id": id, "stage": STEPS[id], "directory": folder.name}
+        document |= {"key": {}, "key_digest": "0" * 64, "inputs": {"source": given}, "seconds": seconds}
+        document |= {"artifacts": [a.to_json(folder) for a in artifacts], "metrics": {}, "parity": {}}
+        document |= {"measurements": [], "notes": [], "details": {}, "reused": False}
+        return document | {"environment": _environment(text)} | more
+
+    outputs = {"logits": {"shape": ["batch", 10], "dtype": "float32"}}
+    steps = {
+        "model": step("model", None, 1.9, make("model", "checkpoint", 1_240_000)),
+        "train": step(
+            "train", "model", 0.03, make("train", "checkpoint", 1_240_000), metrics={"val_accuracy": 0.9944}
+        ),
+        "baseline": step(
+            "baseline",
+            "train",
+            3.1,
+            make("baseline", "onnx", 1_231_400, outputs=outputs),
+            parity={"export_max_abs": 3.1e-6, "export_relative": 2.4e-7, "simplify_relative": 0.0},
+        ),
+        "prune": step(
+            "prune",
+            "train",
+            6.4,
+            make("prune", "checkpoint", 262_000),
+            metrics={"val_accuracy": 0.8722, "macs": 2.1e6, "macs_ratio": 0.198, "params": 6.5e4}
+            | {"params_ratio": 0.212},
+            parity={"masked_relative": 1.3e-7, "checkpoint_relative": 0.0},
+            notes=[_note("left_whole", "the classifier's outputs are never pruned", f"head{text}")],
+            details={
+                "widths": [
+                    {"layer": name + text, "before": before, "after": after}
+                    for name, (before, after) in example.layers.items()
+                ]
+            },
+        ),
+        "distill": step(
+            "distill",
+            "prune",
+            38.2,
+            make("distill", "checkpoint", 262_000),
+            metrics={"val_accuracy": 0.9917},
+        ),
+        "export": step(
+            "export",
+            "distill",
+            2.8,
+            make("export", "onnx", 257_300, outputs=outputs),
+            parity={"export_max_abs": 2.2e-6, "export_relative": 1.9e-7, "simplify_relative": 8.0e-8},
+        ),
+        "quantize": step(
+            "quantize",
+            "export",
+            4.6,
+            make("quantize", "onnx", 81_900, "int8", scheme="u8s8", outputs=outputs),
+            parity={"quantize_cosine": 0.99941, "quantize_top1_agreement": 0.9983},
+            notes=[_note("decision", f"scheme u8s8: the processor has VNNI {text}")],
+        ),
+        "build_engine": step(
+            "build_engine",
+            "export",
+            0.2,
+            notes=[
+                _note("skipped", "TensorRT is not installed; pip install tensorrt, on a machine with a GPU")
+            ],
+        ),
+    }
+    steps["benchmark"] = step("benchmark", "export", 31.4, **_benchmark(run_dir, example))
+    return steps
+
+
+def _benchmark(run_dir: Path, example: Example) -> dict[str, Any]:
+    accuracy = {id: 1 - len(wrong) / SAMPLES for id, wrong in example.wrong.items()}
+    rows = [
+        _row(
+            id, threads, example.latency_ms[id], example.latency_ms["baseline"], accuracy[id], example.hostile
+        )
+        for threads in (2, 1)
+        for id in example.wrong
+    ]
+    scores = {
+        id: [0.0 if i in set(wrong) else 1.0 for i in range(SAMPLES)] for id, wrong in example.wrong.items()
+    }
+    write_json(run_dir / "08-benchmark" / "scores.json", scores)
+    details: dict[str, Any] = {"baseline": "baseline", "test_samples": SAMPLES, "scores": "scores.json"}
+    details["primary"] = {"name": "accuracy", "higher_is_better": True, "unit": "share"}
+    details["per_class"] = {
+        id: {"three" + example.hostile: value, "eight": value - 0.02} for id, value in accuracy.items()
+    }
+    return {"measurements": [row.to_json() for row in rows], "details": details}
+
+
+def _row(id: str, threads: int, p50: float, baseline: float, accuracy: float, text: str) -> Measurement:
+    p50, baseline = (v * (1 if threads == 2 else 1.7) for v in (p50, baseline))
+    ratio = baseline / p50
+    return Measurement(
+        artifact=id,
+        runtime="onnxruntime",
+        device="local",
+        provider="cpu",
+        precision="int8" if id == "quantize" else "fp32",
+        threads=threads,
+        batch_size=1,
+        latency_ms=Latency(p50, p50 * 1.07, None, p50 * 1.02, 512, 512 * p50 / 1000),
+        speedup=None if id == "baseline" else Speedup(ratio, ratio * 0.965, ratio * 1.031),
+        peak_memory_bytes=int(61e6 + 4e6 * p50),
+        load_ms=8.0 + 9 * p50,
+        first_inference_ms=3 * p50,
+        metrics={"accuracy": accuracy},
+        samples=f"samples/{id}.json",
+        notes=(f"2 of 40 blocks were disturbed and measured again {text}",) if id == "quantize" else (),
+    )
+
+
+def _note(kind: str, message: str, subject: str = "") -> dict[str, str]:
+    return {"kind": kind, "message": message, "subject": subject}
+
+
+def _environment(text: str) -> dict[str, Any]:
+    return {
+        "cpu": f"Example 3.1 GHz{text}",
+        "cores": 2,
+        "features": ["avx2", "avx512_vnni"],
+        "memory_bytes": 8_000_000_000,
+        "system": "Linux 6.1",
+        "python": "3.11.9",
+        "packages": {"torch": "2.10.0", "onnxruntime": "1.24.0", "onnx": "1.21.0"},
+    }

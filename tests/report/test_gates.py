@@ -1,0 +1,304 @@
+"""Each gate on both sides of its limit, and the choice of the artefact it is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploycompress.artifact import Artifact, FileRecord
+from deploycompress.config.quantities import Quantity
+from deploycompress.config.schema import (
+    AccuracyGate,
+    Gate,
+    LatencyGate,
+    PlacementGate,
+    SizeGate,
+    TargetConfig,
+    ThroughputGate,
+)
+from deploycompress.contracts import MetricInfo
+from deploycompress.measure.measurement import Latency, Measurement, Speedup
+from deploycompress.report.gates import Best, Judgement, judge
+from deploycompress.report.verdict import Verdict
+
+ACCURACY = MetricInfo("accuracy", True, "share")
+TARGET = TargetConfig(threads=2)
+
+
+def artifact(id: str, size: int = 1000) -> Artifact:
+    path = Path(f"{id}.onnx")
+    return Artifact(id, "onnx", path, "0" * 64, size, (FileRecord(path.name, "0" * 64, size),))
+
+
+def row(
+    id: str, p50: float = 1.0, speedup: tuple[float, float, float] | None = None, **more: Any
+) -> Measurement:
+    figures = {"p90": 1.1 * p50, "p99": None, "mean": p50, "samples": 512} | more.pop("latency", {})
+    settings = {"runtime": "onnxruntime", "device": "local", "provider": "cpu", "precision": "fp32"}
+    return Measurement(
+        **{"artifact": id, **settings, "threads": 2, "batch_size": 1, "metrics": {"accuracy": 0.99}, **more},
+        latency_ms=Latency(p50=p50, seconds=1.0, **figures),
+        speedup=None if speedup is None else Speedup(*speedup),
+    )
+
+
+def right(wrong: Sequence[int] = (), samples: int = 600) -> list[float]:
+    return [0.0 if i in wrong else 1.0 for i in range(samples)]
+
+
+def judged(
+    gates: Mapping[str, Gate],
+    rows: Sequence[Measurement],
+    sizes: Mapping[str, int] | None = None,
+    scores: Mapping[str, Sequence[float]] | None = None,
+    primary: MetricInfo = ACCURACY,
+    **more: Any,
+) -> Judgement:
+    ids = {"baseline": 1000, "small": 250} | dict(sizes or {})
+    artifacts = [artifact(id, size) for id, size in ids.items()]
+    return judge(gates, artifacts, rows, scores or {}, "baseline", primary, TARGET, **more)
+
+
+def only(gates: Mapping[str, Gate], rows: Sequence[Measurement] | None = None, **more: Any) -> Verdict:
+    rows = rows or [row("baseline", 1.0), row("small", 0.25, (4.0, 3.8, 4.2))]
+    (verdict,) = judged(gates, rows, **more).verdicts
+    return verdict
+
+
+def amount(text: str) -> Quantity:
+    return Quantity.parse(text, "points", "percent", "time", "bytes", "number")
+
+
+# ---------------------------------------------------------------- accuracy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "allowed", "expected", "message"),
+    [
+        (
+            range(0),
+            "1 pp",
+            "pass",
+            "dropped by 0.00 pp on 600 samples (95 % interval of the drop −0.64 pp to 0.64 pp)",
+        ),
+        (range(30), "1 pp", "fail", "dropped by 5.00 pp"),
+        (range(4), "1 pp", "inconclusive", "cannot be resolved with 600 samples, about "),
+        (range(6), "1 pp", "inconclusive", "no number of them would, as the drop equals the limit"),
+    ],
+)
+def test_accuracy_drop_is_judged_on_its_interval(
+    wrong: range, allowed: str, expected: str, message: str
+) -> None:
+    gate = AccuracyGate(max_drop=amount(allowed))
+    verdict = only({"accuracy": gate}, scores={"baseline": right(), "small": right(wrong)})
+    assert verdict.verdict == expected
+    assert message in verdict.message
+    assert verdict.value == pytest.approx(len(wrong) / 600)
+    assert verdict.low is not None and verdict.high is not None
+    assert verdict.low <= verdict.value <= verdict.high
+    assert (verdict.limit, verdict.unit, verdict.bound) == (pytest.approx(0.01), "points", "max_drop")
+
+
+def test_the_same_drop_over_other_samples_is_less_certain() -> None:
+    """Paired: samples that only one of the two gets right are what the interval is made of."""
+    gate = {"accuracy": AccuracyGate(max_drop=amount("2 pp"))}
+    overlapping = only(gate, scores={"baseline": right(range(30)), "small": right(range(34))})
+    apart = only(gate, scores={"baseline": right(range(30)), "small": right(range(100, 134))})
+    assert overlapping.value == pytest.approx(apart.value or 0)
+    assert (overlapping.verdict, apart.verdict) == ("pass", "inconclusive")
+
+
+def test_lower_is_better_metrics_drop_when_they_rise() -> None:
+    error = MetricInfo("error", False, "share")
+    rows = [row("baseline", metrics={"error": 0.0}), row("small", 0.5, (2, 2, 2), metrics={"error": 0.1})]
+    gate = {"accuracy": AccuracyGate(max_drop=amount("1 pp"))}
+    worse = {"baseline": [0.0] * 600, "small": [1.0] * 60 + [0.0] * 540}
+    verdict = only(gate, rows, scores=worse, primary=error)
+    assert (verdict.verdict, verdict.value) == ("fail", pytest.approx(0.1))
+
+
+def test_scores_of_other_samples_fail_with_their_counts() -> None:
+    verdict = only(
+        {"accuracy": AccuracyGate(max_drop=amount("1 pp"))},
+        scores={"baseline": right(), "small": right(samples=599)},
+    )
+    assert verdict.verdict == "fail"
+    assert verdict.message == "600 scores of the baseline against 599: not the same samples"
+
+
+def test_a_rise_is_called_one() -> None:
+    gate = {"accuracy": AccuracyGate(max_drop=amount("1 pp"))}
+    verdict = only(gate, scores={"baseline": right(range(12)), "small": right()})
+    assert verdict.verdict == "pass"
+    assert verdict.message.startswith("rose by 2.00 pp on 600 samples")
+
+
+def test_without_scores_two_figures_are_compared_and_it_says_so() -> None:
+    rows = [row("baseline", metrics={"accuracy": 0.99}), row("small", metrics={"accuracy": 0.97})]
+    verdict = only({"accuracy": AccuracyGate(max_drop=amount("1 pp"))}, rows)
+    assert (verdict.verdict, verdict.value) == ("fail", pytest.approx(0.02))
+    assert "no score for each sample" in verdict.message
+
+
+@pytest.mark.parametrize(("level", "expected"), [("98%", "pass"), ("99.5%", "fail")])
+def test_accuracy_level(level: str, expected: str) -> None:
+    verdict = only({"accuracy": AccuracyGate(min=amount(level))})
+    assert (verdict.verdict, verdict.message) == (expected, "accuracy is 99.00 %")
+
+
+def test_a_metric_by_name() -> None:
+    metrics = {"accuracy": 0.9, "loss": 0.4}
+    rows = [row("baseline", metrics=metrics), row("small", metrics=metrics)]
+    assert only({"metric:loss": AccuracyGate(max=amount("0.3"))}, rows).verdict == "fail"
+    assert only({"metric:loss": AccuracyGate(max=amount("0.5"))}, rows).verdict == "pass"
+    missing = only({"metric:f1": AccuracyGate(min=amount("50%"))}, rows)
+    assert missing.verdict == "fail"
+    assert missing.message == "no f1 was measured on the test split"
+
+
+def test_worst_class_names_the_class_that_lost_most() -> None:
+    per_class = {"baseline": {"cat": 0.9, "dog": 0.8}, "small": {"cat": 0.7, "dog": 0.79}}
+    gate = {"worst_class": AccuracyGate(max_drop=amount("5 pp"), min=amount("60%"))}
+    rows = [row("baseline"), row("small")]
+    drop, level = judged(gate, rows, per_class=per_class).verdicts
+    assert (drop.verdict, drop.message) == ("fail", "class cat lost most: 20.00 pp")
+    assert (level.verdict, level.message) == ("pass", "class cat is 70.00 %")
+    assert judged(gate, rows).verdicts[0].message == "no figure for each class"
+
+
+# ---------------------------------------------------------------- speed
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(3.8, "pass"), (4.3, "fail"), (4.0, "inconclusive"), (4.2, "inconclusive")]
+)
+def test_speedup_is_judged_on_its_interval(limit: float, expected: str) -> None:
+    verdict = only({"latency_p50": LatencyGate(min_speedup=limit)})
+    assert verdict.verdict == expected
+    assert (verdict.value, verdict.low, verdict.high) == (4.0, 3.8, 4.2)
+    assert ("a longer measurement is needed" in verdict.message) == (expected == "inconclusive")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("0.25 ms", "pass"), ("200 us", "fail")])
+def test_absolute_latency(limit: str, expected: str) -> None:
+    verdict = only({"latency_p50": LatencyGate(max=amount(limit))})
+    assert (verdict.verdict, verdict.message) == (expected, "p50 is 0.250 ms over 512 samples")
+
+
+def test_a_percentile_that_too_few_samples_support_is_inconclusive() -> None:
+    verdict = only({"latency_p99": LatencyGate(max=amount("1 ms"))})
+    assert (verdict.verdict, verdict.value) == ("inconclusive", None)
+    assert verdict.message == "p99 needs at least 662 samples; 512 were measured"
+
+
+def test_p90_speedup_is_the_ratio_of_the_two() -> None:
+    verdict = only({"latency_p90": LatencyGate(min_speedup=3.9)})
+    assert (verdict.verdict, verdict.value) == ("pass", pytest.approx(4.0))
+
+
+def test_throughput() -> None:
+    verdict = only({"throughput": ThroughputGate(min=4500)})
+    assert (verdict.verdict, verdict.value) == ("fail", pytest.approx(4000))
+    assert only({"throughput": ThroughputGate(min=3500)}).verdict == "pass"
+
+
+# ---------------------------------------------------------------- bytes, absence, policy
+
+
+@pytest.mark.parametrize(
+    ("gate", "expected", "unit"),
+    [
+        (SizeGate(max_ratio=amount("25%")), "pass", "ratio"),
+        (SizeGate(max_ratio=amount("24%")), "fail", "ratio"),
+        (SizeGate(max=amount("250 B")), "pass", "bytes"),
+        (SizeGate(max_ratio=amount("249 B")), "fail", "bytes"),
+    ],
+)
+def test_artifact_size(gate: SizeGate, expected: str, unit: str) -> None:
+    verdict = only({"artifact_size": gate})
+    assert (verdict.verdict, verdict.unit) == (expected, unit)
+
+
+def test_peak_memory() -> None:
+    rows = [row("baseline", peak_memory_bytes=100), row("small", peak_memory_bytes=70)]
+    assert only({"peak_memory": SizeGate(max_ratio=amount("70%"))}, rows).verdict == "pass"
+    assert only({"peak_memory": SizeGate(max=amount("60 B"))}, rows).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("metric", "gate"),
+    [
+        ("energy", SizeGate(max=amount("1 KB"))),
+        ("packed_size", SizeGate(max_ratio=amount("50%"))),
+        ("peak_memory", SizeGate(max_ratio=amount("50%"))),
+        ("placement", PlacementGate(allow=("gpu",))),
+    ],
+)
+def test_a_gate_whose_metric_is_absent_fails(metric: str, gate: Gate) -> None:
+    verdict = only({metric: gate})
+    assert verdict.verdict == "fail"
+    assert verdict.message == f"nothing in this run measured {metric}"
+    assert verdict.blocks
+
+
+def test_warn_lets_only_the_inconclusive_through() -> None:
+    straddles = {"latency_p50": LatencyGate(min_speedup=4.0, on_inconclusive="warn")}
+    missed = {"latency_p50": LatencyGate(min_speedup=9.0, on_inconclusive="warn")}
+    extended = {"latency_p50": LatencyGate(min_speedup=4.0, on_inconclusive="extend")}
+    assert [only(g).blocks for g in (straddles, missed, extended)] == [False, True, True]
+    assert only(straddles).only_warns and not only(missed).only_warns
+
+
+def test_nothing_measured_at_the_target_fails_every_gate() -> None:
+    gates = {"latency_p50": LatencyGate(max=amount("1 ms")), "artifact_size": SizeGate(max=amount("1 KB"))}
+    found = judged(gates, [row("small", threads=1)])
+    assert found.best is None
+    assert [v.verdict for v in found.verdicts] == ["fail", "fail"]
+    assert found.verdicts[0].message == "no latency was measured at the target"
+
+
+# ---------------------------------------------------------------- the best artefact
+
+
+def choice(gates: Mapping[str, Gate], **more: Any) -> Best | None:
+    """Between ``small`` and the faster ``int8``, which is larger and less accurate."""
+    rows = [
+        row("baseline", 1.0),
+        row("small", 0.5, (2.0, 1.9, 2.1), metrics={"accuracy": 0.98}),
+        row("int8", 0.2, (5.0, 4.9, 5.1), metrics={"accuracy": 0.97}),
+    ]
+    return judged(gates, rows, sizes={"int8": 800}, **more).best
+
+
+def test_best_is_the_fastest_that_meets_every_gate_not_about_speed() -> None:
+    assert choice({}) == Best("int8", "onnxruntime")
+    assert choice({"artifact_size": SizeGate(max_ratio=amount("50%"))}) == Best("small", "onnxruntime")
+    slow = {"latency_p50": LatencyGate(min_speedup=99.0)}
+    assert choice(slow) == Best("int8", "onnxruntime")
+
+
+def test_best_falls_back_to_accuracy_then_to_doubt_then_to_the_most_accurate() -> None:
+    size = {"artifact_size": SizeGate(max=amount("1 B"))}
+    level = {"accuracy": AccuracyGate(min=amount("98%"))}
+    assert choice(size | level) == Best("small", "onnxruntime")
+    drop = {"accuracy": AccuracyGate(max_drop=amount("1 pp"))}
+    doubt = {"baseline": right(), "small": right(range(4)), "int8": right(range(4))}
+    assert choice(drop, scores=doubt) == Best("int8", "onnxruntime")
+    assert choice({"accuracy": AccuracyGate(min=amount("99.9%"))}) == Best("small", "onnxruntime")
+
+
+def test_the_baseline_is_best_only_where_nothing_else_was_measured() -> None:
+    slower = [row("baseline", 1.0), row("small", 2.0, (0.5, 0.49, 0.51))]
+    assert judged({}, slower).best == Best("small", "onnxruntime")
+    alone = judged({"latency_p50": LatencyGate(min_speedup=1.5)}, [row("baseline", 1.0)])
+    assert alone.best == Best("baseline", "onnxruntime")
+    assert alone.verdicts[0].verdict == "fail"
+    assert alone.verdicts[0].message == "nothing but the baseline was measured"
+
+
+def test_only_rows_at_the_target_count() -> None:
+    rows = [row("baseline"), row("small", 0.5, (2, 2, 2)), row("int8", 0.1, (9, 9, 9), runtime="openvino")]
+    assert judged({}, rows, sizes={"int8": 10}).best == Best("small", "onnxruntime")
