@@ -36,7 +36,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of progress, with its numbers."""
+    """One line of progress: ``message`` says it with its numbers, ``figures`` repeats those for machines."""
 
     kind: Literal["progress", "decision", "warning", "parity"]
     message: str
@@ -150,10 +150,6 @@ class Metrics(Protocol):
         """One number a sample, in order, whose mean is the primary metric; None where there is none."""
         ...
 
-    def per_class(self) -> Mapping[str, float]:
-        """The primary metric of every class by its name; empty where the task has no classes."""
-        ...
-
 
 class Task(Protocol):
     """What a batch, a loss and a metric are."""
@@ -225,6 +221,13 @@ class Stage(ABC):
     def reads(self) -> frozenset[str]:
         """Which of "target" and "gates" the result depends on."""
         return frozenset()
+
+    def depends(self, context: RunContext) -> Mapping[str, Any]:
+        """Facts outside the configuration that the result depends on, as JSON for the key.
+
+        A processor's features, whether a GPU is there. Like ``requires``, it must not import a framework.
+        """
+        return {}
 
     def requires(self, context: RunContext) -> None:  # noqa: B027
         """Libraries, devices, files: asked of every step before the first one runs, sees no artefact.

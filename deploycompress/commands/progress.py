@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import click
 
@@ -55,10 +55,9 @@ class View:
 
     def event(self, event: Event) -> None:
         name = self.names.get(event.step, event.step)
-        text = f"{name}: {event.message}{_figures(event.figures)}"
         if self.now is not None:
-            self.now = (self.now[0], self.now[1], f"{event.message}{_figures(event.figures)}", event.done)
-        self._say(text, loud=event.kind == "warning", detail=event.kind == "parity")
+            self.now = (self.now[0], self.now[1], event.message, event.done)
+        self._say(f"{name}: {event.message}", loud=event.kind == "warning", detail=event.kind == "parity")
         self.screen.show(self)
 
     def finished(self, record: StepRecord) -> None:
@@ -164,28 +163,3 @@ def open_view(*, verbose: bool, quiet: bool, terminal: bool) -> Iterator[View]:
     screen = _Live(lines=verbose)
     with screen.live:
         yield View(screen, verbose=verbose, quiet=quiet)
-
-
-# ---------------------------------------------------------------- numbers in words
-
-
-def _figures(figures: Mapping[str, Any]) -> str:
-    return "".join(f", {figure(name, value)}" for name, value in figures.items())
-
-
-def figure(name: str, value: float) -> str:
-    """A figure with its unit, by its name: ``val_accuracy`` 0.981 is ``val accuracy 98.1 %``."""
-    words = name.replace("_", " ")
-    if name == "seconds_left":
-        return f"{value:.0f} s left"
-    if name.endswith("_ms"):
-        return f"{words[:-3]} {value:.3g} ms"
-    if name.endswith("seconds"):
-        return f"{value:.1f} s"
-    if name.endswith("_bytes"):
-        return f"{words[:-6]} {value / 1000:,.0f} KB"
-    if "accuracy" in name or "agreement" in name or name.endswith(("_share", "_ratio", "worst_class")):
-        return f"{words} {value:.1%}"
-    if isinstance(value, int) or float(value).is_integer():
-        return f"{words} {value:,.0f}"
-    return f"{words} {value:.4g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from deploycompress.config.document import KeyPath
-from deploycompress.config.wording import nearest
+from deploycompress.config.wording import nearest, shown
 
 T = TypeVar("T")
 
@@ -21,22 +22,20 @@ def search_path(path: Path) -> tuple[Path, ...]:
 
 def found(path: Path, folders: Sequence[Path]) -> Path | None:
     """``path``, absolute, in the first folder that has it; None where none has."""
-    candidates = [folder / path.expanduser() for folder in folders]
-    return next((c.resolve() for c in candidates if c.exists()), None)
+    candidates = [folder / os.path.expanduser(path) for folder in folders]
+    # os.path answers False where pathlib raises: names that are too long, or hold a NUL.
+    return next((c.resolve() for c in candidates if os.path.exists(c)), None)
 
 
 def not_found(path: Path, folders: Sequence[Path]) -> str:
     """A sentence about a file or folder that is in none of ``folders``."""
-    parents = [folder / path.expanduser().parent for folder in folders]
-    names = [p.name for parent in parents if parent.is_dir() for p in parent.iterdir()]
-    close = nearest(path.name, names)
-    question = f"; did you mean {path.with_name(close)}?" if close else ""
-    looked = (
-        ""
-        if path.is_absolute()
-        else f"{' Looked' if close else '; looked'} in " + " and ".join(map(str, folders))
+    parents = [(folder / os.path.expanduser(path)).parent for folder in folders]
+    close = nearest(
+        path.name, [name for parent in parents if os.path.isdir(parent) for name in os.listdir(parent)]
     )
-    return f"{path} does not exist{question}{looked}"
+    question = f"; did you mean {path.with_name(close)}?" if close else ""
+    looked = f"{' Looked' if close else '; looked'} in {' and '.join(map(str, folders))}"
+    return f"{shown(str(path))} does not exist{question}{'' if path.is_absolute() else looked}"
 
 
 def with_paths(value: T, change: Callable[[KeyPath, Path], Path], key: KeyPath = ()) -> T:

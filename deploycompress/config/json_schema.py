@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from deploycompress.config import names
+from deploycompress.config.comments import comments
 from deploycompress.config.schema import (
     GATES,
     AccuracyGate,
@@ -114,9 +117,21 @@ def _gates(defs: Schema) -> Schema:
 # ---------------------------------------------------------------- parts
 
 
+class _Described(GenerateJsonSchema):
+    """Takes the comment beside a key for its description, where it has no other."""
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        described = super().model_schema(schema)
+        for key, comment in comments(schema["cls"]).items():
+            if key in described.get("properties", {}):
+                described["properties"][key].setdefault("description", comment)
+        return described
+
+
 def _schema(model: type[BaseModel], name: str, defs: Schema) -> Schema:
     """The schema of one model, titled ``name``; what it refers to goes into ``defs``."""
-    schema = model.model_json_schema(by_alias=True, ref_template=f"#/$defs/{name}.{{model}}")
+    reference = f"#/$defs/{name}.{{model}}"
+    schema = model.model_json_schema(by_alias=True, ref_template=reference, schema_generator=_Described)
     for inner, definition in schema.pop("$defs", {}).items():
         defs[f"{name}.{inner}"] = definition
     schema["title"] = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,9 +38,13 @@ def check(
 ) -> None:
     """Note in ``document`` what does not fit; a None among ``steps`` has mistakes of its own already."""
     ids = [step["id"] for step in _raw(document)]
+    reported = set()  # a step that is repeated has its fault once, although the ids in it differ
     for index, hop in enumerate(flow(steps, ids)):
-        for place, message in hop.faults:
-            document.report(("stages", index, *place), message, key=not place)
+        for fault, message in hop.faults:
+            path: KeyPath = ("stages", index, *fault)
+            if document.place(path) not in reported:
+                document.report(path, message, key=not fault)
+            reported.add(document.place(path))
     names = [step["stage"] for step in _raw(document)]
     open_ended = any(
         name not in STAGES for name in names
@@ -124,7 +129,7 @@ class _SoFar:
             return f"{ref!r} is this step itself; give an earlier one"
         if ref in self.ids:
             return f"{ref!r} is a later step; give an earlier one: {listed(self.made)}"
-        if Path(ref).is_absolute() and Path(ref).exists():
+        if os.path.isabs(ref) and os.path.exists(ref):
             return None
         known = [*self.made, "original", "baseline"]
         close = nearest(ref, known)

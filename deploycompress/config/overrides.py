@@ -57,8 +57,8 @@ def apply(document: Document, overrides: Sequence[Override]) -> list[Override]:
     Mistakes are noted in ``document``, placed at the override.
     """
     later = []
-    known = steps.written(document)
     for override in overrides:
+        known = steps.written(document)  # an override before this one may have changed the list
         try:
             if _of_round(override.path[0], document, known):
                 later.append(override)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def absolute(reference: str, search_path: Sequence[Path]) -> str:
     if not separator or not place.endswith(".py"):
         return reference
     for folder in search_path:
-        if (folder / place).is_file():
+        if os.path.isfile(folder / place):
             return f"{(folder / place).resolve()}:{name}"
     return reference
 
@@ -86,11 +87,11 @@ def absolute(reference: str, search_path: Sequence[Path]) -> str:
 
 def _file(place: str, search_path: Sequence[Path]) -> Path:
     for folder in search_path:
-        if (folder / place).is_file():
+        if os.path.isfile(folder / place):
             return (folder / place).resolve()
     looked = " or ".join(str(p) for p in search_path) if not Path(place).is_absolute() else ""
     around = [folder / Path(place).parent for folder in search_path]
-    names = [p.name for folder in around if folder.is_dir() for p in folder.glob("*.py")]
+    names = [p.name for folder in around if os.path.isdir(folder) for p in folder.glob("*.py")]
     close = nearest(Path(place).name, names)
     raise NotFound(
         f"the file {place} does not exist"
@@ -143,14 +144,14 @@ def _in_folders(name: str, folders: Sequence[Path]) -> Place | None:
     """As the import system does: a package, else a module, else folders without ``__init__.py``."""
     namespace: list[Path] = []
     for folder in folders:
-        if (folder / name / "__init__.py").is_file():
+        if os.path.isfile(folder / name / "__init__.py"):
             return folder / name / "__init__.py", [folder / name]
-        if (folder / f"{name}.py").is_file():
+        if os.path.isfile(folder / f"{name}.py"):
             return folder / f"{name}.py", []
         compiled = next(folder.glob(f"{name}.*.so"), None)
         if compiled is not None:
             return compiled, []
-        if (folder / name).is_dir():
+        if os.path.isdir(folder / name):
             namespace.append(folder / name)
     return (None, namespace) if namespace else None
 

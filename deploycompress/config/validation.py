@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -206,15 +206,28 @@ def _mistyped(annotation: Any, data: Any, path: KeyPath) -> Iterator[Mistake]:
     elif isinstance(data, list):
         entries = iter(enumerate(data))
     elif data is not None:
-        due = set(_members(annotation))
-        if isinstance(data, bool):
-            wrong = bool not in due and due <= {int, float, str}
-        else:
-            wrong = due == {bool} or (isinstance(data, str) and due <= {int, float, bool})
-        if due and wrong:
-            names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-            expected = listed([words for kind, words in names.items() if kind in due], last="or")
-            yield Mistake(path, f"received {shown(data)}, expected {expected}", "mistyped")
+        message = _wrong_type(set(_members(annotation)), data)
+        if message:
+            yield Mistake(path, message, "mistyped")
     for part, value in entries:
         for inner in _inside(annotation, part):
             yield from _mistyped(inner, value, (*path, part))
+
+
+def _wrong_type(due: set[Any], data: Any) -> str:
+    """What is wrong with a single value where one of the types ``due`` is expected; "" when nothing is."""
+    literals = [value for kind in due if get_origin(kind) is Literal for value in get_args(kind)]
+    due = {kind for kind in due if get_origin(kind) is not Literal}
+    if any(data == value and type(data) is type(value) for value in literals):
+        return ""
+    if isinstance(data, bool):
+        wrong = bool not in due and due <= {int, float, str}
+    else:
+        wrong = due == {bool} or (isinstance(data, str) and due <= {int, float, bool})
+    if not due or not wrong:
+        return ""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    expected = listed(
+        [*map(str, literals), *(words for kind, words in names.items() if kind in due)], last="or"
+    )
+    return f"received {shown(data)}, expected {expected}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -101,25 +99,11 @@ class MapStyle:
         return len(self._dataset)
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Any:
-        with _seeded(rng if rng is not None else np.random.default_rng(0)):
+        from deploycompress.model.source import seeded
+
+        seed = 0 if rng is None else int(rng.integers(2**32))
+        with seeded(seed):
             return self._collate([self._dataset[int(i)] for i in indices])
-
-
-@contextmanager
-def _seeded(rng: np.random.Generator) -> Iterator[None]:
-    import torch
-
-    seed = int(rng.integers(2**32))
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 def stratified(labels: np.ndarray | None, total: int, count: int, seed: int) -> tuple[Indices, Indices]:

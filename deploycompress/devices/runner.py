@@ -76,7 +76,7 @@ def measure(job: Document, result: Document) -> None:
             id = candidate["id"]
             report(number / steps, "loading and warming up " + id)
             entries[id] = {"error": None, "blocks_ns": []}
-            children[id] = Child(id, candidate, job)
+            children[id] = Child(number, candidate, job)
             attempt(children, entries, id, {"do": "open"}, deadline)
         for block in range(job["blocks"]):
             report((len(job["candidates"]) + block) / steps, f"block {block + 1} of {job['blocks']}")
@@ -110,9 +110,8 @@ def attempt(
 class Child:
     """One candidate's process, seen from the parent: asked in JSON lines, answering in JSON lines."""
 
-    def __init__(self, id: str, candidate: Document, job: Document) -> None:
-        self.id = id
-        self.log = Path(f"log-{id}.txt")
+    def __init__(self, number: int, candidate: Document, job: Document) -> None:
+        self.log = Path(f"log-{number}.txt")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", THIS_FILE, "--child"],

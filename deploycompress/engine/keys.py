@@ -9,6 +9,7 @@ from typing import Any
 from deploycompress import __version__
 from deploycompress.artifact import Artifact
 from deploycompress.config.schema import PipelineConfig
+from deploycompress.contracts import RunContext
 from deploycompress.engine.plan import Step
 
 SCHEMA = 1
@@ -19,6 +20,7 @@ def step_key(
     config: PipelineConfig,
     inputs: Mapping[str, tuple[Artifact, ...]],
     digests: Mapping[str, str],
+    context: RunContext,
 ) -> dict[str, Any]:
     """The key document of one step; its digest names the step in the store.
 
@@ -35,6 +37,7 @@ def step_key(
         "gates": {k: g.model_dump(mode="json") for k, g in config.gates.items()}
         if "gates" in reads
         else None,
+        "depends": dict(step.stage.depends(context)),
         "task": config.task.model_dump(mode="json"),
         "seed": config.seed,
         "digests": dict(digests),

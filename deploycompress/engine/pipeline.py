@@ -93,6 +93,7 @@ class _Run:
         self.config, self.run_dir, self.store = config, run_dir, store
         self.listener, self.interrupts = listener, interrupts
         self.steps = plan(config)
+        self.context = asking_context(config, store)
         self.records = {step.id: StepRecord(step.id, step.stage_name, step.directory) for step in self.steps}
         self.made: dict[str, tuple[Artifact, ...]] = {}
         self.digests: Mapping[str, str] = {}
@@ -108,9 +109,8 @@ class _Run:
         from deploycompress.config.reader import dump
 
         self.search_path, self.command = search_path, list(command)
-        context = asking_context(self.config, self.store)
         for step in self.steps:
-            step.stage.requires(context)
+            step.stage.requires(self.context)
         _keep_history(self.run_dir)
         planned = {step.directory for step in self.steps}
         for folder in self.run_dir.glob("[0-9][0-9]-*"):
@@ -171,7 +171,7 @@ class _Run:
                 raise ConfigError(
                     f"{step.id}: its input {name!r} ({step.sources[name]}) holds nothing it accepts"
                 )
-        key = step_key(step, self.config, inputs, self.digests)
+        key = step_key(step, self.config, inputs, self.digests, self.context)
         destination = self.run_dir / step.directory
         if step.id == MODEL or not step.stage.reusable:
             with self.store.workdir() as workdir:

@@ -46,7 +46,7 @@ def write_manifest(
     """Write ``folder/manifest.json``; raises StageFailed when a figure in it is not a number."""
     from deploycompress.measure.environment import environment
 
-    artifacts = [replace(a, stage=step.id).to_json(folder) for a in outcome.artifacts]
+    artifacts = [a.to_json(folder) for a in signed(outcome.artifacts, step.id)]
     manifest: dict[str, Any] = {
         "schema": 1,
         "id": step.id,
@@ -70,6 +70,11 @@ def write_manifest(
     except ValueError as error:
         raise StageFailed(f"{step.id}: a figure in the step's record is NaN or infinite ({error})") from error
     write_json(folder / MANIFEST, manifest | {"seal": seal(manifest)})
+
+
+def signed(artifacts: tuple[Artifact, ...], step_id: str) -> tuple[Artifact, ...]:
+    """The artefacts with the step's name on them: a stage does not know its step's id, and leaves ``id`` empty."""
+    return tuple(replace(a, stage=step_id, id=f"{step_id}/{a.id}" if a.id else step_id) for a in artifacts)
 
 
 def read_artifacts(folder: Path) -> tuple[Artifact, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from deploycompress.artifact import Artifact
 from deploycompress.contracts import Event, RunContext
 from deploycompress.engine.plan import Step
+from deploycompress.engine.record import signed
 from deploycompress.errors import DeployCompressError, Interrupted
 
 
@@ -26,13 +27,9 @@ def rehearse(steps: tuple[Step, ...], workdir: Path, context: RunContext) -> Non
             raise
         except DeployCompressError as error:
             raise type(error)(f"rehearsal: step {step.id} would fail: {error}") from error
-        made[step.id] = outcome.artifacts or inputs.get("source", ())
+        made[step.id] = signed(outcome.artifacts, step.id) or inputs.get("source", ())
         seconds = time.monotonic() - started
-        context.emit(
-            Event(
-                "progress", f"{step.id} would work", {"seconds": round(seconds, 1)}, (number + 1) / len(steps)
-            )
-        )
+        context.emit(Event("progress", f"{step.id} works ({seconds:.1f} s)", done=(number + 1) / len(steps)))
 
 
 def artifacts_for(step: Step, name: str, made: dict[str, tuple[Artifact, ...]]) -> tuple[Artifact, ...]:

@@ -120,6 +120,8 @@ def forked(run_dir: str, step_id: str, connection: Any) -> None:
     """The entry of a worker that the fork server made; ``connection`` takes one JSON line a message."""
     import multiprocessing.connection
 
+    # What the user's code starts, it starts as it would anywhere; and a semaphore of tqdm's is no leak.
+    multiprocessing.set_start_method(None, force=True)
     parent = multiprocessing.parent_process()
     assert parent is not None
     _settle(Path(run_dir), lambda: multiprocessing.connection.wait([parent.sentinel]))

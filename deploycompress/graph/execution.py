@@ -50,3 +50,12 @@ def select(feed: Feed, inputs: Iterable[str], path: Path) -> Feed:
     if absent:
         raise ConfigError(f"{path.name} wants the inputs {wanted}, and was given {sorted(feed)}")
     return {name: feed[name] for name in wanted}
+
+
+def fixed_batch_of(path: Path) -> int | None:
+    """The batch size that an ONNX file fixes; None where it is dynamic, or the file is not an ONNX file."""
+    if path.suffix != ".onnx":
+        return None
+    shapes = [spec["shape"] for spec in inspect_onnx(path)["inputs"].values()]
+    first = shapes[0][0] if shapes and shapes[0] else None
+    return first if isinstance(first, int) else None

@@ -13,7 +13,7 @@ from deploycompress.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARITY_BATCHES = (1, 5)  # neither is the one that a graph is traced with
+PARITY_BATCHES = (1, 16)  # neither is the one that a graph is traced with
 
 
 def take(loader: Iterable[Batch], size: int) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deploycompress.errors import StageFailed
+
 
 def reestimate_batchnorm(
     module: nn.Module,
@@ -19,6 +21,7 @@ def reestimate_batchnorm(
 
     Everything else stays in evaluation mode, and no gradient is taken. A module without running statistics
     is left as it is, and no batch is read for it. Afterwards the whole module is in evaluation mode.
+    Raises StageFailed when there is no batch.
     """
     module.eval()
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
@@ -30,9 +33,13 @@ def reestimate_batchnorm(
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
             norm.train()
+        seen = 0
         with torch.no_grad():
             for inputs in batches:
                 call(module, inputs)
+                seen += 1
+        if not seen:
+            raise StageFailed("batch normalisation cannot be estimated anew without a batch; the data are empty")
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

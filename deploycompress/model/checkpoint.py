@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from deploycompress import __version__
 from deploycompress.artifact import write_json
@@ -202,8 +201,3 @@ def _check_probe(module: nn.Module, model: Model, probe: Probe, folder: Path) ->
                 f"{apart:.3g}, of at most {kept.largest:.3g}; has the code of the model changed since?"
             )
 
-
-def tensors_of(module: nn.Module) -> Mapping[str, Tensor]:
-    """Every tensor of ``module`` by name, each once; what a checkpoint's file holds."""
-    seen: dict[int, str] = {}
-    return {n: t for n, t, _ in named_tensors(module) if seen.setdefault(id(t), n) == n}

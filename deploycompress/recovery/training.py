@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import signal
 import time
 from collections.abc import Iterator
@@ -11,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from deploycompress.contracts import Event, RunContext
 from deploycompress.errors import Interrupted, StageFailed
+from deploycompress.model.source import seeded
+from deploycompress.model.weights import first_nonfinite
 from deploycompress.recovery.evaluation import evaluate
 from deploycompress.recovery.objectives import Objective, Terms
 from deploycompress.recovery.recipe import Recipe, learning_rate
@@ -26,7 +26,7 @@ History = list[dict[str, float]]
 
 
 def fit(student: nn.Module, objective: Objective, recipe: Recipe, context: RunContext) -> History:
-    """Train ``student`` in place by ``recipe``; the figures of every epoch. It is left on the CPU.
+    """Train ``student`` in place by ``recipe``; the figures of every epoch. It is left on the training device.
 
     The last epoch's network is kept. A rehearsal goes forward and backward through one batch and changes no
     weight. Raises StageFailed when a loss, a gradient or a weight is not finite, Interrupted when the run is
@@ -37,8 +37,8 @@ def fit(student: nn.Module, objective: Objective, recipe: Recipe, context: RunCo
         if context.rehearsal:
             loop.rehearse()
         history = [] if context.rehearsal else [loop.epoch(number) for number in range(recipe.epochs)]
-    student.to("cpu").eval()
-    require_finite(student, "training")
+    student.eval()
+    require_finite(student)
     return history
 
 
@@ -48,13 +48,10 @@ def device() -> torch.device:
     return found
 
 
-def require_finite(module: nn.Module, what: str) -> None:
-    """Raises StageFailed naming the first parameter or buffer that holds NaN or Inf."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise StageFailed(
-                f"{what} left NaN or Inf in {name}: nothing was saved; use a lower lr, or set clip: 1.0"
-            )
+def require_finite(net: nn.Module) -> None:
+    """Raises StageFailed naming the first parameter that holds NaN or Inf."""
+    if bad := first_nonfinite(net.named_parameters()):
+        raise StageFailed(f"after training, {bad}: nothing was saved; use a lower lr, or set clip: 1.0")
 
 
 @dataclass
@@ -158,18 +155,12 @@ def _deterministic(seed: int) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        # Only warn: an operation without a deterministic form is the user's network's, and no error of ours.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        try:
+    # Only warn: an operation without a deterministic form is the user's network's, and no error of ours.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        with seeded(seed):
             yield
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

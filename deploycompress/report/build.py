@@ -53,7 +53,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     error = _error(run)
     verdict, exit_code = _outcome(error, judged)
     chain = lineage(steps, baseline, None if judged.best is None else judged.best.artifact)
-    here = {m.artifact: m for m in measurements if at_target(m, config.target)}
+    here = {m.artifact: m for m in measurements if at_target(m, artifacts.get(m.artifact), config.target)}
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "name": run["name"],
@@ -75,7 +75,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "gates": [_gate(v, error if judged.best is None else None) for v in judged.verdicts],
         "artifacts": [_artifact(a, run_dir, here.get(a.id)) for a in artifacts.values()],
         "measurements": [
-            _measurement(m, step, at_target(m, config.target)) for step in steps for m in step.measurements
+            _measurement(m, step, m is here.get(m.artifact)) for step in steps for m in step.measurements
         ],
         "differences": _differences(scores, baseline),
         "per_class": details.get("per_class", {}),

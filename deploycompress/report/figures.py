@@ -26,7 +26,9 @@ def figure(value: float | None, unit: str) -> str:
     if value is None:
         return NOTHING
     if value < 0:
-        return f"−{figure(-value, unit)}"
+        text = figure(-value, unit)
+        return text if text == figure(0.0, unit) else f"−{text}"
+    value = abs(value)  # a zero has no sign
     match unit:
         case "share":
             return f"{100 * value:.2f} %"

@@ -52,7 +52,7 @@ def judge(
     id -> class -> figure.
     """
     by_id = {a.id: a for a in artifacts}
-    rows = {m.artifact: m for m in measurements if at_target(m, target) and m.artifact in by_id}
+    rows = {m.artifact: m for m in measurements if at_target(m, by_id.get(m.artifact), target)}
     common = Evidence(
         primary,
         baseline=by_id.get(baseline_id or ""),
@@ -72,10 +72,18 @@ def judge(
     return Judgement(Best(best, rows[best].runtime), judged[best])
 
 
-def at_target(row: Measurement, target: TargetConfig) -> bool:
-    """Whether a row was measured as the target says. The artefact's own precision may be any."""
-    measured = (row.device, row.runtime, row.provider, row.threads, row.batch_size)
-    return measured == (target.device, target.runtime, target.provider, target.threads, target.batch_size)
+def at_target(row: Measurement, artifact: Artifact | None, target: TargetConfig) -> bool:
+    """Whether ``artifact`` was measured as the target says; its own precision may be any.
+
+    What only one runtime opens, an engine, counts in that runtime.
+    """
+    if artifact is None:
+        return False
+    if (row.device, row.threads, row.batch_size) != (target.device, target.threads, target.batch_size):
+        return False
+    if artifact.kind != "onnx" and artifact.details.get("runtime") == row.runtime:
+        return True
+    return (row.runtime, row.provider) == (target.runtime, target.provider)
 
 
 def _all_verdicts(gates: Mapping[str, Gate], evidence: Evidence) -> tuple[Verdict, ...]:

@@ -10,6 +10,7 @@ from typing import Literal
 from deploycompress.report.document import Report
 from deploycompress.report.figures import shortened
 
+MOST_LABELS = 30  # the best, the baseline, then the fastest; more would only hide one another
 LOG_ABOVE = 25.0  # slowest over fastest from which on the latency axis is logarithmic
 CHARACTER = 7.2  # width of a label's letter, about, in the SVG's units
 
@@ -58,6 +59,7 @@ def scatter(report: Report, width: int, height: int) -> Scatter | None:
     rows = [r for r in report.measurements if r.at_target and name in r.metrics and r.latency_ms.p50 > 0]
     if len(rows) < 2:
         return None
+    rows.sort(key=lambda r: (r.artifact not in (report.best_id, report.baseline), r.latency_ms.p50))
     base = report.row(report.baseline)
     spans = []
     for row in rows:
@@ -78,10 +80,13 @@ def scatter(report: Report, width: int, height: int) -> Scatter | None:
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
     lines = [(x_place(s[0]), y, x_place(s[1]), y) for (s, _), (_, y) in zip(spans, spots, strict=True)]
     lines += [(x, y_place(s[1]), x, y_place(s[0])) for (_, s), (x, _) in zip(spans, spots, strict=True)]
-    points = []
+    points: list[Point] = []
     for row, (x, y), (x_span, y_span) in zip(rows, spots, spans, strict=True):
-        label = shortened(row.artifact, 24)
-        label_x, label_y, anchor = _place_label(x, y, label, (left, top, right, bottom), taken, lines)
+        label = shortened(row.artifact, 24) if len(points) < MOST_LABELS else ""
+        frame = (left, top, right, bottom)
+        label_x, label_y, anchor = (
+            _place_label(x, y, label, frame, taken, lines) if label else (x, y, "start")
+        )
         is_best = row.artifact == report.best_id
         points.append(
             Point(
@@ -143,7 +148,7 @@ def _steps(low: float, high: float, about: int = 5) -> list[float]:
         return []
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.9)
     first = math.ceil(low / step - 1e-9)
     return [float(f"{i * step:.10g}") for i in range(first, first + 3 * about) if i * step <= high + 1e-9]
 

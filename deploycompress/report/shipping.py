@@ -11,9 +11,21 @@ from typing import Any
 from deploycompress.artifact import MANIFEST, digest_file, publish, remove, walk_files, write_json, write_text
 from deploycompress.errors import StageFailed
 from deploycompress.report.document import check
+from deploycompress.runtimes import onnx_file
 
 FOLDER = "artifacts"
 CARD = "MODEL_CARD.md"
+# TensorProto.DataType of onnx.proto
+DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+}
 KINDS = ("onnx", "openvino", "engine", "package")  # a checkpoint does not ship: a model is built from it
 
 
@@ -59,7 +71,7 @@ def ship(report: Mapping[str, Any], run_dir: Path) -> None:
         by_id = {artifact["id"]: artifact for artifact in report["artifacts"]}
         for shipped in report["ships"]:
             _copy(by_id[shipped["artifact"]], run_dir, workdir / shipped["file"])
-        write_json(workdir / MANIFEST, _manifest(report))
+        write_json(workdir / MANIFEST, _manifest(report, workdir))
         write_text(workdir / CARD, card(report))
         publish(workdir, destination)
 
@@ -125,7 +137,7 @@ def _files(path: Path) -> list[tuple[str, str]]:
     return [(p.relative_to(path).as_posix(), digest_file(p)) for p in walk_files(path)]
 
 
-def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What a deployment needs to know of each file, without the run directory."""
     by_id = {artifact["id"]: artifact for artifact in report["artifacts"]}
     rows = {row["artifact"]: row for row in report["measurements"] if row["at_target"]}
@@ -133,14 +145,14 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
 
     def entry(shipped: Mapping[str, str]) -> dict[str, Any]:
         artifact, row = by_id[shipped["artifact"]], rows.get(shipped["artifact"])
-        details = artifact["details"]
+        inputs, outputs = _interface(artifact, folder / shipped["file"], report["model"]["inputs"])
         return {
             "file": shipped["file"],
             "best": artifact["id"] == best,
             **{key: artifact[key] for key in ("id", "kind", "precision", "sha256", "bytes", "files")},
-            "inputs": details.get("inputs", report["model"]["inputs"]),
-            "outputs": details.get("outputs"),
-            "details": details,
+            "inputs": inputs,
+            "outputs": outputs,
+            "details": artifact["details"],
             "metrics": artifact["metrics"],
             "latency_ms": None if row is None else row["latency_ms"],
             "speedup": None if row is None else row["speedup"],
@@ -157,3 +169,18 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
         "gates": report["gates"],
         "environment": report["environment"],
     }
+
+
+def _interface(artifact: Mapping[str, Any], path: Path, configured: Any) -> tuple[Any, Any]:
+    """Inputs and outputs by name, with shape and type: what an ONNX file says, else what is known."""
+    if artifact["kind"] != "onnx":
+        return configured, artifact["details"].get("outputs")
+    try:
+        described = onnx_file.check(path if path.is_file() else path / "model.onnx")
+    except ValueError as error:
+        raise StageFailed(f"{artifact['id']} cannot be shipped: {error}") from error
+    inputs, outputs = (
+        {name: {"shape": of["shape"], "dtype": DTYPES.get(of["type"], "other")} for name, of in given.items()}
+        for given in (described["inputs"], described["outputs"])
+    )
+    return inputs, outputs

@@ -31,7 +31,7 @@ DOMAINS = frozenset(
 MOST_NODES = 500000
 MOST_TENSORS = 500000
 MOST_ELEMENTS = 1 << 40
-DEEPEST = 32  # graphs within graphs
+DEEPEST = 16  # graphs within graphs
 MEMORY_MARKER = "_ORT_MEM_ADDR_"
 
 # TensorProto.DataType -> bits of one element; strings (8) have no fixed size

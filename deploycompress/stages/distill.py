@@ -42,9 +42,9 @@ class Distill(Stage):
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
         from deploycompress.recovery.objectives import Distillation
-        from deploycompress.recovery.training import device, fit, require_finite
+        from deploycompress.recovery.training import device, fit
 
-        student = checkpoint.load(inputs["source"][0].path, context.model)
+        student = checkpoint.load(inputs["source"][0].path, context.model).to(device())
         teacher = checkpoint.load(inputs["teacher"][0].path, context.model).to(device())
         before = _validated(student, context)
         _reestimate(student, context)
@@ -52,10 +52,9 @@ class Distill(Stage):
         objective = Distillation(context.model, context.task, teacher, self._loss())
         history = fit(student, objective, self.config, context)
         _reestimate(student, context)
-        require_finite(student, "re-estimating batch statistics")
         after = _validated(student, context)
         folder = workdir / "model"
-        checkpoint.save(student, folder, context.model)
+        checkpoint.save(student.to("cpu"), folder, context.model)
         return Outcome(
             (Artifact.of("", "checkpoint", folder),),
             {f"val_{name}": value for name, value in after.items()}
@@ -86,7 +85,8 @@ def _reestimate(student: nn.Module, context: RunContext) -> None:
 
     Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning".
     """
-    from deploycompress.model.parity import reestimate_batchnorm
+    from deploycompress.model.batchnorm import reestimate_batchnorm
+    from deploycompress.recovery.training import device
 
     batches = itertools.islice(context.data.loader("train"), STATISTICS_BATCHES)
-    reestimate_batchnorm(student, (batch.inputs for batch in batches), context.model.call)
+    reestimate_batchnorm(student, (batch.to(device()).inputs for batch in batches), context.model.call)

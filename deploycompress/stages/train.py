@@ -37,7 +37,7 @@ class Train(Stage):
         history = fit(student, Supervised(context.model, task), self.config, context)
         figures, _ = evaluate(student, context.model, context.data.loader("val"), context.task)
         folder = workdir / "model"
-        checkpoint.save(student, folder, context.model)
+        checkpoint.save(student.to("cpu"), folder, context.model)
         return Outcome(
             (Artifact.of("", "checkpoint", folder),),
             {f"val_{name}": value for name, value in figures.items()},

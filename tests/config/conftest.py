@@ -100,7 +100,8 @@ class Export(_Stage):
     produces = frozenset({"onnx"})
 
     class Config(StrictModel):
-        opset: int = 18
+        opset: int = 18  # of the ONNX file
+        simplify: bool | Literal["onnxsim"] = True
 
 
 class Quantize(_Stage):
@@ -155,7 +156,7 @@ STAGES = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder of the test, empty, with the small stages in the tables."""
     entries = {name: f"{__name__}:{stage.__name__}" for name, stage in STAGES.items()}
@@ -166,7 +167,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def good() -> str:
+def good(folder: Path) -> str:
     """A pipeline.yaml without a mistake."""
     return GOOD
 
@@ -179,7 +180,9 @@ Refused = Callable[..., list[str]]
 def reading(folder: Path) -> Read:
     """Reads a text as pipeline.yaml, first replacing each (old, new) that is given."""
 
-    def read_text(text: str, *changes: tuple[str, str], sets: tuple[str, ...] = (), **options: Any) -> PipelineConfig:
+    def read_text(
+        text: str, *changes: tuple[str, str], sets: tuple[str, ...] = (), **options: Any
+    ) -> PipelineConfig:
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)

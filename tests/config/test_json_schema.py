@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import pytest
 from deploycompress.config.json_schema import pipeline_schema
 from deploycompress.config.yaml_file import parse
 
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 KNOWN = {
     "$schema", "$defs", "$ref", "title", "description", "default", "examples", "type", "enum", "const", "anyOf",
     "properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties", "items",
     "minItems", "maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern", "format",
-    "minLength",
+    "minLength", "prefixItems",
 }  # fmt: skip
 
 
@@ -73,8 +76,11 @@ def accepts(text: str) -> bool:
         ("task: classification", "task: {name: 'own:Task', args: {a: 1}}"),
         ("- quantize", "- quantize:"),
         ("- quantize", "- own.py:Stage: {anything: 1}"),
-        ("- quantize", "- repeat: 3\n    schedule: linear\n    stages: [quantize, distill: {epochs: 3}]"),
-        ("- quantize", "- quantize: {id: x, from: train, timeout: 5 min}"),
+        (
+            "- distill: {epochs: 8}",
+            "- {repeat: 3, schedule: linear, stages: [train, {distill: {epochs: 3}}]}",
+        ),
+        ("- quantize", "- quantize: {id: x, from: export, timeout: 5 min}"),
         ("criterion: taylor", "criterion: own:Criterion, align: 16"),
         ("{source: digits, image_size: 32, batch_size: 64}", "{source: 'own:Sounds', rate: 3}"),
         ("latency_p50: {min_speedup: 3.0}", "'metric:f1': {min: 0.9}"),
@@ -83,7 +89,9 @@ def accepts(text: str) -> bool:
     ],
 )
 def test_what_read_takes(reading, good, folder, change) -> None:
-    (folder / "own.py").write_text("class Stage: ...\nclass Task: ...\nclass Criterion: ...\nclass Sounds: ...\nclass Runtime: ...\n")
+    (folder / "own.py").write_text(
+        "class Stage: ...\nclass Task: ...\nclass Criterion: ...\nclass Sounds: ...\nclass Runtime: ...\n"
+    )
     reading(good, change)
     assert accepts(good.replace(*change))
 
@@ -120,10 +128,21 @@ def test_what_an_editor_should_mark(refused, good, change) -> None:
     assert not accepts(good.replace(*change))
 
 
-def test_stages_and_sources_are_described() -> None:
+def test_stages_and_sources_are_described(folder) -> None:
     schema = pipeline_schema()
     stages = schema["$defs"]["step"]["anyOf"][1]["properties"]
     assert stages["prune"]["description"] == "Removes channels."
+    assert (
+        stages["export"]["properties"]["opset"]["description"] == "of the ONNX file"
+    )  # the comment beside it
     assert stages["prune"]["properties"]["criterion"]["default"] == "taylor"
     assert "magnitude" in stages["prune"]["properties"]["criterion"]["anyOf"][0]["enum"]
     assert schema["properties"]["data"]["anyOf"][0]["properties"]["source"]["description"] == "Ten classes."
+
+
+@pytest.mark.parametrize("file", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_real_tables_and_every_pipeline(file: Path) -> None:
+    if file.stem.startswith("sweep-"):
+        pytest.skip("a sweep has a schema of its own")
+    assert accepts(file.read_text(encoding="utf-8"))
+    assert not accepts(file.read_text(encoding="utf-8").replace("epochs:", "epoch:"))

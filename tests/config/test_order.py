@@ -100,6 +100,18 @@ def test_what_fits(reading, good, folder, changes) -> None:
     reading(good, *changes)
 
 
+def test_a_repeated_step_has_its_fault_once(refused, good) -> None:
+    lines = refused(
+        good,
+        ("- quantize", "- repeat: 4\n    stages: [quantize, distill]"),
+        ("- build_engine: {from: export}", "- export"),
+    )
+    assert [line.partition(", but ")[0] for line in lines] == [
+        "pipeline.yaml:16:14: stages.4.stages.0: quantize reads onnx",
+        "pipeline.yaml:16:24: stages.4.stages.1: distill reads checkpoint",
+    ]
+
+
 def test_a_file_as_source_has_the_kind_of_its_name(refused, good, folder) -> None:
     (folder / "given.engine").write_bytes(b"")
     (line,) = refused(good, ("- quantize", "- quantize: {from: given.engine}"))

@@ -18,7 +18,11 @@ REPEATED = (
         ("prune.target={size: 300 KB}", lambda c: c.stages[1].config.target.size.value, 300e3),
         ("prune.align=16", lambda c: c.stages[1].config.align, 16),
         ("stages.1.prune.align=16", lambda c: c.stages[1].config.align, 16),
-        ("quantize.scheme=s8s8", lambda c: c.stages[4].config.scheme, "s8s8"),  # `- quantize` has no mapping yet
+        (
+            "quantize.scheme=s8s8",
+            lambda c: c.stages[4].config.scheme,
+            "s8s8",
+        ),  # `- quantize` has no mapping yet
         ("quantize.id=int8", lambda c: c.stages[4].id, "int8"),
         ("build_engine.from=quantize", lambda c: c.stages[5].source, "quantize"),
         ("train.timeout=10 min", lambda c: c.stages[0].timeout.value, 600e3),
@@ -66,7 +70,7 @@ def test_later_ones_win_and_earlier_ones_are_seen(reading, good) -> None:
         ("prune=8", "received 8, expected a mapping, as prune: {key: value}"),
         ("stages=[]", "no stage is given"),
         ("gates.latency=1", "unknown gate 'latency'; did you mean 'latency_p50'?"),
-        ("model.weights=none.pt", "none.pt does not exist; looked in"),
+        ("model.weights=none.pt", "'none.pt' does not exist; looked in"),
         ("prune@2.align=8", "unknown path 'prune@2'; did you mean 'prune'?"),
         ("build_engine.from=exprot", "unknown step 'exprot'; did you mean 'export'?"),
     ],
@@ -87,7 +91,12 @@ def test_ambiguous_names_are_refused(refused, reading, good) -> None:
     )
     assert reading(good, two, sets=("export-2.opset=17",)).stages[4].config.opset == 17
     named = ("- export: {opset: 18}", "- export: {opset: 18, id: export}")
-    config = reading(good, named, ("- quantize", "- export: {from: train, id: other}\n  - quantize"), sets=("export.opset=17",))
+    config = reading(
+        good,
+        named,
+        ("- quantize", "- export: {from: train, id: other}\n  - quantize"),
+        sets=("export.opset=17",),
+    )
     assert [s.config.opset for s in config.stages if s.stage == "export"] == [17, 18]
     (line,) = refused(good, ("- quantize", "- quantize: {id: data}"), sets=("data.batch_size=3",))
     assert "'data' is ambiguous: a top-level key and a step's id" in line

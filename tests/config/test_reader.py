@@ -10,6 +10,8 @@ import pytest
 from deploycompress.config.reader import dump, read, search_path
 from deploycompress.config.schema import DataConfig, OpenConfig, OpenDataConfig
 
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+
 
 def test_defaults_are_filled_in_and_the_result_is_frozen(reading, good, folder) -> None:
     config = reading(good)
@@ -29,7 +31,7 @@ MISTAKES = [
     ("epochs: 12", "epoch: 12", "11:13: stages.0.train.epoch: unknown key 'epoch'; did you mean 'epochs'? Known: epochs, lr, ema"),
     ("name:", "nam:", "1:1: nam: unknown key 'nam'; did you mean 'name'? Known: name, seed, model"),
     ("{target: {macs: 20%}", "{macs: 20%", "12:13: stages.1.prune.macs: unknown key 'macs'; it belongs into 'target': {target: {macs: ...}}"),
-    ("{opset: 18}", "{colour: 18}", "14:14: stages.3.export.colour: unknown key 'colour'; known: opset, id, from, timeout"),
+    ("{opset: 18}", "{colour: 18}", "14:14: stages.3.export.colour: unknown key 'colour'; known: opset, simplify, id, from, timeout"),
     # wrong types: nothing is taken for what it is not
     ("epochs: 12", "epochs: '12'", "11:21: stages.0.train.epochs: received '12', expected a whole number"),
     ("epochs: 12", "epochs: true", "11:21: stages.0.train.epochs: received true, expected a whole number"),
@@ -38,6 +40,8 @@ MISTAKES = [
     ("epochs: 12", "epochs: null", "received nothing (null), expected a whole number"),
     ("lr: 1e-2", "ema: 1", "stages.0.train.ema: received 1, expected true or false"),
     ("lr: 1e-2", "ema: yes", "stages.0.train.ema: received 'yes', expected true or false"),
+    ("opset: 18", "simplify: yes", "stages.3.export.simplify: received 'yes', expected onnxsim or true or false"),
+    ("criterion: taylor", "align: true", "stages.1.prune.align: received true, expected auto or a whole number"),
     ("lr: 1e-2", "betas: [0.9, x]", "stages.0.train.betas.1: received 'x', expected a number"),
     ("lr: 1e-2", "betas: 0.9", "stages.0.train.betas: received 0.9, expected a list"),
     ("{width: 32}", "32", "4:9: model.args: received 32, expected a mapping"),
@@ -84,7 +88,7 @@ MISTAKES = [
     ("source: digits, ", "", "8:1: data: the key 'source' is missing; expected digits or module:function"),
     # model
     ("resnet:build", "resnet:buidl", "3:10: model.build: 'deploycompress.examples.resnet:buidl': deploycompress.examples.resnet has no 'buidl'; did you mean 'build'?"),
-    ("weights: null", "weights: none.pt", "5:12: model.weights: none.pt does not exist; looked in "),
+    ("weights: null", "weights: none.pt", "5:12: model.weights: 'none.pt' does not exist; looked in "),
     # what stands in the list of stages
     ("- quantize", "- quantize: 8", "15:15: stages.4.quantize: received 8, expected a mapping, as quantize: {key: value}"),
     ("- quantize", "- 8", "15:5: stages.4: received 8, expected a stage: name, or name: {key: value}"),
@@ -138,7 +142,9 @@ def test_missing_blocks(refused) -> None:
         "data: the key 'data' is missing: {source: digits}, or {source: module:function}",
         "stages: the key 'stages' is missing: a list such as [train, prune, export]",
     ]
-    assert refused("- train\n") == ["pipeline.yaml:1:1: received a list of 1, expected keys such as name: and model:"]
+    assert refused("- train\n") == [
+        "pipeline.yaml:1:1: received a list of 1, expected keys such as name: and model:"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +176,10 @@ def test_paths_are_looked_for_beside_the_file_first(folder: Path, good: str, mon
     assert config.model.weights == (project / "both.pt").resolve()
     assert config.model.build == f"{(project / 'model.py').resolve()}:build"
     assert search_path(Path("../project/p.yaml")) == (project.resolve(), elsewhere.resolve())
-    assert read(Path("../project/p.yaml"), ["model.weights=only.pt"]).model.weights == (elsewhere / "only.pt").resolve()
+    assert (
+        read(Path("../project/p.yaml"), ["model.weights=only.pt"]).model.weights
+        == (elsewhere / "only.pt").resolve()
+    )
 
 
 def test_every_path_of_a_configuration_must_exist(refused, reading, good, folder) -> None:
@@ -178,9 +187,9 @@ def test_every_path_of_a_configuration_must_exist(refused, reading, good, folder
     config = reading(good, ("lr: 1e-2", "start: start.pt"))
     assert config.stages[0].config.start == (folder / "start.pt").resolve()
     (line,) = refused(good, ("lr: 1e-2", "start: stert.pt"))
-    assert "11:32: stages.0.train.start: stert.pt does not exist; did you mean start.pt? Looked in " in line
+    assert "11:32: stages.0.train.start: 'stert.pt' does not exist; did you mean start.pt? Looked in " in line
     (line,) = refused(good, ("batch_size: 64", "root: nowhere"))
-    assert "data.root: nowhere does not exist; looked in " in line
+    assert "data.root: 'nowhere' does not exist; looked in " in line
 
 
 def test_weights_of_another_kind(refused, good, folder) -> None:
@@ -190,7 +199,7 @@ def test_weights_of_another_kind(refused, good, folder) -> None:
     assert line.endswith("expected a file ending in .safetensors, .pt, .pth or .th")
 
 
-OWN = '''
+OWN = """
     raise SystemExit("imported")
     from deploycompress.config.base import StrictModel
     from deploycompress.config.schema import DataConfig
@@ -210,12 +219,14 @@ OWN = '''
             rate: int = 16000
 
     def loader(split): ...
-'''
+"""
 
 
 def test_user_code_is_located_and_not_imported(reading, refused, good, folder) -> None:
     (folder / "own.py").write_text(dedent(OWN))
-    config = reading(good, ("- quantize", "- own.py:Own: {anything: 1, id: mine}"), ("digits,", "own:Sounds,"))
+    config = reading(
+        good, ("- quantize", "- own.py:Own: {anything: 1, id: mine}"), ("digits,", "own:Sounds,")
+    )
     step = config.stages[4]
     assert step.stage == f"{(folder / 'own.py').resolve()}:Own" and step.id == "mine"
     assert step.config == OpenConfig(anything=1)
@@ -223,10 +234,14 @@ def test_user_code_is_located_and_not_imported(reading, refused, good, folder) -
     config = reading(good, ("{source: digits, image_size: 32,", "{source: 'own.py:loader', args: {a: 1},"))
     assert type(config.data) is DataConfig and config.data.source == f"{(folder / 'own.py').resolve()}:loader"
     (line,) = refused(good, ("- quantize", "- own.py:Own"), ("digits,", "own:loader,"))
-    assert "8:28: data.image_size: unknown key 'image_size'" in line  # a function takes args, no keys of its own
+    assert (
+        "8:28: data.image_size: unknown key 'image_size'" in line
+    )  # a function takes args, no keys of its own
     (line,) = refused(good, ("- quantize", "- own.py:Owl: {anything: 1}"))
     assert "15:5: stages.4.own.py:Owl: stage 'own.py:Owl': own.py has no 'Owl'; did you mean 'Own'?" in line
-    lines = refused(good, ("criterion: taylor", "criterion: criteria.py:Mine"), ("task: class", "task: own:Class"))
+    lines = refused(
+        good, ("criterion: taylor", "criterion: criteria.py:Mine"), ("task: class", "task: own:Class")
+    )
     assert "task 'own:Classification': own has no 'Classification'; it has Own, Sounds, loader" in lines[0]
     assert "criterion 'criteria.py:Mine': the file criteria.py does not exist; looked in" in lines[1]
 
@@ -259,7 +274,9 @@ EXAMPLES = {
         ("min_speedup: 3.0", "max: 0.5 s"),
         ("max_drop: 1 pp", "min: 98.5%, max_drop: 1"),
     ),
-    "odd text": (("{width: 32}", "{a: '1e3', b: 'yes: no', c: '', d: [~, 1e-7, true], e: 'null', f: 0o17, 1: é}"),),
+    "odd text": (
+        ("{width: 32}", "{a: '1e3', b: 'yes: no', c: '', d: [~, 1e-7, true], e: 'null', f: 0o17, 1: é}"),
+    ),
     "repeat": (
         (
             "  - prune: {target: {macs: 20%}, criterion: taylor}\n  - distill: {epochs: 8}\n",
@@ -304,3 +321,13 @@ def test_a_changed_value_is_not_equal(reading, good) -> None:
     assert reading(good) == reading(good, ("12, lr: 1e-2", "12, lr: 0.010"))
     assert reading(good) != reading(good, ("epochs: 12", "epochs: 13"))
     assert reading(good) != reading(good, ("macs: 20%", "macs: 21%"))
+
+
+@pytest.mark.parametrize("file", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_pipeline_reads_and_reads_back(file: Path, tmp_path: Path) -> None:
+    if file.stem.startswith("sweep-"):
+        pytest.skip("a sweep is read by the sweep command")
+    config = read(file)
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    assert read(tmp_path / "config.yaml") == config
+    assert dump(read(tmp_path / "config.yaml")) == dump(config)

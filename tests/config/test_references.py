@@ -12,7 +12,7 @@ from deploycompress.config import references
 from deploycompress.config.references import NotFound, absolute, find, locate
 from deploycompress.errors import ConfigError
 
-SOURCE = '''
+SOURCE = """
 raise SystemExit("imported")
 
 import functools
@@ -33,7 +33,7 @@ make = functools.partial(build, 3)
 first, (second, *rest) = 1, (2, 3)
 typed: int = 3
 _private = 1
-'''
+"""
 
 
 @pytest.fixture
@@ -66,7 +66,9 @@ def project(folder: Path) -> Path:
 def test_found_and_not_imported(project: Path, reference: str) -> None:
     before = set(sys.modules)
     assert locate(reference, [project]) is None
-    assert {m for m in set(sys.modules) - before if m.split(".")[0] in ("models", "shapes", "loose", "star")} == set()
+    assert {
+        m for m in set(sys.modules) - before if m.split(".")[0] in ("models", "shapes", "loose", "star")
+    } == set()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,10 @@ def test_found_and_not_imported(project: Path, reference: str) -> None:
         ("nets/a.py:build", "the file nets/a.py does not exist; looked in "),
         ("broken:build", "broken.py:2 has a syntax error: "),
         ("latin.py:x", "latin.py"),
-        ("models", "not of the form module:function or path/to/file.py:function, or torchvision:NAME or timm:NAME"),
+        (
+            "models",
+            "not of the form module:function or path/to/file.py:function, or torchvision:NAME or timm:NAME",
+        ),
         ("models:", "not of the form"),
         (":build", "not of the form"),
         ("models:Net.build", "'Net.build' is not the name of a function or class"),

@@ -21,14 +21,17 @@ def test_repeat_is_written_out(reading, good) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"), [("linear", [0.8, 0.6, 0.4, 0.2]), ("exponential", [0.2**0.25, 0.2**0.5, 0.2**0.75, 0.2])]
+    ("schedule", "expected"),
+    [("linear", [0.8, 0.6, 0.4, 0.2]), ("exponential", [0.2**0.25, 0.2**0.5, 0.2**0.75, 0.2])],
 )
 def test_schedules(schedule, expected) -> None:
     assert [remaining(0.2, k, 4, schedule) for k in (1, 2, 3, 4)] == pytest.approx(expected)
 
 
 def test_a_schedule_is_monotone_and_ends_at_what_was_written(reading, good) -> None:
-    config = reading(good, repeat("repeat: 4\n    schedule: linear", "prune: {target: {macs: 20%, ratio: 0.4, size: 40%}}"))
+    config = reading(
+        good, repeat("repeat: 4\n    schedule: linear", "prune: {target: {macs: 20%, ratio: 0.4, size: 40%}}")
+    )
     targets = [s.config.target for s in config.stages if s.stage == "prune"]
     assert [t.macs.text for t in targets] == ["80%", "60%", "40%", "20%"]
     assert [t.ratio.value for t in targets] == pytest.approx([0.1, 0.2, 0.3, 0.4])  # removed: it accumulates
@@ -55,7 +58,10 @@ def test_what_repeat_refuses(refused, reading, good) -> None:
     (line,) = refused(good, repeat("repeat: 1000000", "distill"))
     assert "expected a number of at most 100" in line
     (line,) = refused(good, repeat("repeat: 2\n    shedule: linear", "distill"))
-    assert "13:5: stages.1.shedule: unknown key 'shedule'; did you mean 'schedule'? Known: repeat, stages, sched" in line
+    assert (
+        "13:5: stages.1.shedule: unknown key 'shedule'; did you mean 'schedule'? Known: repeat, stages, sched"
+        in line
+    )
     (line,) = refused(good, repeat("repeat: 2\n    schedule: cosine", "distill"))
     assert "13:15: stages.1.schedule: received 'cosine', expected linear or exponential" in line
     (line,) = refused(good, (PAIR, "  - repeat: 2\n"))
@@ -69,7 +75,9 @@ def test_what_repeat_refuses(refused, reading, good) -> None:
 
 
 def test_a_mistake_in_a_repeated_step_is_reported_once_at_its_line(refused, good) -> None:
-    lines = refused(good, repeat("repeat: 3", "prune: {target: {macs: 20%}, align: 0}", "distill: {epoch: 3}"))
+    lines = refused(
+        good, repeat("repeat: 3", "prune: {target: {macs: 20%}, align: 0}", "distill: {epoch: 3}")
+    )
     assert [line.partition(": unknown")[0].partition(": received")[0] for line in lines] == [
         "pipeline.yaml:14:45: stages.1.stages.0.prune.align",
         "pipeline.yaml:15:19: stages.1.stages.1.distill.epoch",
@@ -77,7 +85,9 @@ def test_a_mistake_in_a_repeated_step_is_reported_once_at_its_line(refused, good
 
 
 def test_ids_of_several_steps_with_one_name(refused, reading, good) -> None:
-    config = reading(good, ("- quantize", "- quantize\n  - export: {from: train}\n  - export: {from: distill}"))
+    config = reading(
+        good, ("- quantize", "- quantize\n  - export: {from: train}\n  - export: {from: distill}")
+    )
     assert [s.id for s in config.stages] == [
         "train", "prune", "distill", "export", "quantize", "export-2", "export-3", "build_engine", "benchmark",
     ]  # fmt: skip
@@ -88,7 +98,9 @@ def test_ids_of_several_steps_with_one_name(refused, reading, good) -> None:
 def test_from_in_and_around_a_repeat(refused, reading, good) -> None:
     inner = ("prune: {target: {macs: 25%}, from: distill}", "distill: {from: prune}")
     (line,) = refused(good, repeat("repeat: 3", *inner))
-    assert "14:44: stages.1.stages.0.prune.from: unknown step 'distill'; " in line  # there is none before round 1
+    assert (
+        "14:44: stages.1.stages.0.prune.from: unknown step 'distill'; " in line
+    )  # there is none before round 1
     inner = ("distill: {from: train}", "prune: {target: {macs: 25%}, from: distill}")
     config = reading(good, repeat("repeat: 2", *inner), ("{opset: 18}", "{from: prune}"))
     assert [s.source for s in config.stages[1:6]] == ["train", "distill@1", "train", "distill@2", "prune@2"]

@@ -51,7 +51,10 @@ def test_every_duplicate_key_is_reported() -> None:
         ("a: b: c", "p:1:5: not YAML: mapping values are not allowed here; check the indentation"),
         ("a:\n\t- b", "p:2:1: not YAML: while scanning for the next token found character '\\t'"),
         ("a: @b", "cannot start any token; put the text in quotes"),
-        ("a: 'b", "p:1:6: not YAML: while scanning a quoted scalar found unexpected end of stream; a quote is"),
+        (
+            "a: 'b",
+            "p:1:6: not YAML: while scanning a quoted scalar found unexpected end of stream; a quote is",
+        ),
         ("a: 1\n b: 2", "p:2:3: not YAML"),
         ("a: \x01", "p:1:4: not YAML: the character '\\x01' is not allowed"),
         ("a: !!python/object:os.system x", "p:1:4: the tag tag:yaml.org,2002:python/object:os.system is not"),

@@ -18,7 +18,10 @@ def declared():
     """``declared(image=(["batch", 1, 8, 8], "float32"))`` -> a model with these inputs."""
 
     def make(**inputs):
-        specs = {name: InputSpec(shape=spec[0], dtype=spec[1], max=(*spec, None)[2]) for name, spec in inputs.items()}
+        specs = {
+            name: InputSpec(shape=spec[0], dtype=spec[1], max=(*spec, None)[2])
+            for name, spec in inputs.items()
+        }
         return DeclaredInputs(**specs)
 
     return make

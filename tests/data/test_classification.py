@@ -43,7 +43,9 @@ def test_figures_are_those_of_torchmetrics():
     logits[torch.arange(500), labels] += 1.5
     metrics = counted(logits, labels)
     figures, recall = metrics.compute(), multiclass_recall(logits, labels, 12, average="none")
-    assert figures["accuracy"] == pytest.approx(float(multiclass_accuracy(logits, labels, 12, average="micro")))
+    assert figures["accuracy"] == pytest.approx(
+        float(multiclass_accuracy(logits, labels, 12, average="micro"))
+    )
     top5 = multiclass_accuracy(logits, labels, 12, average="micro", top_k=5)
     assert figures["top5"] == pytest.approx(float(top5))
     assert figures["worst_class"] == pytest.approx(float(recall.min()))
@@ -85,11 +87,15 @@ def test_labels_that_do_not_fit(labels, message):
 
 def test_labels_of_any_integer_type_fit():
     for dtype in (torch.uint8, torch.int32, torch.int64):
-        Classification().check(Outputs({"output": torch.zeros(2, 3)}), batch_of(torch.tensor([0, 2], dtype=dtype)))
+        Classification().check(
+            Outputs({"output": torch.zeros(2, 3)}), batch_of(torch.tensor([0, 2], dtype=dtype))
+        )
 
 
 def test_outputs_that_do_not_fit():
-    with pytest.raises(ConfigError, match=r"first output is \[2, 3, 4, 4\] for a batch of 2; expected \[2, classes\]"):
+    with pytest.raises(
+        ConfigError, match=r"first output is \[2, 3, 4, 4\] for a batch of 2; expected \[2, classes\]"
+    ):
         Classification().check(Outputs({"output": torch.zeros(2, 3, 4, 4)}), batch_of([0, 1]))
     with pytest.raises(ConfigError, match=r"the model has 3 outputs; expected 10, as task.args says"):
         Classification(classes=10).check(Outputs({"output": torch.zeros(2, 3)}), batch_of([0, 1]))
@@ -98,8 +104,14 @@ def test_outputs_that_do_not_fit():
 def test_a_task_is_opened_by_name_and_refuses_what_it_does_not_take():
     task = open_task(TaskConfig(args={"classes": 7}))
     assert task == Classification(classes=7)
-    assert (task.primary.name, task.primary.higher_is_better, task.primary.unit) == ("accuracy", True, "share")
-    with pytest.raises(ConfigError, match=r"unexpected keyword argument 'klasses'; its arguments are: classes, label"):
+    assert (task.primary.name, task.primary.higher_is_better, task.primary.unit) == (
+        "accuracy",
+        True,
+        "share",
+    )
+    with pytest.raises(
+        ConfigError, match=r"unexpected keyword argument 'klasses'; its arguments are: classes, label"
+    ):
         open_task(TaskConfig(args={"klasses": 7}))
     with pytest.raises(ConfigError, match=r"label_smoothing is 1.5; expected 0 or more, and less than 1"):
         open_task(TaskConfig(args={"label_smoothing": 1.5}))

@@ -107,8 +107,11 @@ def test_the_digest_follows_the_options_and_not_the_seed(digits):
 
 
 def test_a_size_that_the_model_does_not_take_is_refused(digits, images):
-    with pytest.raises(ConfigError, match=r"split val, input 'image': received float32\[100, 1, 16, 16\]; expected "
-                       r"float32\[batch, 1, 8, 8\], as model.inputs says"):
+    with pytest.raises(
+        ConfigError,
+        match=r"split val, input 'image': received float32\[100, 1, 16, 16\]; expected "
+        r"float32\[batch, 1, 8, 8\], as model.inputs says",
+    ):
         list(digits(image_size=16).loader("val"))
 
 

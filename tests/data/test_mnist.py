@@ -46,7 +46,9 @@ def read(data):
 
 
 def expected():
-    return (torch.from_numpy(X[40:, None].copy()).float() / 255 - 0.1307) / 0.3081, torch.from_numpy(Y[40:]).long()
+    return (torch.from_numpy(X[40:, None].copy()).float() / 255 - 0.1307) / 0.3081, torch.from_numpy(
+        Y[40:]
+    ).long()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -107,7 +109,9 @@ def test_what_is_missing_or_broken_is_named_with_what_to_do(mnist, tmp_path):
     with pytest.raises(ConfigError, match=r"holds pictures; data.root names"):
         mnist(tmp_path).loader("test")
     np.savez(tmp_path / "m.npz", x=X.astype(np.float32), y=Y)
-    with pytest.raises(ConfigError, match=r"train: received images float32\[40, 28, 28\] .*expected images uint8"):
+    with pytest.raises(
+        ConfigError, match=r"train: received images float32\[40, 28, 28\] .*expected images uint8"
+    ):
         mnist(tmp_path, test_from=40).loader("test")
     (tmp_path / "m.npz").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(ConfigError, match=r"m.npz cannot be read as an .npz file"):
@@ -124,7 +128,9 @@ def test_a_cut_idx_file_is_refused(mnist, tmp_path):
     write_idx(tmp_path, packed=False)
     whole = (tmp_path / "t10k-images-idx3-ubyte").read_bytes()
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(whole[:-1])
-    with pytest.raises(ConfigError, match=r"received magic 00000803 and 7839 values for shape \[10, 28, 28\]"):
+    with pytest.raises(
+        ConfigError, match=r"received magic 00000803 and 7839 values for shape \[10, 28, 28\]"
+    ):
         mnist(tmp_path).loader("test")
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(b"\0\0")
     with pytest.raises(ConfigError, match=r"t10k-images-idx3-ubyte cannot be read as an idx file"):

@@ -56,7 +56,9 @@ def source(images, tmp_path, monkeypatch):
     def make(function, model=images, few=False, **options):
         function.__module__ = "own_data"
         module.load = function
-        return SourceData(DataConfig(source="own_data:load", **({"batch_size": 8} | options)), model, 0, few=few)
+        return SourceData(
+            DataConfig(source="own_data:load", **({"batch_size": 8} | options)), model, 0, few=few
+        )
 
     return make
 
@@ -108,7 +110,9 @@ def test_targets_that_cannot_be_stacked_become_a_list(source):
 
 def test_validation_is_cut_by_class_and_never_overlaps(source):
     data = source(lambda: {"train": Samples()}, validation=0.3)
-    train, val = (torch.cat([b.inputs["image"][:, 0, 0, 0] for b in data.loader(s)]).tolist() for s in ("train", "val"))
+    train, val = (
+        torch.cat([b.inputs["image"][:, 0, 0, 0] for b in data.loader(s)]).tolist() for s in ("train", "val")
+    )
     assert len(val) == 6 and sorted(train + val) == X[:, 0, 0, 0].tolist()
     assert torch.bincount(torch.cat([b.targets for b in data.loader("val")])).tolist() == [3, 3]
 
@@ -198,7 +202,9 @@ def test_a_result_of_another_form(source):
     assert "received list; expected a dict from 'train'" in refused(source(lambda: [1]))
     assert "received the splits 'valid'; expected" in refused(source(lambda: {"valid": Samples()}))
     assert "split train: received int, which is neither" in refused(source(lambda: {"train": 3}))
-    assert "received generator, which cannot be read twice" in refused(source(lambda: {"train": (b for b in [])}))
+    assert "received generator, which cannot be read twice" in refused(
+        source(lambda: {"train": (b for b in [])})
+    )
 
 
 def test_a_split_that_is_not_there(source):
@@ -221,7 +227,10 @@ def test_validation_cannot_be_cut_from_a_stream_or_from_one_sample(source):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ((np.zeros((3, 8, 8), np.float32), 1), "received float32[1, 3, 8, 8]; expected float32[batch, 1, 8, 8]"),
+        (
+            (np.zeros((3, 8, 8), np.float32), 1),
+            "received float32[1, 3, 8, 8]; expected float32[batch, 1, 8, 8]",
+        ),
         ((np.zeros((1, 8, 8)), 1), "received float64[1, 1, 8, 8]; expected float32[batch, 1, 8, 8]"),
         ((np.zeros((8, 8), np.float32), 1), "received float32[1, 8, 8]; expected float32[batch, 1, 8, 8]"),
         ((X[0], 1, 2), "received a tuple of 3; expected (inputs, targets)"),
@@ -237,7 +246,9 @@ def test_a_sample_that_does_not_fit_the_model(source, sample, message):
 
 def test_samples_of_different_shapes(source):
     samples = [(X[0], 1), (X[0][:, :4], 1)] * 2
-    assert "samples of shapes (1, 4, 8) and (1, 8, 8) cannot be one batch" in refused(source(lambda: {"val": samples}), "val")
+    assert "samples of shapes (1, 4, 8) and (1, 8, 8) cannot be one batch" in refused(
+        source(lambda: {"val": samples}), "val"
+    )
 
 
 def test_nan_and_infinity_name_the_sample_in_the_split(source):
@@ -246,7 +257,9 @@ def test_nan_and_infinity_name_the_sample_in_the_split(source):
         broken[13, 0, 2, 2] = value
         data = source(lambda broken=broken: {"train": Samples(broken), "val": Samples()})
         for epoch in (None, 0):
-            assert "split train, input 'image': NaN or Inf in sample 13 (1 such in this batch)" in refused(data, epoch=epoch)
+            assert "split train, input 'image': NaN or Inf in sample 13 (1 such in this batch)" in refused(
+                data, epoch=epoch
+            )
 
 
 def test_values_above_the_declared_maximum(source, declared):
@@ -269,4 +282,6 @@ def test_an_error_while_reading_names_the_batch(source):
             return super().__getitem__(i)
 
     text = refused(source(lambda: {"test": Broken()}), "test")
-    assert text == "data source own_data:load, split test, batch 1: reading failed: OSError: cannot open 9.png"
+    assert (
+        text == "data source own_data:load, split test, batch 1: reading failed: OSError: cannot open 9.png"
+    )

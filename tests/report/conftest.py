@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploycompress.artifact import Artifact, Kind, write_json
+from deploycompress.artifact import Artifact, Kind
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Quantity
 from deploycompress.config.schema import (
@@ -71,6 +73,11 @@ def pp(text: str) -> Quantity:
     return Quantity.parse(text, "points", "number")
 
 
+def _write(path: Path, document: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., tuple[PipelineConfig, Path]]:
     """``make_run(fails_at="export")`` writes such a run and gives its configuration and directory."""
@@ -99,7 +106,7 @@ def write_run(run_dir: Path, example: Example) -> tuple[PipelineConfig, Path]:
             record["error"] = {"class": "StageFailed", "message": message, "exit_code": example.exit_code}
         failed = failed or is_it
         if not failed:
-            write_json(run_dir / directory / "manifest.json", manifests[id])
+            _write(run_dir / directory / "manifest.json", manifests[id])
         records.append(record)
     error = next((r["error"] for r in records if r["error"]), None)
     run = {"schema": 1, "name": example.name, "started": "2026-03-14T09:26:53+00:00", "seconds": 142.7}
@@ -108,7 +115,7 @@ def write_run(run_dir: Path, example: Example) -> tuple[PipelineConfig, Path]:
         "steps": records,
     }
     run |= {"rehearsal": {"state": "passed", "seconds": 6.2}, "error": error}
-    write_json(run_dir / "run.json", run)
+    _write(run_dir / "run.json", run)
     return _config(example), run_dir
 
 
@@ -138,7 +145,7 @@ def _manifests(run_dir: Path, example: Example) -> dict[str, dict[str, Any]]:
         folder = run_dir / f"{list(STEPS).index(id):02d}-{id}"
         path = folder / ("model/model.safetensors" if kind == "checkpoint" else "model.onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes((id.encode() * size)[:size])
+        path.write_bytes(_onnx(size) if kind == "onnx" else (id.encode() * size)[:size])
         whole = folder / "model" if kind == "checkpoint" else path
         made[id] = Artifact.of(id, kind, whole, precision=precision, stage=id, details=details)
         return made[id]
@@ -154,7 +161,6 @@ def _manifests(run_dir: Path, example: Example) -> dict[str, dict[str, Any]]:
         document |= {"measurements": [], "notes": [], "details": {}, "reused": False}
         return document | {"environment": _environment(text)} | more
 
-    outputs = {"logits": {"shape": ["batch", 10], "dtype": "float32"}}
     steps = {
         "model": step("model", None, 1.9, make("model", "checkpoint", 1_240_000)),
         "train": step(
@@ -164,7 +170,7 @@ def _manifests(run_dir: Path, example: Example) -> dict[str, dict[str, Any]]:
             "baseline",
             "train",
             3.1,
-            make("baseline", "onnx", 1_231_400, outputs=outputs),
+            make("baseline", "onnx", 1_231_400),
             parity={"export_max_abs": 3.1e-6, "export_relative": 2.4e-7, "simplify_relative": 0.0},
         ),
         "prune": step(
@@ -194,14 +200,14 @@ def _manifests(run_dir: Path, example: Example) -> dict[str, dict[str, Any]]:
             "export",
             "distill",
             2.8,
-            make("export", "onnx", 257_300, outputs=outputs),
+            make("export", "onnx", 257_300),
             parity={"export_max_abs": 2.2e-6, "export_relative": 1.9e-7, "simplify_relative": 8.0e-8},
         ),
         "quantize": step(
             "quantize",
             "export",
             4.6,
-            make("quantize", "onnx", 81_900, "int8", scheme="u8s8", outputs=outputs),
+            make("quantize", "onnx", 81_900, "int8", scheme="u8s8"),
             parity={"quantize_cosine": 0.99941, "quantize_top1_agreement": 0.9983},
             notes=[_note("decision", f"scheme u8s8: the processor has VNNI {text}")],
         ),
@@ -218,6 +224,22 @@ def _manifests(run_dir: Path, example: Example) -> dict[str, dict[str, Any]]:
     return steps
 
 
+@cache
+def _onnx(size: int) -> bytes:
+    """A real ONNX file of ``size`` bytes; what it lacks is filled up with its description."""
+    from onnx import TensorProto, helper
+
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 32, 32])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1024])
+    graph = helper.make_graph([helper.make_node("Flatten", ["image"], ["logits"])], "g", [image], [logits])
+    opsets = [helper.make_opsetid("", 18)]
+    whole = helper.make_model(graph, opset_imports=opsets, doc_string="x" * size).ByteSize()
+    model = helper.make_model(graph, opset_imports=opsets, doc_string="x" * (2 * size - whole))
+    contents: bytes = model.SerializeToString()
+    assert len(contents) == size
+    return contents
+
+
 def _benchmark(run_dir: Path, example: Example) -> dict[str, Any]:
     accuracy = {id: 1 - len(wrong) / SAMPLES for id, wrong in example.wrong.items()}
     rows = [
@@ -230,7 +252,7 @@ def _benchmark(run_dir: Path, example: Example) -> dict[str, Any]:
     scores = {
         id: [0.0 if i in set(wrong) else 1.0 for i in range(SAMPLES)] for id, wrong in example.wrong.items()
     }
-    write_json(run_dir / "08-benchmark" / "scores.json", scores)
+    _write(run_dir / "08-benchmark" / "scores.json", scores)
     details: dict[str, Any] = {"baseline": "baseline", "test_samples": SAMPLES, "scores": "scores.json"}
     details["primary"] = {"name": "accuracy", "higher_is_better": True, "unit": "share"}
     details["per_class"] = {

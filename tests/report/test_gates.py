@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,10 @@ def test_the_baseline_is_best_only_where_nothing_else_was_measured() -> None:
 def test_only_rows_at_the_target_count() -> None:
     rows = [row("baseline"), row("small", 0.5, (2, 2, 2)), row("int8", 0.1, (9, 9, 9), runtime="openvino")]
     assert judged({}, rows, sizes={"int8": 10}).best == Best("small", "onnxruntime")
+
+
+def test_an_engine_counts_in_the_one_runtime_that_opens_it() -> None:
+    rows = [row("baseline"), row("engine", 0.1, (10, 9, 11), runtime="tensorrt", provider="cuda")]
+    engine = replace(artifact("engine"), kind="engine", details={"runtime": "tensorrt"})
+    found = judge({}, [artifact("baseline"), engine], rows, {}, "baseline", ACCURACY, TARGET)
+    assert found.best == Best("engine", "tensorrt")

@@ -37,8 +37,8 @@ def test_ships_the_compressed_files_with_manifest_and_card(make_run: Make) -> No
         copy = run_dir / "artifacts" / entry["file"]
         assert digest_file(copy) == entry["sha256"]
         assert not copy.is_symlink() and copy.stat().st_nlink == 1
-    assert int8["inputs"] == {"image": {"shape": ["batch", 1, 32, 32], "dtype": "float32", "max": None}}
-    assert int8["outputs"] == {"logits": {"shape": ["batch", 10], "dtype": "float32"}}
+    assert int8["inputs"] == {"image": {"shape": ["batch", 1, 32, 32], "dtype": "float32"}}
+    assert int8["outputs"] == {"logits": {"shape": ["batch", 1024], "dtype": "float32"}}
     assert int8["metrics"]["accuracy"] == pytest.approx(591 / 600)
 
 
@@ -89,7 +89,7 @@ def test_a_folder_keeps_its_files_under_their_names(make_run: Make) -> None:
     report = build(config, run_dir)
     folder = run_dir / "05-export" / "big"
     folder.mkdir()
-    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "model.onnx").write_bytes((run_dir / "05-export" / "model.onnx").read_bytes())
     (folder / "model.onnx.data").write_bytes(b"weights")
     export = next(a for a in report["artifacts"] if a["id"] == "export")
     files = [[p.name, digest_file(p), p.stat().st_size] for p in sorted(folder.iterdir())]
@@ -97,6 +97,18 @@ def test_a_folder_keeps_its_files_under_their_names(make_run: Make) -> None:
     report["ships"] = selection(report)
     ship(report, run_dir)
     assert {"model", "model/model.onnx", "model/model.onnx.data"} <= shipped(run_dir)
+
+
+def test_a_file_that_is_no_onnx_is_not_shipped(make_run: Make) -> None:
+    config, run_dir = make_run()
+    report = build(config, run_dir)
+    path = run_dir / "06-quantize" / "model.onnx"
+    path.write_bytes(b"not onnx")
+    quantize = next(a for a in report["artifacts"] if a["id"] == "quantize")
+    digest = digest_file(path)
+    quantize |= {"sha256": digest, "files": [["model.onnx", digest, 8]]}
+    with pytest.raises(StageFailed, match="quantize cannot be shipped: "):
+        ship(report, run_dir)
 
 
 def entry(id: str, kind: str, precision: str, name: str) -> dict[str, Any]:

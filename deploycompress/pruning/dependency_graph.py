@@ -1,0 +1,79 @@
+"""Torch-Pruning's dependency graph of a model: which layers' channels hang together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from deploycompress.contracts import Model
+from deploycompress.errors import StageFailed
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """``import name`` fails inside, unless it was imported before."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+# torch_pruning imports timm where it is installed, which costs 6 s, for a layer type that we do not use.
+with _hidden("timm"):
+    import torch_pruning
+
+
+def trace(module: nn.Module, model: Model) -> Any:
+    """A ``torch_pruning.DependencyGraph`` over ``module``, from one forward pass on random inputs.
+
+    Every output ends in a node of its own, so that channels which reach an output can be told. All parameters
+    of ``module`` are made to require gradients: the trace follows them.
+    Raises StageFailed when the forward pass, or following it, fails.
+    """
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+
+    def forward(traced: nn.Module, inputs: Any) -> list[torch.Tensor]:
+        outputs = model.call(traced, inputs)
+        # "* 1" gives an output its own node even where a layer's result is the output itself.
+        return [tensor * 1 for tensor in outputs.values() if tensor.requires_grad]
+
+    graph = torch_pruning.DependencyGraph()
+    try:
+        with torch.enable_grad():
+            graph.build_dependency(
+                module, model.example(2), forward_fn=forward, unwrapped_parameters=[], verbose=False
+            )
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        raise StageFailed(f"the model cannot be traced: {type(error).__name__}: {first}") from error
+    return graph
+
+
+def is_output(node: Any) -> bool:
+    return bool(node.type == torch_pruning.ops.OPTYPE.OUTPUT)
+
+
+def is_bare_parameter(node: Any) -> bool:
+    return bool(node.type == torch_pruning.ops.OPTYPE.PARAMETER)
+
+
+def whole_group(graph: Any, module: nn.Module) -> Any:
+    """Everything that hangs together with all output channels of ``module``."""
+    pruner = graph.get_pruner_of_module(module)
+    channels = list(range(pruner.get_out_channels(module)))
+    return graph.get_pruning_group(module, pruner.prune_out_channels, channels)
+
+
+def is_input_side(graph: Any, handler: Any) -> bool:
+    """Whether a dependency concerns what a layer reads, and not what it gives."""
+    return bool(graph.is_in_channel_pruning_fn(handler) and not graph.is_out_channel_pruning_fn(handler))

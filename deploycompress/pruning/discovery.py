@@ -1,0 +1,194 @@
+"""The dependency groups of a model, each one tried out; what cannot be pruned is named with its reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from deploycompress.contracts import Model
+from deploycompress.errors import StageFailed
+from deploycompress.pruning.dependency_graph import (
+    is_bare_parameter,
+    is_input_side,
+    is_output,
+    trace,
+    whole_group,
+)
+from deploycompress.pruning.groups import ChannelGroup, Found, Member, Unpruned
+from deploycompress.pruning.layers import Axis, Layer, describe
+from deploycompress.pruning.screening import screen
+
+ROOTS = (_ConvNd, nn.Linear)
+
+
+class _LeftWhole(Exception):
+    """Why a group is not pruned."""
+
+
+def find_groups(module: nn.Module, model: Model, exclude: Sequence[str] = ()) -> Found:
+    """Every group of ``module`` that can be pruned: traced, checked and tried out on random inputs.
+
+    ``exclude``: patterns (``layer4.*``) of layers whose output channels stay. Nothing is raised for a model
+    that cannot be pruned: all its layers are then left whole.
+    """
+    candidates, unpruned = trace_groups(module, model, exclude)
+    good, failed = screen(module, model, candidates)
+    order = {name: i for i, (name, _) in enumerate(module.named_modules())}
+    every = sorted([*unpruned, *failed], key=lambda u: order.get(u.layer, -1))
+    return Found(tuple(good), tuple(every))
+
+
+def trace_groups(
+    module: nn.Module, model: Model, exclude: Sequence[str] = ()
+) -> tuple[list[ChannelGroup], list[Unpruned]]:
+    """The groups as the trace shows them, not yet tried out; and the layers in no group."""
+    traced = copy.deepcopy(module).cpu().eval()
+    names = {part: name for name, part in traced.named_modules()}
+    roots = {name: part for name, part in traced.named_modules() if isinstance(part, ROOTS)}
+    try:
+        graph = trace(traced, model)
+    except StageFailed as error:
+        return [], [Unpruned(name, str(error)) for name in roots]
+    walk = _Walk(graph, names)
+    for name, part in roots.items():
+        walk.visit(name, part, exclude)
+    return walk.groups, walk.unpruned
+
+
+class _Walk:
+    """Goes over the layers in order; a layer whose outputs are in a group already is passed over."""
+
+    def __init__(self, graph: Any, names: dict[nn.Module, str]) -> None:
+        self.graph, self.names = graph, names
+        self.groups: list[ChannelGroup] = []
+        self.unpruned: list[Unpruned] = []
+        self.owners: dict[tuple[str, Axis], dict[int, str]] = {}  # whose each position is
+        self.seen: set[str] = set()
+
+    def visit(self, name: str, part: nn.Module, exclude: Sequence[str]) -> None:
+        if name in self.seen:
+            return
+        self.seen.add(name)
+        try:
+            if part not in self.graph.module2node:
+                raise _LeftWhole(
+                    "the trace does not reach it: its forward is not called, or not by the module itself"
+                )
+            items = self._items(part)
+            producers = [m.layer for m in self._members(items) if m.axis == "out"]
+            self.seen.update(producers)
+            self._refuse(items, producers, exclude)
+            members = self._members(items)
+            width = _width(describe(part))
+            self._claim(name, members)
+            self.groups.append(ChannelGroup(name, width, tuple(members), _segments(members, width, self._layers)))
+        except _LeftWhole as reason:
+            self.unpruned.append(Unpruned(name, str(reason)))
+
+    def _items(self, part: nn.Module) -> list[Any]:
+        try:
+            return list(whole_group(self.graph, part))
+        except Exception as error:
+            first = (str(error).strip().splitlines() or ["no message"])[0]
+            raise _LeftWhole(
+                f"its dependencies cannot be followed ({type(error).__name__}: {first})"
+            ) from error
+
+    def _refuse(self, items: list[Any], producers: list[str], exclude: Sequence[str]) -> None:
+        if any(is_output(item.dep.target) for item in items):
+            raise _LeftWhole("its channels are the model's outputs")
+        for layer in producers:
+            if any(fnmatchcase(layer, pattern) for pattern in exclude):
+                raise _LeftWhole(f"excluded by the configuration ({layer})")
+        for item in items:
+            part = item.dep.target.module
+            layer = self._layers(self.names[part]) if part in self.names else None
+            if isinstance(layer, str):
+                raise _LeftWhole(f"tied to {self.names[part]}: {layer}")
+
+    def _members(self, items: list[Any]) -> list[Member]:
+        found = []
+        for item in items:
+            node = item.dep.target
+            axis: Axis = "in" if is_input_side(self.graph, item.dep.handler) else "out"
+            channels, positions = torch.tensor(item.root_idxs), torch.tensor(item.idxs)
+            if is_bare_parameter(node):
+                name = self.graph._param_to_name[node.module]
+                found.append(Member(name, "out", channels, positions, node.pruning_dim))
+            elif node.module in self.names:
+                name = self.names[node.module]
+                layer = self._layers(name)
+                if isinstance(layer, Layer) and axis in layer.widths:
+                    found.append(Member(name, axis, channels, positions))
+        return found
+
+    def _layers(self, name: str) -> Layer | str:
+        return describe(self.graph.model.get_submodule(name))
+
+    def _claim(self, id: str, members: list[Member]) -> None:
+        """Every position of every axis belongs to one group. Raises _LeftWhole when it is another's."""
+        for member in members:
+            owned = self.owners.get((member.layer, member.axis), {})
+            other = next((owned[p] for p in member.positions.tolist() if p in owned), None)
+            if other is not None:
+                raise _LeftWhole(f"shares channels of {member.layer} with {other}")
+        for member in members:
+            owned = self.owners.setdefault((member.layer, member.axis), {})
+            owned.update(dict.fromkeys(member.positions.tolist(), id))
+
+
+def _width(layer: Layer | str) -> int:
+    if isinstance(layer, str):
+        raise _LeftWhole(layer)
+    return layer.widths["out"]
+
+
+def _segments(members: list[Member], width: int, layers: Any) -> Tensor:
+    """[width] which segment each channel is in. Raises _LeftWhole when the segments are not equally large.
+
+    Two channels are in one segment when every member has them in the same runs, and equally often: then a
+    width alone says how many positions of every axis stay.
+    """
+    labels: list[tuple[Any, ...]] = [() for _ in range(width)]
+    for member in members:
+        run_size = _run_size(member, layers)
+        runs: list[list[int]] = [[] for _ in range(width)]
+        for channel, position in zip(member.channels.tolist(), member.positions.tolist(), strict=True):
+            runs[channel].append(position // run_size)
+        labels = [(*label, *sorted(run)) + (None,) for label, run in zip(labels, runs, strict=True)]
+    distinct = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    segments = torch.tensor([distinct[label] for label in labels])
+    sizes = segments.bincount().tolist()
+    if len(set(sizes)) > 1:
+        raise _LeftWhole(f"its channels go separate ways in unequal parts ({_some(sizes)})")
+    if sizes[0] == 1:
+        raise _LeftWhole(f"each of its {width} channels goes a way of its own")
+    return segments
+
+
+def _run_size(member: Member, layers: Any) -> int:
+    """Positions of one run of a grouped layer; more than there are where all of them are one run."""
+    if member.dim is not None:
+        return 2**62
+    layer = layers(member.layer)
+    assert isinstance(layer, Layer)
+    return layer.widths[member.axis] // layer.runs if layer.runs > 1 else 2**62
+
+
+def _some(sizes: list[int]) -> str:
+    return " + ".join(map(str, sizes[:6])) + (" ..." if len(sizes) > 6 else "")
+
+
+def producing_layers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Path and output width of every convolution and linear layer, in order."""
+    for name, part in module.named_modules():
+        if isinstance(part, ROOTS):
+            layer = describe(part)
+            width = layer.widths["out"] if isinstance(layer, Layer) else int(part.weight.shape[0])
+            yield name, width

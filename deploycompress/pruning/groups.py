@@ -1,0 +1,125 @@
+"""A dependency group: channels that can only be removed together, and where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, lcm
+
+import torch
+from torch import Tensor
+
+from deploycompress.errors import StageFailed
+from deploycompress.pruning.layers import Axis
+
+SMALLEST_SHARE = 0.125  # of a group's channels that is always kept
+
+Kept = Mapping[str, Tensor]  # group id -> its channels that stay, ascending int64
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One axis of one layer, or one dimension of a parameter that belongs to no known kind of layer.
+
+    Entry i: the group's channel ``channels[i]`` lies at ``positions[i]`` along the axis. A channel may lie at
+    several positions (a flattened image) or at none (a slice).
+    """
+
+    layer: str  # module path; for a bare parameter its own name
+    axis: Axis
+    channels: Tensor
+    positions: Tensor
+    dim: int | None = None  # of a bare parameter
+
+    def at(self, channels: Tensor) -> Tensor:
+        """Positions of these channels, ascending."""
+        return self.positions[torch.isin(self.channels, channels)].sort().values
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """``width`` channels; ``id`` is the path of the first layer that makes them.
+
+    ``segments`` [width]: channels of one segment can stand for each other; every segment keeps equally many
+    (the runs of a grouped convolution, the halves of a chunk).
+    ``grid``: the widths that may be chosen, ascending; the last one is ``width``.
+    """
+
+    id: str
+    width: int
+    members: tuple[Member, ...]
+    segments: Tensor
+    grid: tuple[int, ...] = ()
+
+    @property
+    def segment_count(self) -> int:
+        return int(self.segments.max()) + 1
+
+    def keep(self, scores: Tensor, width: int) -> Tensor:
+        """The ``width`` best channels by ``scores`` [width of the group], equally many of every segment.
+
+        Of equal scores the first stays. Ascending; a smaller width keeps a subset of a larger one.
+        """
+        each, rest = divmod(width, self.segment_count)
+        assert rest == 0, f"{self.id}: {width} channels in {self.segment_count} segments"
+        order = scores.argsort(descending=True, stable=True)
+        chosen = [order[self.segments[order] == s][:each] for s in range(self.segment_count)]
+        return torch.cat(chosen).sort().values
+
+
+@dataclass(frozen=True)
+class Unpruned:
+    """A layer whose output channels are left whole, and why."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The groups of a model, and the layers that are left whole."""
+
+    groups: tuple[ChannelGroup, ...]
+    unpruned: tuple[Unpruned, ...]
+
+
+def on_grid(
+    groups: Sequence[ChannelGroup], align: int, original_widths: Mapping[str, int] | None = None
+) -> tuple[ChannelGroup, ...]:
+    """Give every group the widths it may have: multiples of ``align`` that its segments share equally.
+
+    At least 12.5 % of the width it has in the original model (``original_widths``, by group id) stays.
+    """
+    return tuple(
+        replace(group, grid=_grid(group, align, (original_widths or {}).get(group.id, group.width)))
+        for group in groups
+    )
+
+
+def _grid(group: ChannelGroup, align: int, original: int) -> tuple[int, ...]:
+    step = lcm(align, group.segment_count)
+    smallest = ceil(max(align, SMALLEST_SHARE * original) / step) * step
+    return (*range(smallest, group.width, step), group.width)
+
+
+def choose(
+    groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], widths: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """The channels each group keeps at the planned widths; groups that stay whole are left out."""
+    kept = {g.id: g.keep(scores[g.id], widths[g.id]) for g in groups if widths[g.id] < g.width}
+    for id, channels in kept.items():
+        if len(channels) != widths[id]:
+            raise StageFailed(f"group {id} would keep {len(channels)} channels; planned are {widths[id]}")
+    return kept
+
+
+def removed_positions(groups: Sequence[ChannelGroup], kept: Kept) -> dict[tuple[str, Axis], Tensor]:
+    """(layer, axis) -> positions that go, ascending, over all groups together."""
+    found: dict[tuple[str, Axis], list[Tensor]] = {}
+    for group in groups:
+        if group.id in kept:
+            everything = torch.arange(group.width)
+            gone = everything[~torch.isin(everything, kept[group.id])]
+            for member in group.members:
+                found.setdefault((member.layer, member.axis), []).append(member.at(gone))
+    return {place: torch.cat(parts).unique() for place, parts in found.items()}

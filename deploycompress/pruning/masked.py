@@ -1,0 +1,73 @@
+"""The unpruned model with channels masked: what a pruned one must equal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
+from deploycompress.pruning.layers import Axis, Layer, cut, describe
+
+
+def masked(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> nn.Module:
+    """A copy of ``module``, of the same shapes, in which the channels that are not ``kept`` count nothing.
+
+    Their slices are zero in every layer that makes or reads them. A normalisation across channels takes its
+    statistics over the channels that stay, as it will in the pruned model.
+    """
+    copied = copy.deepcopy(module).eval()
+    bare = {m.layer: m.dim for g in groups for m in g.members if m.dim is not None}
+    with torch.no_grad():
+        for (name, axis), gone in removed_positions(groups, kept).items():
+            dim = bare.get(name)
+            if dim is not None:
+                parameter = copied.get_parameter(name)
+                parameter.index_fill_(dim, gone.to(parameter.device), 0.0)
+            else:
+                _mask(copied.get_submodule(name), axis, gone)
+    return copied
+
+
+def _mask(part: nn.Module, axis: Axis, gone: Tensor) -> None:
+    layer = describe(part)
+    assert isinstance(layer, Layer), layer
+    if isinstance(part, (nn.LayerNorm, nn.GroupNorm)):
+        part.register_forward_hook(_over_the_rest(part, layer, gone))
+        return
+    for name, dims in layer.tensors.items():
+        tensor = getattr(part, name, None)
+        if tensor is None or axis not in dims or name == "running_var":
+            continue
+        if layer.runs > 1 and len(dims) == 2 and dims[axis] == 1:
+            _mask_inner(tensor, layer, axis, gone)
+        else:
+            tensor.index_fill_(dims[axis], gone.to(tensor.device), 0.0)
+
+
+def _mask_inner(tensor: Tensor, layer: Layer, axis: Axis, gone: Tensor) -> None:
+    """Dimension 1 of a grouped weight counts inside a run; the runs lie along dimension 0."""
+    size, rows = layer.widths[axis] // layer.runs, tensor.shape[0] // layer.runs
+    for position in gone.tolist():
+        run, inside = divmod(position, size)
+        tensor[run * rows : (run + 1) * rows, inside] = 0.0
+
+
+def _over_the_rest(norm: nn.Module, layer: Layer, gone: Tensor) -> Callable[..., Tensor]:
+    """A forward hook that lets a cut copy of ``norm`` do the work, and gives zeros for what is gone."""
+    everything = torch.arange(layer.widths["out"])
+    keep = everything[~torch.isin(everything, gone)]
+    smaller = copy.deepcopy(norm)
+    smaller._forward_hooks.clear()
+    cut(smaller, {"out": keep})
+    channels_last = type(norm).forward is nn.LayerNorm.forward
+
+    def normalise(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        dim, index = (-1 if channels_last else 1), keep.to(output.device)
+        part = smaller.to(output.device)(arguments[0].index_select(dim, index))
+        return torch.zeros_like(output).index_copy(dim, index, part)
+
+    return normalise

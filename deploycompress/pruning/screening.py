@@ -1,0 +1,112 @@
+"""Groups tried out before they are offered: pruned must equal masked, on random inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from deploycompress.contracts import Model
+from deploycompress.errors import DeployCompressError
+from deploycompress.model.batchnorm import reestimate_batchnorm
+from deploycompress.model.parity import compare, to_numpy
+from deploycompress.model.source import seeded
+from deploycompress.pruning.apply import apply
+from deploycompress.pruning.groups import ChannelGroup, Unpruned
+from deploycompress.pruning.layers import Layer, describe
+from deploycompress.pruning.masked import masked
+
+SAMPLES = 4
+TOLERANCE = 1e-3  # of max|y|; a channel in the wrong place is off by far more
+
+
+def screen(
+    module: nn.Module, model: Model, groups: Sequence[ChannelGroup]
+) -> tuple[list[ChannelGroup], list[Unpruned]]:
+    """Which groups can be pruned, and why not the others.
+
+    All at once where that works, which is the rule; else one by one, and then as many together as agree.
+    """
+    if not groups:
+        return [], []
+    subject = _livened(module, model)
+    if _problem(subject, model, groups) is None:
+        return list(groups), []
+    good, failed = [], []
+    for group in groups:
+        problem = _problem(subject, model, [group])
+        if problem is None:
+            good.append(group)
+        else:
+            failed.append(Unpruned(group.id, problem))
+    if not good or _problem(subject, model, good) is None:
+        return good, failed
+    together: list[ChannelGroup] = []
+    for group in good:
+        problem = _problem(subject, model, [*together, group])
+        if problem is None:
+            together.append(group)
+        else:
+            failed.append(Unpruned(group.id, f"together with other groups {problem}"))
+    return together, failed
+
+
+def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]) -> str | None:
+    """Why these groups cannot be pruned by about half, or None when they can."""
+    generator = torch.Generator().manual_seed(0)
+    kept = {
+        g.id: g.keep(torch.rand(g.width, generator=generator), _about_half(g)) for g in groups
+    }
+    pruned = copy.deepcopy(subject)
+    inputs = model.example(SAMPLES)
+    try:
+        apply(pruned, groups, kept)
+        with torch.no_grad(), seeded(0):
+            candidate = to_numpy(model.call(pruned, inputs))
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        return f"the forward pass fails when it is pruned ({type(error).__name__}: {first})"
+    with torch.no_grad(), seeded(0):
+        reference = to_numpy(model.call(masked(subject, groups, kept), inputs))
+    try:
+        apart = compare(reference, candidate).relative
+    except DeployCompressError as error:
+        return f"pruned and masked cannot be compared ({error})"
+    if apart > TOLERANCE:
+        return f"pruned and masked differ by {apart:.2g} of the largest output"
+    return None
+
+
+def _about_half(group: ChannelGroup) -> int:
+    """A number of channels that goes into the group's segments, and is less than all of them."""
+    each = group.width // group.segment_count
+    return max(1, each // 2) * group.segment_count
+
+
+def _livened(module: nn.Module, model: Model) -> nn.Module:
+    """A copy in which every branch counts.
+
+    Zero-initialised normalisations and layer scales of 1e-6 would hide a channel in the wrong place, so the
+    parameters of normalisations and those in no known layer are drawn anew, and batch statistics follow.
+    Where that makes the outputs overflow, the copy is as it was.
+    """
+    plain = copy.deepcopy(module).cpu().eval()
+    subject = copy.deepcopy(plain)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for part in subject.modules():
+            layer = describe(part)
+            if isinstance(layer, Layer) and "in" in layer.widths:
+                continue
+            for parameter in part.parameters(recurse=False):
+                if parameter.is_floating_point():
+                    parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+    try:
+        reestimate_batchnorm(subject, [model.example(SAMPLES)], model.call)
+        with torch.no_grad(), seeded(0):
+            outputs = model.call(subject, model.example(SAMPLES))
+    except Exception:  # batch statistics of one value, for one; the groups are then tried on what there is
+        return plain
+    return subject if all(bool(torch.isfinite(t).all()) for t in outputs.values()) else plain

@@ -1,0 +1,264 @@
+"""The benchmark stage: every artefact measured at the target, and judged once on the test split."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from deploycompress.artifact import Artifact, write_json
+from deploycompress.config.base import StrictModel
+from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Runtime, Stage
+from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted
+from deploycompress.measure.measurement import Measurement
+from deploycompress.registry import DEVICES, RUNTIMES
+
+if TYPE_CHECKING:
+    from deploycompress.devices.jobs import Candidate
+    from deploycompress.graph.evaluation import Evaluation
+
+SCORES = "scores.json"
+EMIT_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long each artefact is measured."""
+
+    blocks: int
+    block_ms: float
+    warmup_ms: float
+    least_samples: int
+
+
+# quick: p90 always (64 samples), p99 (662) up to about 3 ms a call. full: MLPerf's 1,024 samples and 60 s.
+LENGTHS = {"quick": Length(20, 110.0, 300.0, 64), "full": Length(60, 1000.0, 2000.0, 1024)}
+REHEARSED = Length(2, 5.0, 5.0, 2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how everything is run; the target, or the target with one thing changed."""
+
+    device: str
+    runtime: str
+    provider: str
+    threads: int
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.device}.{self.runtime}.{self.provider}.t{self.threads}.b{self.batch_size}"
+
+
+class Benchmark(Stage):
+    """Reads all artefacts, makes none: what it gives are measurements."""
+
+    accepts = frozenset({"onnx", "openvino", "engine"})
+    produces = frozenset()
+    reusable = False
+
+    class Config(StrictModel):
+        mode: Literal["quick", "full"] = "quick"
+        runtimes: tuple[
+            str, ...
+        ] = ()  # besides the target's, and so on: each changes one thing of the target
+        devices: tuple[str, ...] = ()
+        threads: tuple[int, ...] = ()
+        batch_sizes: tuple[int, ...] = ()
+
+    def inputs(self) -> Mapping[str, Ref]:
+        return {"source": "all", "baseline": "baseline"}
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"target"})
+
+    def requires(self, context: RunContext) -> None:
+        for device in {context.target.device, *self.config.devices}:
+            DEVICES.load(device)
+        for name in {context.target.runtime, *self.config.runtimes}:
+            missing = RUNTIMES.load(name)().missing()
+            if missing:
+                raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run here: {missing}")
+
+    def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        baseline = inputs["baseline"][0] if inputs.get("baseline") else None
+        artifacts = _distinct((baseline, *inputs["source"]))
+        measurements: list[Measurement] = []
+        notes: list[Note] = []
+        settings = list(self.settings(context))
+        for number, setting in enumerate(settings):
+            progress = _progress(context, number, len(settings))
+            measured, left_out = self._measure(
+                setting, artifacts, baseline, number == 0, workdir, context, progress
+            )
+            measurements.extend(measured)
+            notes.extend(left_out)
+        if not measurements:
+            raise ConfigError(
+                f"benchmark: there is nothing that {context.target.runtime} opens among "
+                f"{[a.kind for a in artifacts]}; add an export step before it"
+            )
+        evaluations, unread = _evaluate(artifacts, context)
+        write_json(workdir / SCORES, {id: e.scores for id, e in evaluations.items() if e.scores is not None})
+        judged = tuple(
+            replace(m, metrics=evaluations[m.artifact].metrics if m.artifact in evaluations else {})
+            for m in measurements
+        )
+        details = {
+            "primary": asdict(context.task.primary),
+            "baseline": baseline.id if baseline else None,
+            "mode": self.config.mode,
+            "test_samples": max((e.samples for e in evaluations.values()), default=0),
+            "scores": SCORES,
+            "per_class": {id: dict(e.per_class) for id, e in evaluations.items() if e.per_class},
+        }
+        return Outcome(measurements=judged, notes=(*notes, *unread), details=details)
+
+    def settings(self, context: RunContext) -> Iterator[Setting]:
+        """The target first, then the target with one thing changed."""
+        t = context.target
+        target = Setting(t.device, t.runtime, t.provider, t.threads, t.batch_size)
+        changed = [
+            target,
+            *(replace(target, runtime=runtime) for runtime in self.config.runtimes),
+            *(replace(target, device=device) for device in self.config.devices),
+            *(replace(target, threads=threads) for threads in self.config.threads),
+            *(replace(target, batch_size=size) for size in self.config.batch_sizes),
+        ]
+        return iter(dict.fromkeys(changed))
+
+    def _measure(
+        self,
+        setting: Setting,
+        artifacts: Sequence[Artifact],
+        baseline: Artifact | None,
+        at_target: bool,
+        workdir: Path,
+        context: RunContext,
+        progress: Callable[[float, str], None],
+    ) -> tuple[list[Measurement], list[Note]]:
+        """Every artefact that runs in this setting, interleaved with the baseline."""
+        from deploycompress.devices.jobs import measure, open_device
+        from deploycompress.graph.feeds import take
+        from deploycompress.model.parity import to_numpy
+
+        length = REHEARSED if context.rehearsal else LENGTHS[self.config.mode]
+        candidates, notes = _candidates(setting, artifacts, at_target)
+        if not candidates:
+            return [], notes
+        reference = next((c.id for c, a in candidates if a is baseline), None)
+        measured = measure(
+            open_device(setting.device),
+            [candidate for candidate, _ in candidates],
+            baseline=reference,
+            feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
+            blocks=length.blocks,
+            block_ms=length.block_ms,
+            warmup_ms=length.warmup_ms,
+            least_samples=length.least_samples,
+            workdir=workdir,
+            progress=progress,
+        )
+        return [replace(measured[c.id], artifact=a.id) for c, a in candidates], notes
+
+
+def _distinct(artifacts: Sequence[Artifact | None]) -> list[Artifact]:
+    """Each artefact once, in order; two steps that made the same bytes are two artefacts."""
+    found: dict[tuple[str, str], Artifact] = {}
+    for artifact in artifacts:
+        if artifact is not None:
+            found.setdefault((artifact.id, artifact.sha256), artifact)
+    return list(found.values())
+
+
+def _candidates(
+    setting: Setting, artifacts: Sequence[Artifact], at_target: bool
+) -> tuple[list[tuple[Candidate, Artifact]], list[Note]]:
+    """What the setting's runtime opens and, at the target, engines in the runtime that built them."""
+    from deploycompress.devices.jobs import Candidate
+    from deploycompress.graph.execution import fixed_batch_of
+
+    found: list[tuple[Candidate, Artifact]] = []
+    notes: list[Note] = []
+    for number, artifact in enumerate(artifacts):
+        runtime, provider = _runtime_for(artifact, setting)
+        if runtime is None or (runtime != setting.runtime and not at_target):
+            continue
+        fixed = fixed_batch_of(artifact.main_file)
+        if fixed not in (None, setting.batch_size):
+            reason = f"not measured at batch size {setting.batch_size}: its batch is fixed at {fixed}"
+            notes.append(Note("skipped", reason, artifact.id))
+            continue
+        id = f"{number}-{artifact.id or 'model'}.{setting}"
+        found.append(
+            (Candidate(id, artifact.path, runtime, provider, setting.threads, artifact.precision), artifact)
+        )
+    return found, notes
+
+
+def _runtime_for(artifact: Artifact, setting: Setting) -> tuple[str | None, str]:
+    """The runtime that opens the artefact, with its provider; None where there is none."""
+    if artifact.kind in RUNTIMES.load(setting.runtime).accepts:
+        return setting.runtime, setting.provider
+    own = artifact.details.get("runtime")
+    return (own, "cuda") if own is not None and artifact.kind in RUNTIMES.load(own).accepts else (None, "")
+
+
+def _evaluate(artifacts: Sequence[Artifact], context: RunContext) -> tuple[dict[str, Evaluation], list[Note]]:
+    """The task's metrics on the test split by artefact id; equal files are read once."""
+    from deploycompress.graph.evaluation import evaluate_artifact
+    from deploycompress.graph.execution import fixed_batch_of
+
+    known: dict[str, Evaluation] = {}
+    found: dict[str, Evaluation] = {}
+    notes: list[Note] = []
+    for artifact in artifacts:
+        if artifact.sha256 not in known:
+            name, provider = _reader_of(artifact)
+            if name is None:
+                continue
+            runtime: Runtime = RUNTIMES.load(name)()
+            missing = runtime.missing()
+            if missing:
+                notes.append(Note("skipped", f"not judged on the test split: {missing}", artifact.id))
+                continue
+            context.emit(Event("progress", f"test split: {artifact.id}"))
+            batch = fixed_batch_of(artifact.main_file) or _profiled_batch(artifact)
+            options: dict[str, Any] = {"threads": context.target.threads, "provider": provider}
+            loader = context.data.loader("test")
+            known[artifact.sha256] = evaluate_artifact(
+                runtime, artifact.main_file, options, loader, context.task, batch
+            )
+        found[artifact.id] = known[artifact.sha256]
+    return found, notes
+
+
+def _reader_of(artifact: Artifact) -> tuple[str | None, str]:
+    """Accuracy is the artefact's own, so it is read where the file says what is computed."""
+    if artifact.kind == "onnx":
+        return "onnxruntime", "cpu"
+    own = artifact.details.get("runtime")
+    return (own, "cuda") if own is not None else (None, "")
+
+
+def _profiled_batch(artifact: Artifact) -> int | None:
+    """The largest batch of an engine's profile."""
+    shapes = list(artifact.details.get("profile", {}).values())
+    return int(shapes[0][2][0]) if shapes else None
+
+
+def _progress(context: RunContext, number: int, settings: int) -> Callable[[float, str], None]:
+    """Tells at most once a second, and leaves when the run is stopped."""
+    told = [0.0]
+
+    def progress(done: float, message: str) -> None:
+        if context.stopping():
+            raise Interrupted(signal.SIGTERM)
+        if time.monotonic() - told[0] >= EMIT_EVERY_S:
+            told[0] = time.monotonic()
+            context.emit(Event("progress", message, done=(number + done) / settings))
+
+    return progress

@@ -1,0 +1,146 @@
+"""The build_engine stage: a runtime's own engine, built from an ONNX file on the machine that will run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from deploycompress.artifact import Artifact
+from deploycompress.config.base import StrictModel
+from deploycompress.config.quantities import Size
+from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, Stage
+from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
+from deploycompress.registry import RUNTIMES
+
+LOWEST_COSINE = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.99, "int8": 0.9}  # by the precision of the ONNX file
+LARGEST_CHECKED_BATCH = 16
+
+
+class BuildEngine(Stage):
+    """Precision is the ONNX file's. Where the runtime cannot run, ``required`` decides: exit code 3, or a note."""
+
+    accepts = frozenset({"onnx"})
+    produces = frozenset({"engine"})
+    libraries = ("tensorrt",)
+    compresses = False
+
+    class Config(StrictModel):
+        runtime: str = "tensorrt"
+        required: bool = True
+        workspace: Size | None = None
+        optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
+        largest_batch: Annotated[int, Field(ge=1)] | None = None  # of the profile; None: 16, or the target's
+        dimensions: dict[str, tuple[int, int, int]] = {}  # other named dimensions: least, usual, most
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"target"})
+
+    def depends(self, context: RunContext) -> Mapping[str, Any]:
+        return {"missing": self._runtime().missing(), "gpu": _gpu()}
+
+    def requires(self, context: RunContext) -> None:
+        runtime = self._runtime()
+        if not hasattr(runtime, "build"):
+            raise ConfigError(
+                f"build_engine: the runtime {self.config.runtime!r} builds no engines; use tensorrt"
+            )
+        missing = runtime.missing()
+        if missing and self.config.required:
+            raise EnvironmentMissing(f"build_engine: {self.config.runtime} cannot run here: {missing}")
+
+    def _runtime(self) -> Any:
+        return RUNTIMES.load(self.config.runtime)()
+
+    def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        runtime, source = self._runtime(), inputs["source"][0]
+        missing = runtime.missing()
+        if missing:
+            note = Note("skipped", f"no engine was built: {missing}", self.config.runtime)
+            context.emit(Event("decision", note.message))
+            return Outcome(notes=(note,))
+        path = workdir / "model.engine"
+        profile = self._profile(source, context)
+        options = {
+            "profile": profile,
+            "workspace_bytes": self.config.workspace.value if self.config.workspace else None,
+            "optimization_level": 0 if context.rehearsal else self.config.optimization_level,
+        }
+        try:
+            built = runtime.build(source.main_file, path, options)
+        except (ValueError, RuntimeError) as error:
+            raise StageFailed(f"build_engine: {error}") from error
+        details = {
+            **source.details,
+            **built,
+            "runtime": self.config.runtime,
+            "profile": profile,
+            "gpu": _gpu(),
+        }
+        artifact = Artifact.of("", "engine", path, precision=source.precision, details=details)
+        return Outcome((artifact,), {"bytes": float(artifact.bytes)}, details=built)
+
+    def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
+        """The engine is loaded again, run, and compared with ONNX Runtime on the same file."""
+        if not outcome.artifacts:
+            return {}
+        from deploycompress.graph.execution import fixed_batch_of, run_onnx
+        from deploycompress.graph.feeds import take
+        from deploycompress.model.parity import compare, to_numpy, worst
+
+        source, engine = inputs["source"][0], outcome.artifacts[0]
+        fixed = fixed_batch_of(source.main_file)
+        sizes = (fixed,) if fixed else (1, min(LARGEST_CHECKED_BATCH, self._largest_batch(context)))
+        feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
+        found = []
+        with self._runtime().open(engine.main_file, {"provider": context.target.provider}) as session:
+            for feed in feeds:
+                session.bind(feed)()
+                found.append(session.fetch())
+        expected = run_onnx(source.main_file, feeds)
+        parity = worst([compare(e, f) for e, f in zip(expected, found, strict=True)])
+        lowest = LOWEST_COSINE.get(source.precision, 0.99)
+        if parity.cosine < lowest and not context.rehearsal:
+            raise StageFailed(
+                f"the engine differs from the ONNX file: cosine {parity.cosine:.4f}, expected at least {lowest}"
+            )
+        return {"engine_cosine": parity.cosine}
+
+    def _largest_batch(self, context: RunContext) -> int:
+        return max(self.config.largest_batch or LARGEST_CHECKED_BATCH, context.target.batch_size)
+
+    def _profile(self, source: Artifact, context: RunContext) -> dict[str, list[list[int]]]:
+        """Least, usual and most of every dynamic input. Raises ConfigError for a dimension without bounds."""
+        from deploycompress.graph.execution import inspect_onnx
+
+        batch = (1, context.target.batch_size, self._largest_batch(context))
+        profile = {}
+        for name, spec in inspect_onnx(source.main_file)["inputs"].items():
+            bounds: list[tuple[int, int, int]] = []
+            for axis, size in enumerate(spec["shape"]):
+                if isinstance(size, int):
+                    bounds.append((size, size, size))
+                elif axis == 0:
+                    bounds.append(batch)
+                elif size in self.config.dimensions:
+                    bounds.append(self.config.dimensions[size])
+                else:
+                    raise ConfigError(
+                        f"build_engine: input {name!r} has the dynamic dimension {size!r}; "
+                        f"say its least, usual and largest size: dimensions: {{{size}: [1, 64, 256]}}"
+                    )
+            if any(low != high for low, _, high in bounds):
+                profile[name] = [[b[i] for b in bounds] for i in range(3)]
+        return profile
+
+
+def _gpu() -> str | None:
+    """The name of the first GPU, from the driver's files: asking CUDA would start it."""
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key == "Model":
+                return value.strip()
+    return None

@@ -1,0 +1,93 @@
+"""The export stage: a checkpoint becomes an ONNX file that computes the same."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from deploycompress.artifact import Artifact
+from deploycompress.config.base import StrictModel
+from deploycompress.contracts import Event, Inputs, Outcome, RunContext, Stage
+from deploycompress.errors import EnvironmentMissing
+
+
+class Export(Stage):
+    """Batch normalisation folded, named dimensions dynamic, simplified where that holds."""
+
+    accepts = frozenset({"checkpoint"})
+    produces = frozenset({"onnx"})
+    libraries = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim")
+
+    class Config(StrictModel):
+        opset: Annotated[int, Field(ge=13, le=25)] = 18
+        simplify: bool | Literal["onnxsim"] = True
+
+    def requires(self, context: RunContext) -> None:
+        wanted = ("onnx", "onnxscript", "onnxruntime", *(("onnxsim",) if self.config.simplify else ()))
+        missing = [name for name in wanted if find_spec(name) is None]
+        if missing:
+            raise EnvironmentMissing(
+                f"export needs {', '.join(missing)}; install with: pip install {' '.join(missing)}"
+            )
+
+    def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.graph.execution import inspect_onnx
+        from deploycompress.graph.export import export_onnx
+        from deploycompress.graph.feeds import parity_feeds
+        from deploycompress.graph.simplify import simplify_onnx
+        from deploycompress.model import checkpoint
+        from deploycompress.model.parity import to_numpy, worst
+
+        source = inputs["source"][0]
+        module = checkpoint.load(source.path, context.model)
+        feeds = parity_feeds(context.model, context.data.loader("val"))
+        # The simplifier never fails the run, so the rehearsal has nothing to learn from it.
+        tool: Literal["onnxsim", "none"] = (
+            "onnxsim" if self.config.simplify and not context.rehearsal else "none"
+        )
+        with tempfile.TemporaryDirectory(dir=workdir, prefix=".export-") as folder:
+            raw = Path(folder) / "model.onnx"
+            exported = export_onnx(module, context.model, raw, opset=self.config.opset, feeds=feeds)
+            path = workdir / ("model" if inspect_onnx(raw)["external"] else ".") / "model.onnx"
+            path.parent.mkdir(exist_ok=True)
+            simplified = simplify_onnx(raw, path, [to_numpy(feed) for feed in feeds], tool)
+        hop = worst(list(exported.parity))
+        parity = {"export_max_abs": hop.max_abs, "export_relative": hop.relative}
+        if simplified.parity is not None:
+            parity["simplify_relative"] = simplified.parity.relative
+        described = inspect_onnx(path)
+        details = {
+            "exporter": exported.exporter,
+            "opset": described["opset"],
+            "simplified": simplified.kept,
+            "batchnorms_folded": len(exported.folded),
+        }
+        artifact = Artifact.of(
+            "",
+            "onnx",
+            path if path.parent == workdir else path.parent,
+            precision=source.precision,
+            details=details,
+        )
+        figures = {"bytes": float(artifact.bytes), "nodes": float(described["nodes"])}
+        context.emit(Event("parity", f"exported by {exported.exporter}, opset {described['opset']}", parity))
+        return Outcome(
+            (artifact,),
+            figures,
+            notes=exported.notes + simplified.notes,
+            details={
+                "parity": parity,
+                "operators": described["ops"],
+                "nodes_before": simplified.nodes_before,
+            },
+        )
+
+    def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
+        """What ``run`` found on its way: no file leaves it that differs from the model."""
+        parity: Mapping[str, float] = outcome.details["parity"]
+        return parity

@@ -1,0 +1,122 @@
+"""The quantize stage: an ONNX file in INT8, with ranges from real calibration data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from deploycompress.artifact import Artifact
+from deploycompress.config.base import StrictModel
+from deploycompress.contracts import Event, Inputs, Outcome, RunContext, Stage
+from deploycompress.errors import EnvironmentMissing, StageFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOWEST_COSINE = 0.9  # between outputs of INT8 and its source; a sound INT8 model is above 0.99
+
+
+class Quantize(Stage):
+    """ONNX Runtime's static Q/DQ; the scheme follows from the processor of the target, unless it is named."""
+
+    accepts = frozenset({"onnx"})
+    produces = frozenset({"onnx"})
+    libraries = ("onnxruntime", "onnx", "numpy")
+    compresses = True
+
+    class Config(StrictModel):
+        precision: Literal["int8"] = "int8"
+        scheme: Literal["auto", "u8s8", "s8s8", "u8s8_reduced"] = "auto"
+        calibration: Annotated[int, Field(ge=1)] | None = None  # samples; None: the whole calibration split
+
+    def requires(self, context: RunContext) -> None:
+        for name in ("onnx", "onnxruntime"):
+            if find_spec(name) is None:
+                raise EnvironmentMissing(f"quantize needs {name}; install it with: pip install {name}")
+
+    def depends(self, context: RunContext) -> Mapping[str, Any]:
+        return {"scheme": self._scheme(context)}
+
+    def _scheme(self, context: RunContext) -> str:
+        from deploycompress.devices.jobs import open_device
+        from deploycompress.graph.schemes import choose_scheme
+
+        return choose_scheme(self.config.scheme, open_device(context.target.device).facts())
+
+    def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.graph.quantization import quantize_onnx
+
+        source = inputs["source"][0]
+        path = workdir / "model.onnx"
+        feeds = self._calibration(source, context)
+        quantized = quantize_onnx(source.main_file, path, feeds, scheme=self._scheme(context))
+        before, after = (_validated(file, context) for file in (source.main_file, path))
+        details = {
+            **source.details,
+            "scheme": quantized.scheme,
+            "calibration_samples": quantized.samples,
+        }
+        artifact = Artifact.of("", "onnx", path, precision=self.config.precision, details=details)
+        context.emit(
+            Event("decision", f"scheme {quantized.scheme}", {"calibration_samples": quantized.samples})
+        )
+        return Outcome(
+            (artifact,),
+            {f"val_{name}": value for name, value in after.items()}
+            | {f"val_{name}_before": value for name, value in before.items()}
+            | {"bytes": float(artifact.bytes)},
+            notes=quantized.notes,
+            details={"scheme": quantized.scheme, "calibration_samples": quantized.samples},
+        )
+
+    def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
+        """Not by elements: direction and decision. Untrained weights, as in the rehearsal, prove nothing."""
+        from deploycompress.graph.execution import fixed_batch_of, run_onnx
+        from deploycompress.graph.feeds import PARITY_BATCHES, take
+        from deploycompress.model.parity import compare, to_numpy, worst
+
+        source, quantized = inputs["source"][0].main_file, outcome.artifacts[0].main_file
+        fixed = fixed_batch_of(source)
+        sizes = (fixed,) if fixed else PARITY_BATCHES
+        feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
+        pairs = zip(run_onnx(source, feeds), run_onnx(quantized, feeds), strict=True)
+        parity = worst([compare(before, after) for before, after in pairs])
+        if parity.cosine < LOWEST_COSINE and not context.rehearsal:
+            raise StageFailed(
+                f"INT8 differs from its source: cosine {parity.cosine:.3f} between their outputs, expected at least "
+                f"{LOWEST_COSINE}; give more calibration data, or leave quantize out"
+            )
+        figures = {"quantize_cosine": parity.cosine}
+        if parity.top1_agreement is not None:
+            figures["quantize_top1_agreement"] = parity.top1_agreement
+        return figures
+
+    def _calibration(self, source: Artifact, context: RunContext) -> Iterator[Mapping[str, np.ndarray]]:
+        """At most as many samples as configured; a fixed batch is never cut."""
+        from deploycompress.graph.execution import fixed_batch_of
+        from deploycompress.graph.feeds import regroup
+        from deploycompress.model.parity import to_numpy
+
+        fixed, given = fixed_batch_of(source.main_file), 0
+        wanted = self.config.calibration or sys.maxsize
+        for _, feed in regroup(context.data.loader("calibration"), fixed):
+            if given >= wanted:
+                return
+            taken = to_numpy(feed if fixed else {name: t[: wanted - given] for name, t in feed.items()})
+            given += len(next(iter(taken.values())))
+            yield taken
+
+
+def _validated(path: Path, context: RunContext) -> Mapping[str, float]:
+    from deploycompress.graph.evaluation import evaluate_artifact
+    from deploycompress.graph.execution import fixed_batch_of
+    from deploycompress.runtimes.onnxruntime import OnnxRuntime
+
+    options = {"threads": context.target.threads}
+    loader = context.data.loader("val")
+    return evaluate_artifact(OnnxRuntime(), path, options, loader, context.task, fixed_batch_of(path)).metrics

@@ -1,0 +1,113 @@
+"""ONNX files to measure, and runtimes that misbehave in a way that is known."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from deploycompress.devices.local import Local
+
+FEED = {"x": np.ones((2, 64), np.float32)}
+
+RUNTIME = '''
+"""A runtime whose calls take a known time, or go wrong where they are told to."""
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+class Wayward:
+    accepts = frozenset({"onnx"})
+    libraries = ("numpy",)
+
+    def missing(self):
+        return None
+
+    @contextlib.contextmanager
+    def open(self, path, options):
+        if options.get("pids"):
+            with open(options["pids"], "a") as stream:
+                stream.write(str(os.getpid()) + "\\n")
+        if options.get("fail") == "load":
+            raise RuntimeError("no kernel for this processor")
+        yield WaywardSession(options)
+
+
+class WaywardSession:
+    def __init__(self, options):
+        self.options = options
+        self.calls = 0
+        self.inputs = {"x": None}
+
+    def bind(self, feed):
+        return self.call
+
+    def call(self):
+        self.calls += 1
+        if self.options.get("fail") == "crash" and self.calls > 3:
+            print("about to crash", file=__import__("sys").stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.options.get("fail") == "raise" and self.calls > 3:
+            raise RuntimeError("the device was lost")
+        if self.options.get("fail") == "hang" and self.calls > 3:
+            time.sleep(600)
+        print("noise on standard output", flush=True)
+        end = time.perf_counter_ns() + int(self.options.get("busy_ms", 1) * 1e6)
+        while time.perf_counter_ns() < end:
+            pass
+
+    def fetch(self):
+        value = float("nan") if self.options.get("fail") == "nan" else 1.0
+        return {"y": np.full((2, 3), value, np.float32)}
+'''
+
+
+@pytest.fixture
+def wayward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A runtime of a user's own, by its reference."""
+    (tmp_path / "wayward_runtime.py").write_text(textwrap.dedent(RUNTIME))
+    monkeypatch.syspath_prepend(tmp_path)
+    return "wayward_runtime:Wayward"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[[str, int], Path]:
+    """Writes y = x @ w @ w ... for x[batch, 64]; more layers take longer."""
+
+    def make(name: str, layers: int) -> Path:
+        nodes = [
+            helper.make_node("MatMul", [f"h{i}" if i else "x", "w"], [f"h{i + 1}" if i + 1 < layers else "y"])
+            for i in range(layers)
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+            [numpy_helper.from_array(np.eye(64, dtype=np.float32), "w")],
+        )
+        path = tmp_path / f"{name}.onnx"
+        document = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        path.write_bytes(document.SerializeToString())
+        return path
+
+    return make
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
+    """This machine, with its jobs and its lock in a folder of the test's own; nothing is left in it."""
+    place = tmp_path / "jobs"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    yield Local()
+    assert [p.name for p in place.iterdir() if not p.name.endswith(".lock")] == []

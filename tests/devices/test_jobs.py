@@ -1,0 +1,284 @@
+"""Measuring jobs on this machine, with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploycompress.devices import jobs
+from deploycompress.devices.jobs import Candidate, Plan, disturbances, measure, open_device, run_job, split
+from deploycompress.devices.local import Local
+from deploycompress.devices.results import Failed, State, Timing
+from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
+from deploycompress.measure.measurement import Measurement
+
+FEED = {"x": np.ones((2, 64), np.float32)}
+Make = Callable[[str, int], Path]
+SHORT = Plan(blocks=4, block_ms=10, warmup_ms=10, least_samples=8)
+
+
+def candidate(id: str, path: Path, runtime: str = "onnxruntime", **options: object) -> Candidate:
+    return Candidate(id, path, runtime, options=options)
+
+
+def run(device: Local, candidates: list[Candidate], plan: Plan = SHORT) -> dict[str, Timing | Failed]:
+    feed = FEED
+    return dict(
+        run_job(device, candidates, feed=feed, plan=plan, progress=lambda done, message: None).candidates
+    )
+
+
+def test_measures_files_side_by_side(device: Local, made: Make, tmp_path: Path) -> None:
+    told: list[tuple[float, str]] = []
+    found = measure(
+        device,
+        [candidate("base", made("base", 400)), candidate("small/one", made("small", 40))],
+        baseline="base",
+        feed=FEED,
+        blocks=8,
+        block_ms=20,
+        warmup_ms=20,
+        workdir=tmp_path,
+        progress=lambda done, message: told.append((done, message)),
+        least_samples=64,
+    )
+    base, small = found["base"], found["small/one"]
+    assert base.speedup is None
+    assert small.speedup is not None and small.speedup.low > 2
+    assert base.latency_ms.p90 is not None and base.latency_ms.samples >= 64
+    assert (base.device, base.batch_size, base.threads) == ("local", 2, 1)
+    assert base.load_ms and base.first_inference_ms
+    assert base.peak_memory_bytes and 10e6 < base.peak_memory_bytes < 2e9
+    raw = _raw(tmp_path, small)
+    assert small.samples == "samples/small-one.json"
+    assert sum(map(len, raw)) == small.latency_ms.samples and len(raw) == 8
+    assert told == sorted(told, key=lambda entry: entry[0]) and told[-1][0] > 0.5
+
+
+def test_a_known_latency_is_what_is_measured(device: Local, made: Make, wayward: str, tmp_path: Path) -> None:
+    path = made("any", 1)
+    found = measure(
+        device,
+        [candidate("slow", path, wayward, busy_ms=2), candidate("fast", path, wayward, busy_ms=1)],
+        baseline="slow",
+        feed=FEED,
+        blocks=8,
+        block_ms=30,
+        warmup_ms=10,
+        workdir=tmp_path,
+    )
+    # Other processes only ever add to a call, so it is the least of the samples that is known.
+    least = {id: min(min(b) for b in _raw(tmp_path, m)) / 1e6 for id, m in found.items()}
+    assert 2.0 <= least["slow"] < 2.3
+    assert 1.0 <= least["fast"] < 1.3
+    speedup = found["fast"].speedup
+    assert speedup is not None and speedup.low <= speedup.value <= speedup.high and speedup.high > 1.5
+
+
+def _raw(folder: Path, measurement: Measurement) -> list[list[int]]:
+    blocks: list[list[int]] = json.loads((folder / str(measurement.samples)).read_text())["blocks"]
+    return blocks
+
+
+def test_a_crash_is_named_and_the_others_go_on(device: Local, made: Make, wayward: str) -> None:
+    path = made("any", 1)
+    found = run(
+        device,
+        [
+            candidate("sound", path, wayward),
+            candidate("crash", path, wayward, fail="crash"),
+            candidate("raise", path, wayward, fail="raise"),
+            candidate("load", path, wayward, fail="load"),
+        ],
+    )
+    assert isinstance(found["sound"], Timing) and len(found["sound"].blocks_ns) == 4
+    crash = found["crash"]
+    assert isinstance(crash, Failed) and crash.kind == "signal"
+    assert crash.message.startswith("its process was ended by SIGSEGV; it said: ")
+    assert crash.message.endswith("about to crash")
+    assert found["raise"] == Failed("run", "RuntimeError: the device was lost")
+    assert found["load"] == Failed("load", "no kernel for this processor")
+
+
+@pytest.mark.parametrize(
+    ("fail", "error", "message"),
+    [
+        (
+            "crash",
+            StageFailed,
+            r"it on local in .*Wayward was not measured: its process was ended by SIGSEGV",
+        ),
+        ("nan", StageFailed, "it on local in .* gives NaN or infinite outputs"),
+        ("load", EnvironmentMissing, "was not measured: no kernel for this processor"),
+    ],
+)
+def test_what_measure_raises(
+    device: Local, made: Make, wayward: str, tmp_path: Path, fail: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        measure(
+            device,
+            [candidate("it", made("any", 1), wayward, fail=fail)],
+            baseline=None,
+            feed=FEED,
+            blocks=2,
+            block_ms=5,
+            warmup_ms=5,
+            workdir=tmp_path,
+        )
+
+
+def test_a_call_that_hangs_ends_with_the_deadline(
+    device: Local, made: Make, wayward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOADING_S", 1.0)
+    monkeypatch.setattr(jobs, "SLOWEST", 0)
+    started = time.monotonic()
+    found = run(device, [candidate("hangs", made("any", 1), wayward, fail="hang")])
+    assert found["hangs"] == Failed("deadline", "it did not finish within the job's time limit")
+    assert time.monotonic() - started < 10
+
+
+def test_a_child_killed_from_outside(device: Local, made: Make, wayward: str, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+
+    def kill(done: float, message: str) -> None:
+        if pids.exists() and message.startswith("block 2"):
+            os.kill(int(pids.read_text().split()[-1]), signal.SIGKILL)
+
+    job = [candidate("victim", made("any", 1), wayward, pids=str(pids))]
+    plan = Plan(blocks=3, block_ms=400, warmup_ms=5)
+    found = run_job(device, job, feed=FEED, plan=plan, progress=kill).candidates["victim"]
+    assert isinstance(found, Failed) and found.kind == "signal"
+    assert found.message.startswith("its process was ended by SIGKILL")
+
+
+def test_a_hostile_file_is_not_given_to_the_runtime(device: Local, made: Make, tmp_path: Path) -> None:
+    path = made("broken", 1)
+    path.write_bytes(path.read_bytes()[:-7])
+    found = run(device, [candidate("broken", path)])["broken"]
+    assert isinstance(found, Failed) and found.kind == "refused"
+    assert "is refused: " in found.message
+
+
+def test_an_input_that_the_job_does_not_feed(device: Local, made: Make) -> None:
+    job = [candidate("it", made("any", 1))]
+    result = run_job(device, job, feed={"z": FEED["x"]}, plan=SHORT, progress=lambda *_: None)
+    assert result.candidates["it"] == Failed("load", "it wants the inputs ['x'], and the job feeds ['z']")
+
+
+def test_a_file_changed_after_it_was_described(
+    device: Local, made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made("any", 1)
+    start = Local.start
+
+    def tamper(self: Local, job: object) -> str:
+        path.write_bytes(made("other", 2).read_bytes())
+        return start(self, job)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Local, "start", tamper)
+    with pytest.raises(EnvironmentMissing, match=r"device local: candidate0/any.onnx has the digest"):
+        run(device, [candidate("it", path)])
+
+
+def test_one_measurement_at_a_time(
+    device: Local, made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploycompress.devices.local.LOCK_WAIT_S", 0.5)
+    lock = tmp_path / "jobs" / f"deploycompress-{os.getuid()}.lock"
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1, flush=True); input()",
+            str(lock),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None and holder.stdin is not None
+    holder.stdout.readline()
+    try:
+        with pytest.raises(EnvironmentMissing, match="device local: another measurement has held the device"):
+            run(device, [candidate("it", made("any", 1))])
+    finally:
+        holder.stdin.close()
+        holder.wait()
+        holder.stdout.close()
+    assert isinstance(run(device, [candidate("it", made("any", 1))])["it"], Timing)
+
+
+def test_nothing_outlives_a_killed_controller(made: Make, wayward: str, tmp_path: Path) -> None:
+    pids, place = tmp_path / "pids", tmp_path / "jobs"
+    place.mkdir()
+    script = f"""
+        import sys; sys.path.insert(0, {str(tmp_path)!r})
+        import numpy as np
+        from deploycompress.devices.jobs import *
+        job = [Candidate(str(i), Path({str(made("any", 1))!r}), {wayward!r}, options={{"pids": {str(pids)!r}}}) for i in (1, 2)]
+        run_job(open_device("local"), job, feed={{"x": np.ones(2)}}, plan=Plan(100, 500, 5), progress=lambda *_: None)
+    """
+    controller = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], env={**os.environ, "TMPDIR": str(place)}
+    )
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, 30)
+    children = [int(pid) for pid in pids.read_text().split()]
+    assert all(alive(pid) for pid in children)
+    controller.kill()
+    controller.wait()
+    wait_until(lambda: not any(alive(pid) for pid in children), 1)
+    wait_until(lambda: not list(place.glob("deploycompress-job-*")), 1)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_jobs_share_a_runtime_and_the_baseline() -> None:
+    def of(runtime: str, *ids: str) -> list[Candidate]:
+        return [Candidate(id, Path("x"), runtime) for id in ids]
+
+    found = split([*of("a", "1", "2", "3", "4", "5"), *of("b", "e"), *of("a", "base")], "base")
+    assert [[c.id for c in job] for job in found] == [["base", "1", "2", "3", "4"], ["base", "5"], ["e"]]
+
+
+def test_disturbances_are_told() -> None:
+    def state(second: int, **more: float) -> State:
+        quiet = {"load": None, "mhz": 2000.0, "celsius": None, "throttled_us": 0, "stolen_ticks": 0}
+        return State(time_s=float(second), **{**quiet, **more})  # type: ignore[arg-type]
+
+    assert disturbances([state(0), state(1), state(2)]) == ()
+    assert disturbances(
+        [state(0), state(1, throttled_us=5), state(2, throttled_us=5, stolen_ticks=9, mhz=1000)]
+    ) == (
+        "1 of 2 rounds were throttled by the control group",
+        "1 of 2 rounds lost time to other virtual machines",
+        "1 of 2 rounds ran at a lower clock frequency",
+    )
+
+
+def test_devices_by_name() -> None:
+    assert open_device("local").facts()["name"] == "local"
+    with pytest.raises(ConfigError, match="unknown device 'lokal'; known: local"):
+        open_device("lokal")
