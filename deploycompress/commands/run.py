@@ -55,10 +55,9 @@ def command(
         )
     run_dir = out or Path("runs") / str(report["name"])
     click.echo(terminal_summary(report))
-    click.echo(
-        f"report: {run_dir / 'report.html'}"
-        + ("" if report["best"] is None else f"   artefacts: {run_dir / 'artifacts'}")
-    )
+    click.echo(f"report: {run_dir / 'report.html'}")
+    if report["ships"]:
+        click.echo(f"artefacts: {run_dir / 'artifacts'}")
     if report["verdict"] == "error":
         click.echo(
             f"to go on after the cause is mended: deploycompress run {shlex.quote(str(pipeline))}", err=True

@@ -121,7 +121,7 @@ class _Reader:
                 self.document.report(("model", "build"), f"{build!r}: {reason}")
         if model is None:
             return None
-        if model.weights is not None and model.weights.suffix not in WEIGHTS:
+        if model.weights is not None and (model.weights.suffix not in WEIGHTS or model.weights.is_dir()):
             message = f"received {shown(str(model.weights))}, expected a file ending in {listed(WEIGHTS, last='or')}"
             self.document.report(("model", "weights"), message)
         return model.model_copy(update={"build": references.absolute(model.build, self.folders)})

@@ -120,6 +120,8 @@ def _mistake(
         words = reason if isinstance(received, (dict, BaseModel)) else f"received {shown(received)}: {reason}"
         return Mistake(path, words, kind)
     expected = listed(dict.fromkeys(map(_expected, entries)), last="or")
+    if expected == "a mapping":
+        expected += _keys(_fields(model, path))
     question = ""
     if kind == "literal_error" and isinstance(received, str):
         close = nearest(received, re.findall(r"'([^']*)'", entry["ctx"]["expected"]))
@@ -133,6 +135,14 @@ def _expected(entry: Mapping[str, Any]) -> str:
         return LIMITS[kind](entry["ctx"])
     message = str(entry["msg"])
     return TYPES.get(kind.partition("_")[0], message[:1].lower() + message[1:])
+
+
+def _keys(fields: Mapping[str, Any]) -> str:
+    """The keys of an expected mapping: the required ones, else all."""
+    required = [name for name, field in fields.items() if field.is_required()]
+    if required:
+        return ", as {" + ", ".join(f"{name}: ..." for name in required) + "}"
+    return f" with {listed(fields, last='or')}" if fields else ""
 
 
 def _unknown_key(model: type[BaseModel], path: KeyPath, also: Sequence[str]) -> Mistake:

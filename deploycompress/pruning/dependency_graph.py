@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,7 +50,8 @@ def trace(module: nn.Module, model: Model) -> Any:
 
     graph = torch_pruning.DependencyGraph()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Maximum recursive depth reached!": the trial of each group tells
             graph.build_dependency(
                 module, model.example(2), forward_fn=forward, unwrapped_parameters=[], verbose=False
             )
@@ -65,13 +67,6 @@ def is_output(node: Any) -> bool:
 
 def is_bare_parameter(node: Any) -> bool:
     return bool(node.type == torch_pruning.ops.OPTYPE.PARAMETER)
-
-
-def whole_group(graph: Any, module: nn.Module) -> Any:
-    """Everything that hangs together with all output channels of ``module``."""
-    pruner = graph.get_pruner_of_module(module)
-    channels = list(range(pruner.get_out_channels(module)))
-    return graph.get_pruning_group(module, pruner.prune_out_channels, channels)
 
 
 def is_input_side(graph: Any, handler: Any) -> bool:

@@ -13,13 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from deploycompress.contracts import Model
 from deploycompress.errors import StageFailed
-from deploycompress.pruning.dependency_graph import (
-    is_bare_parameter,
-    is_input_side,
-    is_output,
-    trace,
-    whole_group,
-)
+from deploycompress.pruning.closure import NotFollowed, Reached, closure
+from deploycompress.pruning.dependency_graph import is_bare_parameter, is_output, trace
 from deploycompress.pruning.groups import ChannelGroup, Found, Member, Unpruned
 from deploycompress.pruning.layers import Axis, Layer, describe
 from deploycompress.pruning.screening import screen
@@ -80,60 +75,59 @@ class _Walk:
                 raise _LeftWhole(
                     "the trace does not reach it: its forward is not called, or not by the module itself"
                 )
-            items = self._items(part)
-            producers = [m.layer for m in self._members(items) if m.axis == "out"]
-            self.seen.update(producers)
-            self._refuse(items, producers, exclude)
-            members = self._members(items)
-            width = _width(describe(part))
+            reached = self._reached(part)
+            members = self._members(reached)
+            self.seen.update(producers := [m.layer for m in members if m.axis == "out"])
+            self._refuse(reached, producers, exclude)
             self._claim(name, members)
-            self.groups.append(ChannelGroup(name, width, tuple(members), _segments(members, width, self._layers)))
+            width = members[0].channels.numel()
+            self.groups.append(ChannelGroup(name, width, tuple(members), _segments(members, width, self._layer)))
         except _LeftWhole as reason:
             self.unpruned.append(Unpruned(name, str(reason)))
 
-    def _items(self, part: nn.Module) -> list[Any]:
+    def _reached(self, part: nn.Module) -> list[Reached]:
         try:
-            return list(whole_group(self.graph, part))
-        except Exception as error:
-            first = (str(error).strip().splitlines() or ["no message"])[0]
-            raise _LeftWhole(
-                f"its dependencies cannot be followed ({type(error).__name__}: {first})"
-            ) from error
+            return closure(self.graph, part)
+        except NotFollowed as error:
+            raise _LeftWhole(f"its dependencies cannot be followed: {error}") from error
 
-    def _refuse(self, items: list[Any], producers: list[str], exclude: Sequence[str]) -> None:
-        if any(is_output(item.dep.target) for item in items):
+    def _refuse(self, reached: list[Reached], producers: list[str], exclude: Sequence[str]) -> None:
+        if any(is_output(place.node) for place in reached):
             raise _LeftWhole("its channels are the model's outputs")
         for layer in producers:
             if any(fnmatchcase(layer, pattern) for pattern in exclude):
                 raise _LeftWhole(f"excluded by the configuration ({layer})")
-        for item in items:
-            part = item.dep.target.module
-            layer = self._layers(self.names[part]) if part in self.names else None
-            if isinstance(layer, str):
-                raise _LeftWhole(f"tied to {self.names[part]}: {layer}")
+        for place in reached:
+            name = self.names.get(place.node.module)
+            layer_or_reason = self._layer(name) if name is not None else None
+            if isinstance(layer_or_reason, str):
+                raise _LeftWhole(f"tied to {name}: {layer_or_reason}")
 
-    def _members(self, items: list[Any]) -> list[Member]:
+    def _members(self, reached: list[Reached]) -> list[Member]:
         found = []
-        for item in items:
-            node = item.dep.target
-            axis: Axis = "in" if is_input_side(self.graph, item.dep.handler) else "out"
-            channels, positions = torch.tensor(item.root_idxs), torch.tensor(item.idxs)
-            if is_bare_parameter(node):
-                name = self.graph._param_to_name[node.module]
-                found.append(Member(name, "out", channels, positions, node.pruning_dim))
-            elif node.module in self.names:
-                name = self.names[node.module]
-                layer = self._layers(name)
-                if isinstance(layer, Layer) and axis in layer.widths:
-                    found.append(Member(name, axis, channels, positions))
+        for place in reached:
+            channels, positions = torch.from_numpy(place.channels), torch.from_numpy(place.positions)
+            if is_bare_parameter(place.node):
+                name = self.graph._param_to_name[place.node.module]
+                found.append(Member(name, "out", channels, positions, place.node.pruning_dim))
+            elif place.node.module in self.names:
+                name = self.names[place.node.module]
+                layer = self._layer(name)
+                if isinstance(layer, Layer) and place.axis in layer.widths:
+                    found.append(Member(name, place.axis, channels, positions))
         return found
 
-    def _layers(self, name: str) -> Layer | str:
+    def _layer(self, name: str) -> Layer | str:
         return describe(self.graph.model.get_submodule(name))
 
     def _claim(self, id: str, members: list[Member]) -> None:
-        """Every position of every axis belongs to one group. Raises _LeftWhole when it is another's."""
+        """Every position of every axis belongs to one channel of one group. Raises _LeftWhole otherwise."""
         for member in members:
+            width = self._width(member)
+            if int(member.positions.max()) >= width:
+                raise _LeftWhole(f"its channels fall outside the {width} of {member.layer}")
+            if len(member.positions.unique()) < len(member.positions):
+                raise _LeftWhole(f"several of its channels fall together in {member.layer}")
             owned = self.owners.get((member.layer, member.axis), {})
             other = next((owned[p] for p in member.positions.tolist() if p in owned), None)
             if other is not None:
@@ -142,11 +136,12 @@ class _Walk:
             owned = self.owners.setdefault((member.layer, member.axis), {})
             owned.update(dict.fromkeys(member.positions.tolist(), id))
 
-
-def _width(layer: Layer | str) -> int:
-    if isinstance(layer, str):
-        raise _LeftWhole(layer)
-    return layer.widths["out"]
+    def _width(self, member: Member) -> int:
+        if member.dim is not None:
+            return int(self.graph.model.get_parameter(member.layer).shape[member.dim])
+        layer = self._layer(member.layer)
+        assert isinstance(layer, Layer)
+        return layer.widths[member.axis]
 
 
 def _segments(members: list[Member], width: int, layers: Any) -> Tensor:

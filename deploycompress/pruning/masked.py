@@ -63,11 +63,23 @@ def _over_the_rest(norm: nn.Module, layer: Layer, gone: Tensor) -> Callable[...,
     smaller = copy.deepcopy(norm)
     smaller._forward_hooks.clear()
     cut(smaller, {"out": keep})
-    channels_last = type(norm).forward is nn.LayerNorm.forward
 
     def normalise(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        dim, index = (-1 if channels_last else 1), keep.to(output.device)
+        dim, index = _channel_dim(norm, arguments[0], output), keep.to(output.device)
         part = smaller.to(output.device)(arguments[0].index_select(dim, index))
         return torch.zeros_like(output).index_copy(dim, index, part)
 
     return normalise
+
+
+def _channel_dim(norm: nn.Module, given: Tensor, output: Tensor) -> int:
+    """Where a normalisation has its channels: 1 in a group norm; a layer norm may be either kind."""
+    if not isinstance(norm, nn.LayerNorm):
+        return 1
+    width = norm.normalized_shape[0]
+    if given.shape[-1] != width:
+        return 1
+    if given.ndim < 3 or given.shape[1] != width:
+        return -1
+    last = nn.functional.layer_norm(given, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return -1 if torch.allclose(last, output, atol=1e-5) else 1

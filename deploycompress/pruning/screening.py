@@ -66,10 +66,12 @@ def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]) -
         with torch.no_grad(), seeded(0):
             candidate = to_numpy(model.call(pruned, inputs))
     except Exception as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        return f"the forward pass fails when it is pruned ({type(error).__name__}: {first})"
-    with torch.no_grad(), seeded(0):
-        reference = to_numpy(model.call(masked(subject, groups, kept), inputs))
+        return f"the forward pass fails when it is pruned ({_reason(error)})"
+    try:
+        with torch.no_grad(), seeded(0):
+            reference = to_numpy(model.call(masked(subject, groups, kept), inputs))
+    except Exception as error:
+        return f"its effect cannot be checked by masking ({_reason(error)})"
     try:
         apart = compare(reference, candidate).relative
     except DeployCompressError as error:
@@ -77,6 +79,10 @@ def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]) -
     if apart > TOLERANCE:
         return f"pruned and masked differ by {apart:.2g} of the largest output"
     return None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def _about_half(group: ChannelGroup) -> int:

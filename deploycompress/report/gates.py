@@ -12,7 +12,7 @@ from deploycompress.measure.measurement import Measurement
 from deploycompress.report.bounds import verdicts
 from deploycompress.report.verdict import Evidence, Verdict
 
-# The choice already goes by speed, so these do not also rule an artefact out of it.
+# Where no artefact meets all gates, the choice goes by speed anyway, so these do not rule one out.
 SPEED = frozenset(("latency_p50", "latency_p90", "latency_p99", "throughput"))
 
 
@@ -42,9 +42,9 @@ def judge(
 ) -> Judgement:
     """Judge ``gates`` on the best artefact measured at ``target``.
 
-    Best is, among all but the baseline: the fastest (p50) that meets every gate which is not about
-    speed; else the fastest that meets the accuracy gates; else the fastest that at least fails none of
-    them; else the most accurate. The baseline stands in only where nothing else was measured. An
+    Best is, among all but the baseline: the fastest (p50) that meets every gate; else the fastest that
+    meets those which are not about speed; else the fastest that meets the accuracy gates; else the
+    fastest that at least fails none of them; else the most accurate. The baseline stands in only where nothing else was measured. An
     inconclusive gate counts as met where its policy is ``warn``; ``extend`` is the engine's, and
     counts as ``fail`` here.
 
@@ -109,6 +109,9 @@ def _choose(
         return (float("inf") if value is None else sign * value, latency_ms(id))
 
     def meets_all(id: str) -> bool:
+        return not any(v.blocks for v in judged[id])
+
+    def meets_all_but_speed(id: str) -> bool:
         return not any(v.blocks for v in judged[id] if v.metric not in SPEED)
 
     def meets_accuracy(id: str) -> bool:
@@ -117,7 +120,7 @@ def _choose(
     def fails_no_accuracy(id: str) -> bool:
         return not any(v.verdict == "fail" for v in judged[id] if _is_accuracy(v))
 
-    for fits in (meets_all, meets_accuracy, fails_no_accuracy):
+    for fits in (meets_all, meets_all_but_speed, meets_accuracy, fails_no_accuracy):
         fitting = [id for id in candidates if fits(id)]
         if fitting:
             return min(fitting, key=latency_ms)

@@ -81,10 +81,12 @@ MISTAKES = [
     ("{min_speedup: 3.0}", "", "20:3: gates.latency_p50: the gate has no limit; give max or min_speedup"),
     ("{max_drop: 1 pp, on_inconclusive: warn}", "{on_inconclusive: warn}", "19:3: gates.accuracy: the gate has no limit; give min, max or max_drop"),
     ("on_inconclusive: warn", "on_inconclusive: ignore", "gates.accuracy.on_inconclusive: received 'ignore', expected fail, warn or extend"),
-    ("{min_speedup: 3.0}", "3.0", "20:16: gates.latency_p50: received 3.0, expected a mapping"),
+    ("{min_speedup: 3.0}", "3.0", "20:16: gates.latency_p50: received 3.0, expected a mapping with on_inconclusive, max or min_speedup"),
     ("latency_p50:", "'metric:':", "gates.metric:: unknown gate 'metric:'"),
     # blocks that are no blocks
-    ("{source: digits, image_size: 32, batch_size: 64}", "digits", "8:7: data: received 'digits', expected a mapping"),
+    ("{source: digits, image_size: 32, batch_size: 64}", "digits", "8:7: data: received 'digits', expected a mapping, as {source: ...}"),
+    ("{image: {shape: [batch, 1, 32, 32]}}", "{image: [1, 1, 32, 32]}", "6:19: model.inputs.image: received a list of 4, expected a mapping, as {shape: ...}"),
+    ("{target: {macs: 20%}", "{target: 20%", "12:21: stages.1.prune.target: received '20%', expected a mapping with macs, size or ratio"),
     ("source: digits, ", "", "8:1: data: the key 'source' is missing; expected digits or module:function"),
     # model
     ("resnet:build", "resnet:buidl", "3:10: model.build: 'deploycompress.examples.resnet:buidl': deploycompress.examples.resnet has no 'buidl'; did you mean 'build'?"),

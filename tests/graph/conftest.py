@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,19 +38,21 @@ class SmallModel:
         outputs = module(*inputs.values())
         if isinstance(outputs, Tensor):
             return {"output": outputs}
-        return dict(outputs) if isinstance(outputs, Mapping) else {f"output_{i}": t for i, t in enumerate(outputs)}
+        return (
+            dict(outputs)
+            if isinstance(outputs, Mapping)
+            else {f"output_{i}": t for i, t in enumerate(outputs)}
+        )
 
 
-def small(module: nn.Module, **shapes: tuple[int | str, ...]) -> SmallModel:
+def _small(module: nn.Module, **shapes: tuple[int | str, ...]) -> SmallModel:
     return SmallModel({name: InputSpec(shape=shape) for name, shape in shapes.items()}, module.eval())
 
 
-def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
-    """``module`` with statistics and weights that a wrong fold would show."""
+def _shaken(module: nn.Module, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
-            assert layer.running_var is not None
             layer.running_mean.normal_(0, 0.3)
             layer.running_var.uniform_(0.5, 2)
             if layer.affine:
@@ -59,9 +61,9 @@ def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def network() -> nn.Module:
+def _network() -> nn.Module:
     torch.manual_seed(0)
-    return shaken(
+    return _shaken(
         nn.Sequential(
             nn.Conv2d(3, 8, 3, bias=False),
             nn.BatchNorm2d(8),
@@ -76,13 +78,38 @@ def network() -> nn.Module:
     )
 
 
-def feed(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    return {"image": np.random.default_rng(seed).standard_normal((batch, 3, 12, 12), dtype=np.float32)}
+@pytest.fixture(scope="session")
+def small() -> Callable[..., SmallModel]:
+    """(module, name=shape ...) -> the model contract over it."""
+    return _small
+
+
+@pytest.fixture(scope="session")
+def shaken() -> Callable[..., nn.Module]:
+    """Gives a module statistics and weights that a wrong fold would show."""
+    return _shaken
+
+
+@pytest.fixture(scope="session")
+def network() -> Callable[[], nn.Module]:
+    return _network
+
+
+@pytest.fixture(scope="session")
+def feed() -> Callable[..., dict[str, np.ndarray]]:
+    """(batch, seed) -> inputs of ``network``."""
+
+    def make(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(seed)
+        return {"image": generator.standard_normal((batch, 3, 12, 12), dtype=np.float32)}
+
+    return make
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = small(network(), image=("batch", 3, 12, 12))
+    """``network`` as an ONNX file with a dynamic batch."""
+    model = _small(_network(), image=("batch", 3, 12, 12))
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     export_onnx(model.module, model, path, feeds=[model.example(1), model.example(5)])
     return path

@@ -1,0 +1,38 @@
+"""Real inputs at the sizes that are wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deploycompress.contracts import Batch
+from deploycompress.errors import ConfigError
+from deploycompress.graph.feeds import PARITY_BATCHES, parity_feeds, regroup, take
+
+
+def batch(start: int, size: int) -> Batch:
+    values = torch.arange(start, start + size, dtype=torch.float32)
+    return Batch({"x": values[:, None].repeat(1, 2)}, values.long(), size)
+
+
+def test_take_starts_again_where_there_are_too_few() -> None:
+    assert take([batch(0, 3), batch(3, 3)], 5)["x"][:, 0].tolist() == [0, 1, 2, 0, 1]
+    with pytest.raises(ConfigError, match="the data have no samples"):
+        take([], 1)
+
+
+def test_parity_is_checked_at_two_sizes_or_at_the_fixed_one(small) -> None:
+    dynamic, fixed = small(torch.nn.Identity(), x=("batch", 2)), small(torch.nn.Identity(), x=(4, 2))
+    assert [len(f["x"]) for f in parity_feeds(dynamic, [batch(0, 3)])] == list(PARITY_BATCHES)
+    assert [len(f["x"]) for f in parity_feeds(fixed, [batch(0, 3)])] == [4]
+
+
+def test_regroup_loses_and_doubles_no_sample() -> None:
+    pieces = list(regroup([batch(0, 5), batch(5, 2)], 3))
+    assert [len(inputs["x"]) for _, inputs in pieces] == [3, 3, 3]
+    assert [t for real, _ in pieces for t in real.targets.tolist()] == list(range(7))
+    assert [real.size for real, _ in pieces] == [3, 2, 2]
+    for real, inputs in pieces:
+        torch.testing.assert_close(inputs["x"][: real.size], real.inputs["x"])
+    untouched = batch(0, 5)
+    assert next(regroup([untouched], None))[0] is untouched

@@ -1,0 +1,99 @@
+"""Static INT8, and the data it is calibrated with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.graph.execution import inspect_onnx, run_onnx
+from deploycompress.graph.quantization import quantize_onnx
+from deploycompress.graph.schemes import SCHEMES, choose_scheme
+from deploycompress.model.parity import compare
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_stays_close_and_uses_the_types_of_its_scheme(
+    exported: Path, feed, tmp_path: Path, scheme: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    made = quantize_onnx(exported, path, [feed(8, seed) for seed in range(4)], scheme=scheme)
+    assert (made.scheme, made.samples) == (scheme, 32)
+    ops = inspect_onnx(path)["ops"]
+    assert ops["QuantizeLinear"] >= 3 and ops["DequantizeLinear"] > ops["QuantizeLinear"]
+    for batch in (1, 9):
+        wanted, found = run_onnx(exported, [feed(batch, 9)])[0], run_onnx(path, [feed(batch, 9)])[0]
+        assert compare(wanted, found).cosine > 0.99
+    zeros = [i for i in onnx.load(path).graph.initializer if i.name == "image_zero_point"]
+    assert [z.data_type for z in zeros] == [
+        onnx.TensorProto.INT8 if scheme == "s8s8" else onnx.TensorProto.UINT8
+    ]
+    weights = [i for i in onnx.load(path).graph.initializer if i.name.endswith("weight_quantized")]
+    largest = max(int(np.abs(onnx.numpy_helper.to_array(w).astype(int)).max()) for w in weights)
+    assert largest <= 64 if SCHEMES[scheme].reduce_range else largest > 100
+
+
+def test_is_the_same_every_time(exported: Path, feed, tmp_path: Path) -> None:
+    made = [
+        quantize_onnx(exported, tmp_path / name, [feed(8)], scheme="u8s8").path.read_bytes()
+        for name in ("1", "2")
+    ]
+    assert made[0] == made[1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.ones((4, 1, 12, 12), np.float32), "has the shape [4, 1, 12, 12], expected ['batch', 3, 12, 12]"),
+        (np.ones((4, 3, 12), np.float32), "has the shape [4, 3, 12]"),
+        (np.full((4, 3, 12, 12), np.nan, np.float32), "holds NaN or infinity"),
+        (np.ones((4, 3, 12, 12), np.float64), "is float64, expected float32"),
+    ],
+)
+def test_calibration_data_that_do_not_fit(
+    exported: Path, tmp_path: Path, array: np.ndarray, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match="calibration data of input 'image' ") as caught:
+        quantize_onnx(exported, tmp_path / "model.onnx", [{"image": array}], scheme="u8s8")
+    assert reason in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_calibration_data(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there are no calibration data"):
+        quantize_onnx(exported, tmp_path / "model.onnx", [], scheme="u8s8")
+    with pytest.raises(ConfigError, match="calibration data has no input 'image', only \\['x'\\]"):
+        quantize_onnx(exported, tmp_path / "model.onnx", [{"x": np.ones(3)}], scheme="u8s8")
+
+
+def test_a_file_that_cannot_be_quantized(tmp_path: Path, feed) -> None:
+    (tmp_path / "source.onnx").write_bytes(b"rubbish")
+    with pytest.raises((ConfigError, StageFailed), match="source.onnx"):
+        quantize_onnx(tmp_path / "source.onnx", tmp_path / "model.onnx", [feed(1)], scheme="u8s8")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "scheme"),
+    [
+        ("x86_64", ["avx2", "avx512_vnni"], "u8s8"),
+        ("AMD64", ["avx_vnni"], "u8s8"),
+        ("x86_64", ["avx2", "avx512f"], "u8s8_reduced"),
+        ("aarch64", ["asimddp"], "s8s8"),
+        ("arm64", [], "s8s8"),
+    ],
+)
+def test_auto_by_the_processor(architecture: str, flags: list[str], scheme: str) -> None:
+    facts = {"architecture": architecture, "flags": flags}
+    assert choose_scheme("auto", facts) == scheme
+    assert choose_scheme("s8s8", facts) == "s8s8"
+
+
+def test_an_unknown_scheme() -> None:
+    with pytest.raises(
+        ConfigError, match="unknown quantization scheme 's4'; known: auto, u8s8, s8s8, u8s8_reduced"
+    ):
+        choose_scheme("s4", {})

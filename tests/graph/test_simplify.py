@@ -1,0 +1,81 @@
+"""The simplifier is used where it helps, and never fails anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from deploycompress.graph import simplify
+from deploycompress.graph.simplify import simplify_onnx
+
+
+@pytest.fixture
+def wasteful(tmp_path: Path) -> Path:
+    """y = x + (1 + 1), where the sum of constants can go."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["one", "one"], ["two"]), helper.make_node("Add", ["x", "two"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.float32(1), "one")],
+    )
+    document = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    document.metadata_props.add(key="made", value="here")
+    path = tmp_path / "wasteful.onnx"
+    onnx.save(document, path)
+    return path
+
+
+FEEDS = [{"x": np.ones((batch, 3), np.float32)} for batch in (1, 4)]
+
+
+def test_a_simpler_file_is_kept(wasteful: Path, tmp_path: Path) -> None:
+    found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS)
+    assert (found.kept, found.nodes_before, found.nodes_after, found.notes) == (True, 2, 1, ())
+    assert found.parity is not None and found.parity.relative == 0
+    kept = {entry.key: entry.value for entry in onnx.load(found.path).metadata_props}
+    assert kept == {"made": "here"}
+    again = simplify_onnx(wasteful, tmp_path / "again.onnx", FEEDS)
+    assert again.path.read_bytes() == found.path.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.onnx", "model.onnx", "wasteful.onnx"]
+
+
+def test_none_copies(wasteful: Path, tmp_path: Path) -> None:
+    found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS, "none")
+    assert (found.kept, found.notes) == (False, ())
+    assert found.path.read_bytes() == wasteful.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("process", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "onnxsim ended with code -11: no message"),
+        ("raise SystemExit('no such operator')", "onnxsim ended with code 1: no such operator"),
+        ("import time; time.sleep(60)", "onnxsim took more than 1 s"),
+        (
+            "import sys, shutil; shutil.copy(sys.argv[1], sys.argv[2]); open(sys.argv[2], 'ab').write(bytes([0x32, 1, 65]))",
+            "onnxsim made it larger",
+        ),
+        ("import sys; open(sys.argv[2], 'wb').write(b'rubbish')", "is refused"),
+        (
+            "import sys, onnx; m = onnx.load(sys.argv[1]); m.graph.initializer[0].raw_data = bytes(4);"
+            "onnx.save(m, sys.argv[2])",
+            "onnxsim's result differs by",
+        ),
+    ],
+)
+def test_anything_else_keeps_the_source(
+    wasteful: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: str, reason: str
+) -> None:
+    (tmp_path / "process.py").write_text(process)
+    monkeypatch.setattr(simplify, "PROCESS", tmp_path / "process.py")
+    monkeypatch.setattr(simplify, "TIMEOUT_S", 1 if "sleep" in process else 60)
+    found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS)
+    assert not found.kept and found.parity is None
+    assert found.path.read_bytes() == wasteful.read_bytes()
+    (note,) = found.notes
+    assert note.kind == "fell_back" and reason in note.message
