@@ -174,13 +174,12 @@ def _step(
 
 
 def _in_round(source: str, step: Written, steps: list[Written], round: int, document: Document) -> str:
-    """``from: prune`` of a repeated step: the same round's, else the round's before; from outside: the last."""
-    for index, other in enumerate(steps):
+    """``from: prune`` of a repeated step: inside its repeat the same round's, outside the last one."""
+    for other in steps:
         if other.id == source and other.repeat is not None:
-            if other.repeat != step.repeat:
-                return f"{source}@{document.value(other.repeat)['repeat']}"
-            earlier = index < steps.index(step)
-            return f"{source}@{round if earlier else round - 1}" if earlier or round > 1 else source
+            return (
+                f"{source}@{round if other.repeat == step.repeat else document.value(other.repeat)['repeat']}"
+            )
     return source
 
 

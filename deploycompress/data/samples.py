@@ -34,7 +34,7 @@ class Images:
     """Images held in memory, transformed a batch at a time.
 
     ``pixels``: [samples, channels, height, width], uint8 or float32; ``prepare`` makes of a stack of them
-    what the network reads; ``augment``, for training, is applied to its result's source, before ``prepare``.
+    what the network reads; ``augment`` changes the stack before that, in training.
     """
 
     pixels: np.ndarray
@@ -63,7 +63,7 @@ class Subset:
 
     @property
     def labels(self) -> np.ndarray | None:
-        labels = self.whole.labels
+        labels = getattr(self.whole, "labels", None)  # a user's own class need not have them
         return None if labels is None else labels[self.indices]
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +60,14 @@ def export_onnx(
             write(folded, model, example, path, opset)
             parity = _parity(path, feeds, expected)
         except Exception as error:  # an exporter may raise anything
-            reasons.append(f"{exporter}: {_first_lines(error)}")
+            reasons.append(f"{exporter}: {_reason(error)}")
             continue
         notes = tuple(Note("fell_back", reason) for reason in reasons)
         return Export(path, exporter, opset, parity, tuple(names), notes)
-    raise StageFailed("the model does not export to ONNX: " + "; ".join(reasons))
+    raise StageFailed(
+        f"the model does not export to ONNX: {'; '.join(reasons)}. "
+        "Change the forward there, or declare a dimension that cannot vary by its number in model.inputs"
+    )
 
 
 def _traced_batch(model: Model) -> int:
@@ -103,8 +107,11 @@ def _parity(
     return tuple(figures)
 
 
-def _first_lines(error: Exception) -> str:
-    text = str(error).strip()
+def _reason(error: BaseException) -> str:
+    """The first error of the chain: exporters wrap it in pages of general advice."""
+    while error.__cause__ is not None and not isinstance(error, DeployCompressError):
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     if isinstance(error, DeployCompressError):
         return text
     lines = [line.strip() for line in text.splitlines() if line.strip()]

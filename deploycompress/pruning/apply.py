@@ -33,7 +33,11 @@ def apply(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> None
         else:
             owner, _, leaf = name.rpartition(".")
             tensor = _parameter(module, name)
-            put(module.get_submodule(owner), leaf, tensor.detach().index_select(dim, axes["out"].to(tensor.device)))
+            put(
+                module.get_submodule(owner),
+                leaf,
+                tensor.detach().index_select(dim, axes["out"].to(tensor.device)),
+            )
     for name, axes in keep.items():
         for axis, indices in axes.items():
             if name not in bare and _width(module, name, axis) != len(indices):
@@ -45,7 +49,9 @@ def apply(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> None
         planned = len(kept[group.id]) if group.id in kept else group.width
         realised = _width(module, group.id, "out")
         if realised != planned:
-            raise StageFailed(f"group {group.id} has {realised} channels after pruning; planned are {planned}")
+            raise StageFailed(
+                f"group {group.id} has {realised} channels after pruning; planned are {planned}"
+            )
 
 
 def _width(module: nn.Module, name: str, axis: Axis) -> int:
@@ -64,7 +70,7 @@ def _width(module: nn.Module, name: str, axis: Axis) -> int:
                     f"layer {name} says it has {layer.widths[other]} {other}put channels; "
                     f"its weight is {list(weight.shape)}"
                 )
-    return layer.widths[axis]
+    return layer.widths.get(axis, layer.widths["out"])  # one channel a group is left: it is depthwise now
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,12 @@ class Reached:
     positions: np.ndarray  # int64
 
 
-def closure(graph: Any, root: nn.Module) -> list[Reached]:
+def closure(graph: Any, root: nn.Module, width_of: Callable[[Any, Axis], int | None]) -> list[Reached]:
     """All nodes that must change with the output channels of ``root``, the root first.
 
     Torch-Pruning's own walk lists indices in Python, forgets which channels share a position, and does not end
     on some graphs; this one follows the same edges with arrays and gives up where they make no sense.
-    Raises NotFollowed.
+    ``width_of``: how many positions one side of a node has, None where it is not known. Raises NotFollowed.
     """
     pruner = graph.get_pruner_of_module(root)
     width = pruner.get_out_channels(root)
@@ -52,18 +53,28 @@ def closure(graph: Any, root: nn.Module) -> list[Reached]:
             for mapping in edge.index_mapping:
                 if mapping is not None:
                     mapped = _mapped(mapping, mapped)
-            if len(mapped) > MOST_PAIRS:
-                raise NotFollowed(f"its channels multiply at {edge.target.name}")
+            if not len(mapped):
+                continue
             target = (edge.target, edge.handler)
+            _check(mapped, edge.target, width_of(edge.target, _side(graph, edge.handler)))
             known = pairs.get(target)
             merged = np.unique(mapped) if known is None else np.union1d(known, mapped)
-            if len(merged) and (known is None or len(merged) > len(known)):
+            if known is None or len(merged) > len(known):
                 pairs[target] = merged
                 pending.append(target)
-    return [
-        Reached(node, "in" if is_input_side(graph, handler) else "out", *_unpack(found))
-        for (node, handler), found in pairs.items()
-    ]
+    return [Reached(node, _side(graph, handler), *_unpack(found)) for (node, handler), found in pairs.items()]
+
+
+def _side(graph: Any, handler: Any) -> Axis:
+    return "in" if is_input_side(graph, handler) else "out"
+
+
+def _check(pairs: np.ndarray, node: Any, width: int | None) -> None:
+    if len(pairs) > MOST_PAIRS:
+        raise NotFollowed(f"its channels multiply at {node.name}")
+    highest = int(_unpack(pairs)[1].max())
+    if width is not None and highest >= width:
+        raise NotFollowed(f"they fall outside the {width} channels of {node.name}")
 
 
 def _mapped(mapping: Any, pairs: np.ndarray) -> np.ndarray:

@@ -51,7 +51,9 @@ def trace(module: nn.Module, model: Model) -> Any:
     graph = torch_pruning.DependencyGraph()
     try:
         with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "Maximum recursive depth reached!": the trial of each group tells
+            warnings.simplefilter(
+                "ignore"
+            )  # "Maximum recursive depth reached!": the trial of each group tells
             graph.build_dependency(
                 module, model.example(2), forward_fn=forward, unwrapped_parameters=[], verbose=False
             )

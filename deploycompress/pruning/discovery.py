@@ -65,6 +65,7 @@ class _Walk:
         self.unpruned: list[Unpruned] = []
         self.owners: dict[tuple[str, Axis], dict[int, str]] = {}  # whose each position is
         self.seen: set[str] = set()
+        self.shared = _shared(graph.model)
 
     def visit(self, name: str, part: nn.Module, exclude: Sequence[str]) -> None:
         if name in self.seen:
@@ -77,26 +78,30 @@ class _Walk:
                 )
             reached = self._reached(part)
             members = self._members(reached)
-            self.seen.update(producers := [m.layer for m in members if m.axis == "out"])
-            self._refuse(reached, producers, exclude)
+            self.seen.update(m.layer for m in members if m.axis == "out")
+            self._refuse(reached, members, exclude)
             self._claim(name, members)
             width = members[0].channels.numel()
-            self.groups.append(ChannelGroup(name, width, tuple(members), _segments(members, width, self._layer)))
+            self.groups.append(
+                ChannelGroup(name, width, tuple(members), _segments(members, width, self._layer))
+            )
         except _LeftWhole as reason:
             self.unpruned.append(Unpruned(name, str(reason)))
 
     def _reached(self, part: nn.Module) -> list[Reached]:
         try:
-            return closure(self.graph, part)
+            return closure(self.graph, part, self._width_at)
         except NotFollowed as error:
             raise _LeftWhole(f"its dependencies cannot be followed: {error}") from error
 
-    def _refuse(self, reached: list[Reached], producers: list[str], exclude: Sequence[str]) -> None:
+    def _refuse(self, reached: list[Reached], members: list[Member], exclude: Sequence[str]) -> None:
         if any(is_output(place.node) for place in reached):
             raise _LeftWhole("its channels are the model's outputs")
-        for layer in producers:
-            if any(fnmatchcase(layer, pattern) for pattern in exclude):
-                raise _LeftWhole(f"excluded by the configuration ({layer})")
+        for member in members:
+            if member.axis == "out" and any(fnmatchcase(member.layer, pattern) for pattern in exclude):
+                raise _LeftWhole(f"excluded by the configuration ({member.layer})")
+            if member.layer in self.shared:
+                raise _LeftWhole(f"{member.layer} shares its weight with {self.shared[member.layer]}")
         for place in reached:
             name = self.names.get(place.node.module)
             layer_or_reason = self._layer(name) if name is not None else None
@@ -123,9 +128,6 @@ class _Walk:
     def _claim(self, id: str, members: list[Member]) -> None:
         """Every position of every axis belongs to one channel of one group. Raises _LeftWhole otherwise."""
         for member in members:
-            width = self._width(member)
-            if int(member.positions.max()) >= width:
-                raise _LeftWhole(f"its channels fall outside the {width} of {member.layer}")
             if len(member.positions.unique()) < len(member.positions):
                 raise _LeftWhole(f"several of its channels fall together in {member.layer}")
             owned = self.owners.get((member.layer, member.axis), {})
@@ -136,12 +138,23 @@ class _Walk:
             owned = self.owners.setdefault((member.layer, member.axis), {})
             owned.update(dict.fromkeys(member.positions.tolist(), id))
 
-    def _width(self, member: Member) -> int:
-        if member.dim is not None:
-            return int(self.graph.model.get_parameter(member.layer).shape[member.dim])
-        layer = self._layer(member.layer)
-        assert isinstance(layer, Layer)
-        return layer.widths[member.axis]
+    def _width_at(self, node: Any, axis: Axis) -> int | None:
+        if is_bare_parameter(node):
+            return int(node.module.shape[node.pruning_dim])
+        layer = self._layer(self.names[node.module]) if node.module in self.names else None
+        return layer.widths.get(axis) if isinstance(layer, Layer) else None
+
+
+def _shared(module: nn.Module) -> dict[str, str]:
+    """Layer -> another layer that uses one of its parameters too."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, part in module.named_modules():
+        for parameter in part.parameters(recurse=False):
+            other = first.setdefault(id(parameter), name)
+            if other != name:
+                found |= {name: other, other: name}
+    return found
 
 
 def _segments(members: list[Member], width: int, layers: Any) -> Tensor:

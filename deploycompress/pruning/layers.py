@@ -77,9 +77,7 @@ def _linear(module: nn.Module) -> Layer:
 def _batch_norm(module: nn.Module) -> Layer:
     assert isinstance(module, (_BatchNorm, _InstanceNorm))
     names = ("weight", "bias", "running_mean", "running_var")
-    return Layer(
-        {"out": module.num_features}, {n: {"out": 0} for n in names}, {"out": ("num_features",)}
-    )
+    return Layer({"out": module.num_features}, {n: {"out": 0} for n in names}, {"out": ("num_features",)})
 
 
 def _layer_norm(module: nn.Module) -> Layer | str:
@@ -151,7 +149,9 @@ def cut(module: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
             setattr(module, attribute, (len(indices),) if isinstance(old, tuple) else len(indices))
 
 
-def _cut_grouped(tensor: Tensor, dims: Mapping[Axis, int], layer: Layer, keep: Mapping[Axis, Tensor]) -> Tensor:
+def _cut_grouped(
+    tensor: Tensor, dims: Mapping[Axis, int], layer: Layer, keep: Mapping[Axis, Tensor]
+) -> Tensor:
     """A grouped weight holds every run's own inputs in one dimension: cut run by run.
 
     The runs are stacked along dimension 0; dimension 1 counts inside a run.

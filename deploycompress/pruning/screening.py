@@ -18,7 +18,7 @@ from deploycompress.pruning.groups import ChannelGroup, Unpruned
 from deploycompress.pruning.layers import Layer, describe
 from deploycompress.pruning.masked import masked
 
-SAMPLES = 4
+SAMPLES = 2
 TOLERANCE = 1e-3  # of max|y|; a channel in the wrong place is off by far more
 
 
@@ -56,9 +56,7 @@ def screen(
 def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]) -> str | None:
     """Why these groups cannot be pruned by about half, or None when they can."""
     generator = torch.Generator().manual_seed(0)
-    kept = {
-        g.id: g.keep(torch.rand(g.width, generator=generator), _about_half(g)) for g in groups
-    }
+    kept = {g.id: g.keep(torch.rand(g.width, generator=generator), _about_half(g)) for g in groups}
     pruned = copy.deepcopy(subject)
     inputs = model.example(SAMPLES)
     try:

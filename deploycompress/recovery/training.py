@@ -135,7 +135,10 @@ class _Loop:
 
 
 def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only: on norms and biases it costs accuracy and saves nothing."""
+    """Weight decay on matrices and kernels only, not on norms and biases.
+
+    He et al., "Bag of Tricks for Image Classification with Convolutional Neural Networks", section 3.1.
+    """
     trained = [p for p in net.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},

@@ -41,7 +41,9 @@ class InitialModel(Stage):
         checkpoint.save(module, folder, context.model)
         digests = {"model": context.model.digest, "data": context.data.digest}
         params = float(sum(p.numel() for p in module.parameters()))
-        return Outcome((Artifact.of("", "checkpoint", folder),), {"params": params}, details={"digests": digests})
+        return Outcome(
+            (Artifact.of("", "checkpoint", folder),), {"params": params}, details={"digests": digests}
+        )
 
 
 def _one_batch(module: nn.Module, split: Split, context: RunContext) -> None:

@@ -99,8 +99,9 @@ def test_from_in_and_around_a_repeat(refused, reading, good) -> None:
     inner = ("prune: {target: {macs: 25%}, from: distill}", "distill: {from: prune}")
     (line,) = refused(good, repeat("repeat: 3", *inner))
     assert (
-        "14:44: stages.1.stages.0.prune.from: unknown step 'distill'; " in line
-    )  # there is none before round 1
+        "14:44: stages.1.stages.0.prune.from: 'distill@1' is a later step; give an earlier one: model, train"
+        in line
+    )
     inner = ("distill: {from: train}", "prune: {target: {macs: 25%}, from: distill}")
     config = reading(good, repeat("repeat: 2", *inner), ("{opset: 18}", "{from: prune}"))
     assert [s.source for s in config.stages[1:6]] == ["train", "distill@1", "train", "distill@2", "prune@2"]

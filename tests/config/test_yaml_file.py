@@ -138,6 +138,29 @@ def test_what_is_written_reads_back(data: dict[str, Any]) -> None:
     assert parse(to_yaml(data), "p").data == data
 
 
+def test_text_that_looks_like_something_else_is_quoted() -> None:
+    texts = [
+        "1e3",
+        ".1e0",
+        ".5",
+        "0o17",
+        "0x1F",
+        "+1",
+        "1.",
+        "true",
+        "null",
+        "~",
+        "",
+        "-.inf",
+        ".nan",
+        "1_0",
+        "- a",
+        "a: b",
+        "#",
+    ]
+    assert parse(to_yaml({"all": texts}), "p").data == {"all": texts}
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.sampled_from("ab:-[]{}&*!|>'\"%@#?, \n\t1.~<\\x\x85é"), max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:

@@ -146,7 +146,7 @@ def test_a_data_set_that_draws_at_random_gives_the_same_epoch_again_and_disturbs
     class Noisy(Samples):
         def __getitem__(self, i):
             noise = torch.rand(1).item() + random.random() + np.random.rand()
-            return X[i] + np.float32(noise), Y[i]
+            return np.full_like(X[i], noise), Y[i]
 
     data = source(lambda: {"train": Noisy(), "val": Noisy()})
     torch.manual_seed(5)

@@ -53,6 +53,9 @@ class WaywardSession:
 
     def call(self):
         self.calls += 1
+        if self.options.get("order"):
+            with open(self.options["order"], "a") as stream:
+                stream.write(self.options["label"])
         if self.options.get("fail") == "crash" and self.calls > 3:
             print("about to crash", file=__import__("sys").stderr, flush=True)
             os.kill(os.getpid(), signal.SIGSEGV)

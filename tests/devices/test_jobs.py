@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -88,6 +89,15 @@ def test_a_known_latency_is_what_is_measured(device: Local, made: Make, wayward:
 def _raw(folder: Path, measurement: Measurement) -> list[list[int]]:
     blocks: list[list[int]] = json.loads((folder / str(measurement.samples)).read_text())["blocks"]
     return blocks
+
+
+def test_blocks_are_given_out_in_mirrored_order(
+    device: Local, made: Make, wayward: str, tmp_path: Path
+) -> None:
+    path, order = made("any", 1), tmp_path / "order"
+    run(device, [candidate(id, path, wayward, order=str(order), label=id) for id in "ab"])
+    turns = "".join(label for label, _ in itertools.groupby(order.read_text()))
+    assert turns == "ab" + "a" + "b" + "a" + "b" + "a"  # loading; then ab, ba, ab, ba, where neighbours merge
 
 
 def test_a_crash_is_named_and_the_others_go_on(device: Local, made: Make, wayward: str) -> None:
@@ -219,20 +229,23 @@ def test_one_measurement_at_a_time(
     assert isinstance(run(device, [candidate("it", made("any", 1))])["it"], Timing)
 
 
-def test_nothing_outlives_a_killed_controller(made: Make, wayward: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fail", ["", "hang"])  # a call that hangs reads no pipe
+def test_nothing_outlives_a_killed_controller(made: Make, wayward: str, tmp_path: Path, fail: str) -> None:
     pids, place = tmp_path / "pids", tmp_path / "jobs"
     place.mkdir()
     script = f"""
         import sys; sys.path.insert(0, {str(tmp_path)!r})
         import numpy as np
         from deploycompress.devices.jobs import *
-        job = [Candidate(str(i), Path({str(made("any", 1))!r}), {wayward!r}, options={{"pids": {str(pids)!r}}}) for i in (1, 2)]
+        job = [Candidate(str(i), Path({str(made("any", 1))!r}), {wayward!r}, options=dict(pids={str(pids)!r}, fail={fail!r})) for i in (1, 2)]
         run_job(open_device("local"), job, feed={{"x": np.ones(2)}}, plan=Plan(100, 500, 5), progress=lambda *_: None)
     """
     controller = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], env={**os.environ, "TMPDIR": str(place)}
     )
-    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, 30)
+    started = 1 if fail else 2  # the second loads when the first has warmed up
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == started, 30)
+    time.sleep(0.2)
     children = [int(pid) for pid in pids.read_text().split()]
     assert all(alive(pid) for pid in children)
     controller.kill()

@@ -89,6 +89,21 @@ def test_what_must_stay(kind, small, shaken) -> None:
     assert isinstance(folded.bn, nn.BatchNorm2d)
 
 
+class OneOfTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.once = UsedTwice(), pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.once(self.twice(x))
+
+
+def test_what_must_stay_keeps_nothing_else_from_folding(small, shaken) -> None:
+    module = shaken(OneOfTwo())
+    model = small(module, x=("batch", 3, 5, 5))
+    assert fold_batchnorm(module, model, model.example(2))[1] == ["once.1"]
+
+
 class DependsOnAFlag(UsedTwice):
     """Control flow that a symbolic trace would not get through."""
 

@@ -66,13 +66,13 @@ def test_calibration_data_that_do_not_fit(
 def test_no_calibration_data(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there are no calibration data"):
         quantize_onnx(exported, tmp_path / "model.onnx", [], scheme="u8s8")
-    with pytest.raises(ConfigError, match="calibration data has no input 'image', only \\['x'\\]"):
+    with pytest.raises(ConfigError, match=r"calibration data has no input 'image', only \['x'\]"):
         quantize_onnx(exported, tmp_path / "model.onnx", [{"x": np.ones(3)}], scheme="u8s8")
 
 
 def test_a_file_that_cannot_be_quantized(tmp_path: Path, feed) -> None:
     (tmp_path / "source.onnx").write_bytes(b"rubbish")
-    with pytest.raises((ConfigError, StageFailed), match="source.onnx"):
+    with pytest.raises((ConfigError, StageFailed), match=r"source.onnx"):
         quantize_onnx(tmp_path / "source.onnx", tmp_path / "model.onnx", [feed(1)], scheme="u8s8")
 
 

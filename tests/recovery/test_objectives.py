@@ -60,13 +60,13 @@ def test_the_student_comes_to_agree_with_its_teacher(network, context):
 
 
 def test_a_loss_may_keep_the_teachers_outputs_for_its_backward(network, context):
-    """Autograd refuses inference tensors; a squared error keeps both of its operands."""
+    """Autograd refuses inference tensors; a product keeps both of its operands."""
     run, student = context(), network()
 
-    def squared(student, teacher, batch):
-        return ((student.main - teacher.main) ** 2).mean()
+    def unlike(student, teacher, batch):
+        return -(student.main * teacher.main).mean()
 
-    objective = Distillation(run.model, run.task, network(), squared)
+    objective = Distillation(run.model, run.task, network(), unlike)
     terms = objective(student, run.data.loader("train", epoch=0)[0])
     terms["loss"].backward()
     assert student[0].weight.grad is not None

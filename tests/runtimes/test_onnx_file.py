@@ -133,6 +133,13 @@ def hidden_in_sparse_indices() -> onnx.ModelProto:
     return document
 
 
+def hidden_in_sparse_attribute() -> onnx.ModelProto:
+    values = external(location="/etc/passwd")
+    indices = numpy_helper.from_array(np.zeros(12, np.int64), "i")
+    sparse = onnx.SparseTensorProto(values=values, indices=indices, dims=[3, 4])
+    return model([helper.make_node("Constant", [], ["y"], sparse_value=sparse)])
+
+
 def hidden_in_training() -> onnx.ModelProto:
     document = model()
     document.training_info.add().initialization.initializer.append(external(location="/etc/passwd"))
@@ -146,6 +153,7 @@ def hidden_in_training() -> onnx.ModelProto:
         hidden_in_subgraph,
         hidden_in_function,
         hidden_in_sparse_indices,
+        hidden_in_sparse_attribute,
         hidden_in_training,
     ],
 )

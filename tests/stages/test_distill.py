@@ -14,6 +14,7 @@ from deploycompress.data.source import SourceData
 from deploycompress.data.tasks.classification import Classification
 from deploycompress.errors import ConfigError
 from deploycompress.model import checkpoint
+from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.source import SourceModel
 from deploycompress.recovery.objectives import Supervised
 from deploycompress.recovery.recipe import Recipe
@@ -86,6 +87,15 @@ def test_accuracy_comes_back_and_the_shape_stays(inputs, tmp_path):
     net = checkpoint.load(outcome.artifacts[0].path, run_context().model)
     assert net.layer3[0].conv1.weight.shape[0] == 16
     assert float(net.layer3[0].bn1.running_mean.abs().max()) > 0
+
+
+def test_batch_statistics_are_those_of_the_final_weights(inputs, tmp_path):
+    context = run_context()
+    outcome = distilled(inputs, tmp_path / "work", epochs=1)
+    net = checkpoint.load(outcome.artifacts[0].path, context.model)
+    kept = net.layer3[0].bn1.running_mean.clone()
+    reestimate_batchnorm(net, (b.inputs for b in context.data.loader("train")), context.model.call)
+    assert torch.allclose(kept, net.layer3[0].bn1.running_mean, atol=1e-5)
 
 
 def test_the_teacher_is_the_original_or_a_step(inputs):

@@ -1,0 +1,133 @@
+"""What a pruned model may cost, and the widths that meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from deploycompress.contracts import Allocation
+from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.pruning.costs import Cost, Costs
+from deploycompress.pruning.groups import ChannelGroup, Unpruned
+
+OnUnreachable = Literal["fail", "best"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that each cost may be; several must all hold.
+
+    ``original``: what the unpruned model costs, which shares are of.
+    """
+
+    limits: Mapping[str, float]
+    original: Cost
+
+    def met(self, cost: Cost) -> bool:
+        return all(cost[name] <= limit for name, limit in self.limits.items())
+
+    def exceeded(self, cost: Cost) -> str:
+        """Each limit that ``cost`` is above, with shares of the original: ``macs 31.2% (target 20%)``."""
+        return ", ".join(
+            f"{name} {cost[name] / self.original[name]:.1%} (target {limit / self.original[name]:.1%})"
+            for name, limit in self.limits.items()
+            if cost[name] > limit
+        )
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """The widths kept, and whether they meet the budget."""
+
+    widths: Mapping[str, int]
+    cost: Cost
+    reached: bool
+    shortfall: str = ""  # what is above its limit, where the budget is not met
+
+
+def allocate(
+    allocation: Allocation,
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    costs: Costs,
+    budget: Budget,
+    *,
+    on_unreachable: OnUnreachable = "fail",
+    unpruned: Sequence[Unpruned] = (),
+) -> Allocated:
+    """The widths that ``allocation`` chooses, checked against grid and budget.
+
+    Where even the smallest widths are above the budget: StageFailed with ``fail``, the smallest with ``best``.
+    Raises ConfigError for an allocation that breaks its promise.
+    """
+    smallest = {group.id: group.grid[0] for group in groups}
+    least = costs.at(smallest)
+    if not budget.met(least):
+        shortfall = budget.exceeded(least)
+        if on_unreachable == "fail":
+            raise StageFailed(_unreachable(shortfall, groups, unpruned))
+        return Allocated(smallest, least, False, shortfall)
+    widths = allocation(groups, scores, costs, budget)
+    name = type(allocation).__name__
+    for group in groups:
+        if widths.get(group.id) not in group.grid:
+            raise ConfigError(
+                f"allocation {name}: received the width {widths.get(group.id)} for {group.id}; "
+                f"expected one of {list(group.grid)}"
+            )
+    cost = costs.at(widths)
+    if not budget.met(cost):
+        raise ConfigError(f"allocation {name}: its widths are above the budget: {budget.exceeded(cost)}")
+    return Allocated(dict(widths), cost, True)
+
+
+def _unreachable(shortfall: str, groups: Sequence[ChannelGroup], unpruned: Sequence[Unpruned]) -> str:
+    text = f"the target cannot be reached: the smallest is {shortfall}, with {len(groups)} groups at their smallest"
+    if unpruned:
+        shown = "; ".join(f"{u.layer}: {u.reason}" for u in unpruned[:3])
+        more = f"; and {len(unpruned) - 3} more" if len(unpruned) > 3 else ""
+        text += f" and {len(unpruned)} layers left whole ({shown}{more})"
+    return text + ". Raise the target, or set on_unreachable: best"
+
+
+# ---------------------------------------------------------------- what allocations share
+
+
+def step_loss(group: ChannelGroup, scores: Tensor, narrower: int, wider: int) -> float:
+    """Importance of the channels that are kept at ``wider`` and not at ``narrower``."""
+    return float(scores[group.keep(scores, wider)].sum() - scores[group.keep(scores, narrower)].sum())
+
+
+def give_back(
+    groups: Sequence[ChannelGroup],
+    widths: Mapping[str, int],
+    costs: Costs,
+    budget: Budget,
+    rank: Callable[[ChannelGroup, int], float],
+    *,
+    lowest_first: bool = False,
+) -> dict[str, int]:
+    """Widen groups step by step for as long as the budget holds.
+
+    ``rank(group, wider)`` says what goes first: the highest, or with ``lowest_first`` the lowest. A step that
+    does not fit is not tried again: costs only grow.
+    """
+    given = dict(widths)
+    open_groups = {group.id: group for group in groups}
+    while open_groups:
+        steps = {
+            id: min([w for w in group.grid if w > given[id]], default=0) for id, group in open_groups.items()
+        }
+        open_groups = {id: group for id, group in open_groups.items() if steps[id]}
+        if not open_groups:
+            break
+        order = sorted(open_groups, key=lambda id: rank(open_groups[id], steps[id]), reverse=not lowest_first)
+        for id in order:
+            if budget.met(costs.at(given | {id: steps[id]})):
+                given[id] = steps[id]
+                break
+            del open_groups[id]
+    return given

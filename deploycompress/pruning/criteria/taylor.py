@@ -1,0 +1,46 @@
+"""Importance by what the loss would change, to first order, if a channel were closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from deploycompress.contracts import Batch, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from deploycompress.pruning.groups import ChannelGroup
+
+
+class Taylor:
+    """The mean over batches of |dL/dm|, for a gate m = 1 on each channel where it is read.
+
+    After Molchanov et al., "Importance Estimation for Neural Network Pruning", with gates. All layers that read
+    a channel share its gate, so a coupled group is counted once, and nothing is normalised: scores of different
+    groups are in units of the loss. Batch normalisation uses its running statistics; with those of the batch a
+    filter's scale would not matter, and the sum would be noise.
+    """
+
+    comparable: ClassVar[bool] = True
+    needs_data: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        model: nn.Module,
+        groups: Sequence[ChannelGroup],
+        batches: Iterable[Batch],
+        task: Task,
+        call: Callable[..., Any],
+    ) -> Mapping[str, Tensor]:
+        import torch
+
+        from deploycompress.pruning.gates import gate_gradients
+
+        totals = {g.id: torch.zeros(g.width, dtype=torch.float64) for g in groups}
+        count = 0
+        for gradients in gate_gradients(model, groups, batches, task, call):
+            count += 1
+            for id, gradient in gradients.items():
+                totals[id] += gradient.abs()
+        return {id: total / max(1, count) for id, total in totals.items()}

@@ -1,0 +1,43 @@
+"""A group's slices of a weight, summed up channel by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from deploycompress.pruning.groups import ChannelGroup, Member
+from deploycompress.pruning.layers import Layer, describe, has_both_axes
+
+
+def producers(module: nn.Module, group: ChannelGroup) -> Iterator[Member]:
+    """Convolutions and linear layers that make the group's channels; depthwise ones only pass them on."""
+    yield from _members(module, group, "out")
+
+
+def consumers(module: nn.Module, group: ChannelGroup) -> Iterator[Member]:
+    """Convolutions and linear layers that read the group's channels."""
+    yield from _members(module, group, "in")
+
+
+def by_channel(module: nn.Module, group: ChannelGroup, member: Member, weight: Tensor) -> Tensor:
+    """[width] sum of ``weight`` (of the shape of the member's weight) over each channel's slices."""
+    layer = describe(module.get_submodule(member.layer))
+    assert isinstance(layer, Layer)
+    dim, width = layer.tensors["weight"][member.axis], layer.widths[member.axis]
+    if weight.shape[dim] == width:
+        along = weight.transpose(0, dim).flatten(1).sum(1)
+    else:  # a grouped weight: its dimension 1 counts inside a run, and the runs lie along dimension 0
+        along = weight.unflatten(0, (layer.runs, -1)).transpose(1, 2).flatten(2).sum(2).flatten()
+    total = torch.zeros(group.width, dtype=along.dtype, device=along.device)
+    channels, positions = member.channels.to(along.device), member.positions.to(along.device)
+    return total.index_add(0, channels, along[positions])
+
+
+def _members(module: nn.Module, group: ChannelGroup, axis: str) -> Iterator[Member]:
+    for member in group.members:
+        if member.axis == axis and member.dim is None:
+            layer = describe(module.get_submodule(member.layer))
+            if isinstance(layer, Layer) and has_both_axes(layer):
+                yield member

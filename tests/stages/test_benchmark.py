@@ -1,0 +1,118 @@
+"""The benchmark stage: measurements of every artefact, and its accuracy on the test split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted
+from deploycompress.stages import benchmark
+from deploycompress.stages.benchmark import Benchmark, Length
+from deploycompress.stages.quantize import Quantize
+
+
+@pytest.fixture
+def artifacts(run_context, exported_of, tmp_path: Path):
+    """(baseline, the same file again as an export, an INT8 file)."""
+    context = run_context()
+    export = exported_of(context)
+    workdir = tmp_path / "quantized"
+    workdir.mkdir()
+    outcome = Quantize(Quantize.Config()).run({"source": (export,)}, workdir, context)
+    return replace(export, id="baseline"), export, replace(outcome.artifacts[0], id="quantize")
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    monkeypatch.setitem(benchmark.LENGTHS, "quick", Length(6, 10.0, 10.0, 64))
+
+
+def test_every_artefact_in_every_setting(run_context, artifacts, brief, tmp_path: Path) -> None:
+    baseline, export, int8 = artifacts
+    context = run_context()
+    stage = Benchmark(Benchmark.Config(threads=(2,), batch_sizes=(1, 8)))
+    stage.requires(context)
+    outcome = stage.run({"source": (export, int8), "baseline": (baseline,)}, tmp_path, context)
+    rows = [(m.artifact, m.threads, m.batch_size) for m in outcome.measurements]
+    ids = ("baseline", "export", "quantize")
+    assert rows == [(id, threads, batch) for threads, batch in ((1, 1), (2, 1), (1, 8)) for id in ids]
+    for row in outcome.measurements:
+        assert (row.speedup is None) == (row.artifact == "baseline")
+        assert row.latency_ms.p90 is not None and row.latency_ms.samples >= 64
+        assert row.precision == ("int8" if row.artifact == "quantize" else "fp32")
+        assert (tmp_path / str(row.samples)).is_file()
+        assert 0 <= row.metrics["accuracy"] <= 1
+    assert len({m.samples for m in outcome.measurements}) == 9
+    assert outcome.artifacts == ()
+
+
+def test_accuracy_is_the_artefacts_own(run_context, artifacts, brief, tmp_path: Path) -> None:
+    baseline, export, int8 = artifacts
+    context = run_context()
+    outcome = Benchmark(Benchmark.Config()).run(
+        {"source": (export, int8), "baseline": (baseline,)}, tmp_path, context
+    )
+    details = outcome.details
+    assert details["primary"] == {"name": "accuracy", "higher_is_better": True, "unit": "share"}
+    assert (details["baseline"], details["test_samples"], details["scores"]) == (
+        "baseline",
+        600,
+        "scores.json",
+    )
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(scores) == set(details["per_class"]) == {"baseline", "export", "quantize"}
+    assert scores["baseline"] == scores["export"] and set(scores["quantize"]) <= {0, 1}
+    for row in outcome.measurements:
+        assert sum(scores[row.artifact]) / 600 == pytest.approx(row.metrics["accuracy"])
+        assert min(details["per_class"][row.artifact].values()) == pytest.approx(row.metrics["worst_class"])
+
+
+def test_the_rehearsal_is_short(run_context, artifacts, tmp_path: Path) -> None:
+    baseline, export, _ = artifacts
+    context = run_context(rehearsal=True)
+    outcome = Benchmark(Benchmark.Config(mode="full")).run(
+        {"source": (export,), "baseline": (baseline,)}, tmp_path, context
+    )
+    assert [m.artifact for m in outcome.measurements] == ["baseline", "export"]
+    assert all(m.latency_ms.p99 is None or m.latency_ms.seconds < 1 for m in outcome.measurements)
+
+
+def test_a_fixed_batch_is_measured_at_its_own_size(run_context, exported_of, brief, tmp_path: Path) -> None:
+    context = run_context(4, batch_size=4)
+    export = exported_of(context)
+    outcome = Benchmark(Benchmark.Config(batch_sizes=(1,))).run(
+        {"source": (export,), "baseline": ()}, tmp_path, context
+    )
+    assert [m.batch_size for m in outcome.measurements] == [4]
+    assert [n.message for n in outcome.notes] == ["not measured at batch size 1: its batch is fixed at 4"]
+    assert outcome.details["test_samples"] == 600
+
+
+def test_nothing_to_measure(run_context, artifacts, tmp_path: Path) -> None:
+    engine = replace(artifacts[0], kind="engine")
+    with pytest.raises(
+        ConfigError, match=r"nothing that onnxruntime opens among \['engine'\]; add an export step"
+    ):
+        Benchmark(Benchmark.Config()).run({"source": (engine,), "baseline": ()}, tmp_path, run_context())
+
+
+def test_a_stopped_run_leaves_at_once(run_context, artifacts, tmp_path: Path) -> None:
+    context = replace(run_context(), stopping=lambda: True)
+    with pytest.raises(Interrupted):
+        Benchmark(Benchmark.Config()).run({"source": artifacts, "baseline": ()}, tmp_path, context)
+
+
+def test_what_is_missing_is_said_before_anything_runs(run_context) -> None:
+    Benchmark(Benchmark.Config()).requires(run_context())
+    with pytest.raises(ConfigError, match="unknown device 'pi'; known: local"):
+        Benchmark(Benchmark.Config(devices=("pi",))).requires(run_context())
+    with pytest.raises(ConfigError, match="unknown runtime 'tflite'"):
+        Benchmark(Benchmark.Config()).requires(run_context(runtime="tflite"))
+    from deploycompress.runtimes.tensorrt import TensorRT
+
+    if TensorRT().missing():
+        with pytest.raises(EnvironmentMissing, match="the runtime tensorrt cannot run here: "):
+            Benchmark(Benchmark.Config(runtimes=("tensorrt",))).requires(run_context())
