@@ -57,7 +57,9 @@ class View:
         name = self.names.get(event.step, event.step)
         if self.now is not None:
             self.now = (self.now[0], self.now[1], event.message, event.done)
-        self._say(f"{name}: {event.message}", loud=event.kind == "warning", detail=event.kind == "parity")
+        fleeting = event.kind == "progress" and not event.figures
+        detail = fleeting or event.kind == "parity"
+        self._say(f"{name}: {event.message}", loud=event.kind == "warning", detail=detail)
         self.screen.show(self)
 
     def finished(self, record: StepRecord) -> None:

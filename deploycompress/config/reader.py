@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,9 @@ from typing import Any
 from deploycompress.config import names, order, overrides, references, steps, yaml_file, yaml_text
 from deploycompress.config.document import Document, KeyPath, in_order
 from deploycompress.config.files import found, not_found, search_path, with_paths
+from deploycompress.config.gates import read_gates
 from deploycompress.config.schema import (
-    GATES,
-    AccuracyGate,
     DataConfig,
-    Gate,
     ModelConfig,
     OpenConfig,
     OpenDataConfig,
@@ -31,7 +30,6 @@ from deploycompress.registry import DATASETS, STAGES, TASKS
 
 __all__ = ["dump", "read", "search_path"]
 
-METRIC = "metric:"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".th")
 
 
@@ -72,7 +70,8 @@ class _Reader:
         self.override(texts)
         self.top_level()
         model, data, target = self.model(), self.data(), self.block(TargetConfig, "target")
-        task, stages, gates = self.task(), self.stages(), self.gates()
+        task, stages = self.task(), self.stages()
+        gates = read_gates(self.document, share=self.primary_is_share(task))
         order.check(self.document, stages, model, gates)
         if self.document.problems:
             raise ConfigError(in_order(self.document.problems))
@@ -159,6 +158,22 @@ class _Reader:
             )
         return self.block(TaskConfig, "task")
 
+    def primary_is_share(self, task: TaskConfig | None) -> bool:
+        """Whether a built-in task's primary metric is a share; its arguments are checked on the way."""
+        task = task or TaskConfig()
+        if task.name not in TASKS:
+            return False  # a user's: known once it is imported
+        make = TASKS.load(task.name)
+        known = inspect.signature(make).parameters
+        for name in task.args.keys() - known.keys():
+            self.document.report(("task", "args", name), unknown("argument", name, known), key=True)
+        try:
+            task_made = make(**{k: v for k, v in task.args.items() if k in known})
+        except (TypeError, ValueError) as error:
+            self.document.report(("task", "args"), f"{task.name}: {error}")
+            return False
+        return bool(task_made.primary.unit == "share")
+
     # ------------------------------------------------------------ stages
 
     def stages(self) -> list[StepConfig | None]:
@@ -204,33 +219,6 @@ class _Reader:
             return source
         file = found(Path(source), self.folders) if source not in steps.RESERVED else None
         return source if file is None else str(file)
-
-    # ------------------------------------------------------------ gates
-
-    def gates(self) -> dict[str, Gate]:
-        raw = self.document.data.get("gates", {})
-        if not isinstance(raw, dict):
-            self.document.report(
-                ("gates",), f"received {shown(raw)}, expected a mapping, as latency_p50: {{max: 2 ms}}"
-            )
-            return {}
-        gates = {name: self.gate(name) for name in raw}
-        return {name: gate for name, gate in gates.items() if gate is not None}
-
-    def gate(self, name: str) -> Gate | None:
-        path: KeyPath = ("gates", name)
-        model = GATES.get(name)
-        if name.startswith(METRIC) and len(name) > len(METRIC):
-            model = AccuracyGate
-        if model is None:
-            self.document.report(path, unknown("gate", name, GATES, also="metric:NAME"), key=True)
-            return None
-        limits = [key for key in model.model_fields if key not in Gate.model_fields]
-        given = self.document.value(path)
-        if given is None or (isinstance(given, dict) and all(given.get(key) is None for key in limits)):
-            self.document.report(path, f"the gate has no limit; give {listed(limits, last='or')}", key=True)
-            return None
-        return validate(model, self.document, path)
 
     # ------------------------------------------------------------ files and user code
 

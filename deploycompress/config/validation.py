@@ -97,7 +97,7 @@ def _path(data: Any, entry: Mapping[str, Any]) -> KeyPath:
             data = data[part]
             path.append(part)
         elif entry["type"] in ("missing", "extra_forbidden") and index == len(parts) - 1:
-            path.append(part)
+            path += [part] if isinstance(part, str) else []  # a missing item is a mistake of the list
     return tuple(path)
 
 
@@ -107,6 +107,9 @@ def _mistake(
     """One sentence for all errors at one place: several when it is a union."""
     entry = entries[0]
     kind, received = entry["type"], entry["input"]
+    if kind == "missing" and isinstance(entry["loc"][-1], int):
+        count = max(e["loc"][-1] for e in entries) + 1
+        return Mistake(path, f"received {shown(received)}, expected {count} of them", kind)
     if kind == "missing":
         field = _fields(model, path[:-1]).get(str(path[-1]))
         meaning = field.description if field is not None and field.description else ""
@@ -134,6 +137,7 @@ def _expected(entry: Mapping[str, Any]) -> str:
     if kind in LIMITS:
         return LIMITS[kind](entry["ctx"])
     message = str(entry["msg"])
+    message = message.removeprefix("Input should be ")
     return TYPES.get(kind.partition("_")[0], message[:1].lower() + message[1:])
 
 

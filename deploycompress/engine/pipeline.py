@@ -30,7 +30,7 @@ from deploycompress.engine.keys import rehearsal_fact, step_key
 from deploycompress.engine.launch import run_worker, warm_up
 from deploycompress.engine.locks import lock
 from deploycompress.engine.plan import MODEL, Step, plan
-from deploycompress.engine.record import StepRecord, error_record, read_artifacts
+from deploycompress.engine.record import StepRecord, error_record, read_artifacts, sign
 from deploycompress.engine.rehearsal import artifacts_for
 from deploycompress.engine.store import FileStore, default_root
 from deploycompress.engine.worker import JOBS, REHEARSAL
@@ -158,6 +158,7 @@ class _Run:
             self._finish(step, state="failed", seconds=seconds, error=error_record(error))
             raise
         folder = self.run_dir / step.directory
+        sign(folder, step, reused=reused)
         self.made[step.id] = read_artifacts(folder) or (self.made[step.source] if step.source else ())
         if step.id == MODEL:
             self.digests = read_json(folder / MANIFEST)["details"]["digests"]
@@ -189,12 +190,6 @@ class _Run:
             stored = found or self.store.step(key)
             if not _same(stored, destination):
                 copy_folder(stored, destination)
-        if found is not None:
-            manifest = read_json(destination / MANIFEST)
-            write_json(
-                destination / MANIFEST,
-                manifest | {"reused": True, "directory": step.directory, "id": step.id},
-            )
         return found is not None
 
     def _work(

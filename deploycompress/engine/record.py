@@ -43,15 +43,16 @@ def write_manifest(
     parity: Mapping[str, float],
     seconds: float,
 ) -> None:
-    """Write ``folder/manifest.json``; raises StageFailed when a figure in it is not a number."""
+    """Write ``folder/manifest.json``; raises StageFailed when a figure in it is not a number.
+
+    It names no step of this run: another pipeline may reuse it under another id. ``sign`` does that.
+    """
     from deploycompress.measure.environment import environment
 
-    artifacts = [a.to_json(folder) for a in signed(outcome.artifacts, step.id)]
+    artifacts = [a.to_json(folder) for a in outcome.artifacts]
     manifest: dict[str, Any] = {
         "schema": 1,
-        "id": step.id,
         "stage": step.stage_name,
-        "directory": step.directory,
         "key": dict(key),
         "key_digest": digest_json(key),
         "inputs": {name: [{"id": a.id, "sha256": a.sha256} for a in given] for name, given in inputs.items()},
@@ -62,7 +63,6 @@ def write_manifest(
         "notes": [asdict(n) for n in outcome.notes],
         "details": dict(outcome.details),
         "seconds": round(seconds, 3),
-        "reused": False,
         "environment": environment(),
     }
     try:
@@ -70,6 +70,24 @@ def write_manifest(
     except ValueError as error:
         raise StageFailed(f"{step.id}: a figure in the step's record is NaN or infinite ({error})") from error
     write_json(folder / MANIFEST, manifest | {"seal": seal(manifest)})
+
+
+def sign(folder: Path, step: Step, *, reused: bool) -> None:
+    """Put this run's name of the step, and of its artefacts, into the manifest of its copy in the run directory."""
+    manifest = read_json(folder / MANIFEST)
+    # A copy that was kept from an earlier run bears that run's names.
+    plain = [
+        entry | {"id": entry["id"].partition("/")[2]} if entry["stage"] else entry
+        for entry in manifest["artifacts"]
+    ]
+    named = signed(tuple(Artifact.from_json(entry, folder) for entry in plain), step.id)
+    changes = {
+        "id": step.id,
+        "directory": step.directory,
+        "artifacts": [a.to_json(folder) for a in named],
+        "reused": reused,
+    }
+    write_json(folder / MANIFEST, manifest | changes)
 
 
 def signed(artifacts: tuple[Artifact, ...], step_id: str) -> tuple[Artifact, ...]:

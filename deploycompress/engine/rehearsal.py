@@ -29,7 +29,7 @@ def rehearse(steps: tuple[Step, ...], workdir: Path, context: RunContext) -> Non
             raise type(error)(f"rehearsal: step {step.id} would fail: {error}") from error
         made[step.id] = signed(outcome.artifacts, step.id) or inputs.get("source", ())
         seconds = time.monotonic() - started
-        context.emit(Event("progress", f"{step.id} works ({seconds:.1f} s)", done=(number + 1) / len(steps)))
+        context.emit(Event("decision", f"{step.id} works ({seconds:.1f} s)", done=(number + 1) / len(steps)))
 
 
 def artifacts_for(step: Step, name: str, made: dict[str, tuple[Artifact, ...]]) -> tuple[Artifact, ...]:

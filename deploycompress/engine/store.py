@@ -135,4 +135,4 @@ def _damage(folder: Path, key: Mapping[str, Any]) -> str | None:
 
 def seal(manifest: Mapping[str, Any]) -> str:
     """A digest over the record itself, so that an edited one is noticed (not a signature)."""
-    return digest_json({k: v for k, v in manifest.items() if k not in ("seal", "reused")})
+    return digest_json({k: v for k, v in manifest.items() if k != "seal"})

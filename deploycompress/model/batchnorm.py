@@ -39,7 +39,9 @@ def reestimate_batchnorm(
                 call(module, inputs)
                 seen += 1
         if not seen:
-            raise StageFailed("batch normalisation cannot be estimated anew without a batch; the data are empty")
+            raise StageFailed(
+                "batch normalisation cannot be estimated anew without a batch; the data are empty"
+            )
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

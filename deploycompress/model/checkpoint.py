@@ -19,7 +19,14 @@ from deploycompress.artifact import write_json
 from deploycompress.config.base import StrictModel
 from deploycompress.contracts import Model
 from deploycompress.errors import DeployCompressError, StageFailed
-from deploycompress.model.architecture import Architecture, describe, edit, named_tensors, put_tensors, type_name
+from deploycompress.model.architecture import (
+    Architecture,
+    describe,
+    edit,
+    named_tensors,
+    put_tensors,
+    type_name,
+)
 from deploycompress.model.source import seeded
 from deploycompress.model.weights import first_nonfinite
 
@@ -200,4 +207,3 @@ def _check_probe(module: nn.Module, model: Model, probe: Probe, folder: Path) ->
                 f"{folder}: the loaded model does not give what the saved one gave: output {name} is off by "
                 f"{apart:.3g}, of at most {kept.largest:.3g}; has the code of the model changed since?"
             )
-

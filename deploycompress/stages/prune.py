@@ -1,250 +1,298 @@
-"""The prune stage: channels that matter least are cut out of a checkpoint, for good."""
+"""The prune stage: channels that matter least are cut out until the model meets its target."""
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from deploycompress.artifact import Artifact
+from deploycompress.artifact import Artifact, read_json, write_json
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Quantity, Ratio, RemainingBytes, RemainingCount
-from deploycompress.contracts import Batch, Event, Inputs, Note, Outcome, RunContext, Stage
-from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.contracts import Batch, Criterion, Event, Inputs, Note, Outcome, RunContext, Stage
+from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.registry import ALLOCATIONS, CRITERIA
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from deploycompress.pruning.budget import Allocated
-    from deploycompress.pruning.groups import ChannelGroup, Found
+    from deploycompress.pruning.budget import Allocated, Budget
+    from deploycompress.pruning.costs import Cost
+    from deploycompress.pruning.groups import ChannelGroup, Found, Unpruned
 
-AUTO_ALIGN = 8
-TOLERANCE = 1e-3  # of max|y|, pruned against masked
-REHEARSED_BATCHES = 2
+ALIGN = 8  # what ``auto`` means; every kernel that counts works on multiples of it
+KEPT = "kept.json"
+REHEARSAL_BATCHES = 2
+TOLERANCE = 1e-3  # of max|y|: pruned against masked, in float32
 
 
 class Target(StrictModel):
-    """What remains of the unpruned model (a share), or an absolute figure; several must all hold."""
+    """What may remain; of several all must hold."""
 
-    macs: RemainingCount | None = None
-    params: RemainingCount | None = None
-    size: RemainingBytes | None = None
-    ratio: Ratio | None = None  # share of the channels that is removed
+    macs: RemainingCount | None = Field(None, description="Multiply-accumulates that remain: 50%, or 40 M")
+    params: RemainingCount | None = Field(None, description="Parameters that remain: 50%, or 1.5 M")
+    size: RemainingBytes | None = Field(
+        None, description="Bytes of parameters and buffers that remain: 25%, 300 KB"
+    )
+    ratio: Ratio | None = Field(None, description="Share of the channels that is removed: 0.3")
 
     @model_validator(mode="after")
     def _one_at_least(self) -> Target:
-        if not any((self.macs, self.params, self.size, self.ratio)):
-            raise ValueError("no target is given; give macs, params, size or ratio, such as macs: 50%")
+        if not any(getattr(self, name) for name in type(self).model_fields):
+            raise ValueError("expected at least one of macs, params, size, ratio")
         return self
 
 
 class Prune(Stage):
-    """Widths on an aligned grid, chosen by importance, applied to whole dependency groups."""
+    """Structured channel pruning over dependency groups, on an aligned grid of widths."""
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
-    libraries = ("torch", "torch-pruning")
+    libraries = ("torch", "torch-pruning", "numpy")
     compresses = True
 
     class Config(StrictModel):
         target: Target
-        criterion: str = "taylor"
-        criterion_args: dict[str, Any] = {}
-        allocation: str = "global"
-        align: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"  # widths are multiples of it
-        batches: Annotated[int, Field(ge=1)] = 50  # of the training split, to tell importance from
-        exclude: tuple[str, ...] = ()  # layers that keep their channels: ["layer4.*"]
+        criterion: str | dict[str, dict[str, Any]] = Field(
+            "taylor", description="A name, or {name: {option: value}}: {magnitude: {norm: l1}}"
+        )
+        allocation: str = Field(
+            "global", description="How the widths are shared out: uniform, global, module:Name"
+        )
+        align: Literal["auto"] | Annotated[int, Field(ge=1, le=512)] = Field(
+            "auto", description="Widths are multiples of it"
+        )
+        batches: Annotated[int, Field(ge=1)] = Field(
+            50, description="Calibration batches to score channels on, at most"
+        )
+        exclude: tuple[str, ...] = Field((), description="Layers whose outputs stay, by pattern: layer4.*")
         on_unreachable: Literal["fail", "best"] = "fail"
+
+        @field_validator("criterion")
+        @classmethod
+        def _criterion_can_be_made(cls, value: str | dict[str, dict[str, Any]]) -> Any:
+            name, options = _criterion(value)
+            if name in CRITERIA:
+                try:
+                    CRITERIA.load(name)(**options)
+                except TypeError as error:
+                    raise ValueError(f"criterion {name}: {error}") from error
+            elif ":" not in name:
+                raise ValueError(f"unknown criterion {name!r}; known: {', '.join(CRITERIA)}, or module:Name")
+            return value
+
+    def requires(self, context: RunContext) -> None:
+        if find_spec("torch_pruning") is None:
+            raise EnvironmentMissing("prune needs torch-pruning; install with: pip install torch-pruning")
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
         from deploycompress.pruning.apply import apply
-        from deploycompress.pruning.budget import Budget, allocate
-        from deploycompress.pruning.costs import WidthCosts, count
-        from deploycompress.pruning.discovery import find_groups
+        from deploycompress.pruning.costs import count
+        from deploycompress.pruning.discovery import find_groups, producing_layers
         from deploycompress.pruning.groups import choose, on_grid
-        from deploycompress.pruning.scores import score
 
-        module, unpruned = checkpoint.load(inputs["source"][0].path, context.model), context.model.build()
+        source = inputs["source"][0]
+        module = checkpoint.load(source.path, context.model)
         found = find_groups(module, context.model, self.config.exclude)
-        original = {g.id: _width(unpruned, g.id) for g in found.groups}
-        align = AUTO_ALIGN if self.config.align == "auto" else self.config.align
-        groups = on_grid(found.groups, align, original)
-        context.emit(_groups_event(found))
-        scores = score(
-            self._criterion(), module, groups, self._batches(context), context.task, context.model.call
-        )
-        # Every share is of the model as it is built, also where the source was pruned before.
-        whole = {**count(unpruned, context.model), "channels": float(sum(original.values()))}
-        allocated = allocate(
-            ALLOCATIONS.load(self.config.allocation)(),
-            groups,
-            scores,
-            WidthCosts(module, groups, context.model),
-            Budget(self._limits(whole), whole),
-            on_unreachable=self.config.on_unreachable,
-            unpruned=found.unpruned,
-        )
+        original = context.model.build()
+        widths_before, original_widths = dict(producing_layers(module)), dict(producing_layers(original))
+        align = ALIGN if self.config.align == "auto" else self.config.align
+        groups = on_grid(found.groups, align, original_widths)
+        _say_groups(context, found, align)
+        budget = self._budget(count(original, context.model), sum(original_widths[g.id] for g in groups))
+        scores = self._scores(module, groups, context)
+        allocated = self._allocated(module, groups, scores, budget, found.unpruned, context)
         kept = choose(groups, scores, allocated.widths)
-        widths = _widths(module, groups, allocated.widths)
         apply(module, groups, kept)
-        realised = count(module, context.model)
-        figures = _figures(whole, realised)
-        context.emit(_realised_event(figures))
-        folder = workdir / "model"
-        checkpoint.save(module, folder, context.model)
-        validated = {} if context.rehearsal else _validated(module, context)
+        cost = count(module, context.model)
+        checkpoint.save(module, workdir / "model", context.model)
+        write_json(workdir / KEPT, {"schema": 1, "kept": {id: c.tolist() for id, c in kept.items()}})
+        details = {
+            "widths": [
+                {"layer": layer, "before": widths_before[layer], "after": after}
+                for layer, after in producing_layers(module)
+            ],
+            "unpruned": [{"layer": u.layer, "reason": u.reason} for u in found.unpruned],
+            "align": align,
+            "reached": allocated.reached,
+        }
+        metrics = _shares(cost, budget.original) | _validated(module, context)
+        context.emit(Event("decision", "pruned", metrics))
         return Outcome(
-            (Artifact.of("", "checkpoint", folder),),
-            figures | validated,
-            notes=_notes(allocated, found),
-            details={
-                "widths": widths,
-                "unpruned": [{"layer": u.layer, "reason": u.reason} for u in found.unpruned],
-                "align": align,
-                "kept": {id: channels.tolist() for id, channels in kept.items()},
-                "reached": allocated.reached,
-            },
+            (Artifact.of("", "checkpoint", workdir / "model"),),
+            metrics,
+            notes=(*_notes(found.unpruned), *_outcome_notes(allocated, kept)),
+            details=details,
         )
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
-        """The stored checkpoint, loaded again, equals the unpruned model with the same channels masked."""
+        """The checkpoint, loaded again, gives what the unpruned model gives with the same channels masked."""
         import torch
 
         from deploycompress.graph.feeds import parity_feeds
         from deploycompress.model import checkpoint
-        from deploycompress.model.parity import compare, to_numpy, worst
+        from deploycompress.model.parity import compare, to_numpy
+        from deploycompress.pruning.apply import apply
         from deploycompress.pruning.discovery import trace_groups
         from deploycompress.pruning.masked import masked
 
+        pruned_path = outcome.artifacts[0].path
+        document = read_json(pruned_path.parent / KEPT)
+        kept = {id: torch.tensor(channels) for id, channels in document["kept"].items()}
         unpruned = checkpoint.load(inputs["source"][0].path, context.model)
-        pruned = checkpoint.load(outcome.artifacts[0].path, context.model)
-        kept = {id: torch.tensor(channels) for id, channels in outcome.details["kept"].items()}
-        groups, _ = trace_groups(unpruned, context.model, self.config.exclude)
-        reference = masked(unpruned, [g for g in groups if g.id in kept], kept)
-        with torch.no_grad():
-            parity = worst(
-                [
-                    compare(
-                        to_numpy(context.model.call(reference, feed)),
-                        to_numpy(context.model.call(pruned, feed)),
-                    )
-                    for feed in parity_feeds(context.model, context.data.loader("val"))
-                ]
-            )
-        if parity.relative > TOLERANCE:
-            raise StageFailed(
-                f"the pruned model does not equal the unpruned one with the same channels masked: they differ by "
-                f"{parity.relative:.2g} of the largest output, expected at most {TOLERANCE}; name the layers to leave "
-                "whole with exclude"
-            )
-        context.emit(
-            Event("parity", f"pruned equals masked within {parity.relative:.1e} of the largest output")
-        )
-        return {"masked_relative": parity.relative}
+        groups = [g for g in trace_groups(unpruned, context.model, self.config.exclude)[0] if g.id in kept]
+        reference = masked(unpruned, groups, kept)
+        apply(unpruned, groups, kept)
+        loaded = checkpoint.load(pruned_path, context.model)
+        figures = {"masked_relative": 0.0, "checkpoint_relative": 0.0}
+        for feed in parity_feeds(context.model, context.data.loader("val")):
+            with torch.no_grad():
+                candidate = to_numpy(context.model.call(loaded, feed))
+                others = {"masked_relative": reference, "checkpoint_relative": unpruned}
+                for name, other in others.items():
+                    expected = to_numpy(context.model.call(other, feed))
+                    figures[name] = max(figures[name], compare(expected, candidate).relative)
+        context.emit(Event("parity", "pruned equals masked, and its checkpoint loads", figures))
+        for name, what in (
+            ("masked_relative", "the unpruned model with the same channels masked"),
+            ("checkpoint_relative", "what was saved"),
+        ):
+            if figures[name] > TOLERANCE:
+                raise StageFailed(
+                    f"the pruned model differs from {what} by {figures[name]:.2g} of the largest output, expected at "
+                    f"most {TOLERANCE:g}; leave the layers at fault out with exclude, and report this"
+                )
+        return figures
 
-    # ------------------------------------------------------------ what the configuration means
+    # ------------------------------------------------------------ the parts of a run
 
-    def _limits(self, whole: Mapping[str, float]) -> dict[str, float]:
-        """Absolute upper limits by figure."""
+    def _budget(self, original: Cost, channels: int) -> Budget:
+        """The target in absolute figures of the unpruned model."""
+        from deploycompress.pruning.budget import Budget
+
+        full = {**original, "channels": float(channels)}
         target: Target = self.config.target
-        given: dict[str, Quantity | None] = {
-            "macs": target.macs,
-            "params": target.params,
-            "size": target.size,
-        }
         limits = {
-            name: q.value * whole[name] if q.dimension == "percent" else q.value
-            for name, q in given.items()
-            if q is not None
+            name: _absolute(quantity, full[name])
+            for name in ("macs", "params", "size")
+            if (quantity := getattr(target, name)) is not None
         }
         if target.ratio is not None:
-            limits["channels"] = (1 - target.ratio.value) * whole["channels"]
-        return limits
+            limits["channels"] = (1 - target.ratio.value) * channels
+        return Budget(limits, full)
 
-    def _criterion(self) -> Any:
-        make = CRITERIA.load(self.config.criterion)
+    def _scores(
+        self, module: nn.Module, groups: Sequence[ChannelGroup], context: RunContext
+    ) -> dict[str, Any]:
+        from deploycompress.pruning.scores import score
+        from deploycompress.recovery.training import device
+
+        if not groups:
+            return {}
+        criterion = self._make_criterion()
+        module.to(device())
+        scores = score(
+            criterion, module, groups, self._batches(criterion, context), context.task, context.model.call
+        )
+        module.to("cpu")
+        return scores
+
+    def _make_criterion(self) -> Criterion:
+        name, options = _criterion(self.config.criterion)
         try:
-            return make(**self.config.criterion_args)
-        except TypeError as error:
-            raise ConfigError(
-                f"prune.criterion_args do not fit the criterion {self.config.criterion}: {error}"
-            ) from error
+            criterion: Criterion = CRITERIA.load(name)(**options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"prune.criterion {name} could not be made: {error}") from error
+        return criterion
 
-    def _batches(self, context: RunContext) -> Iterator[Batch]:
-        """Training samples, mixed, so that every batch has most classes."""
-        wanted = REHEARSED_BATCHES if context.rehearsal else self.config.batches
-        rounds = (context.data.loader("train", epoch=epoch) for epoch in itertools.count())
-        endless = itertools.chain.from_iterable(rounds)
-        return itertools.islice(endless, wanted)
+    def _batches(self, criterion: Criterion, context: RunContext) -> Iterator[Batch]:
+        """Training samples under the evaluation transform, every class in its share."""
+        if not criterion.needs_data:
+            return
+        most = REHEARSAL_BATCHES if context.rehearsal else self.config.batches
+        for batch in islice(context.data.loader("calibration"), most):
+            if context.stopping():
+                return
+            yield batch
+
+    def _allocated(
+        self,
+        module: nn.Module,
+        groups: Sequence[ChannelGroup],
+        scores: Mapping[str, Any],
+        budget: Budget,
+        unpruned: Sequence[Unpruned],
+        context: RunContext,
+    ) -> Allocated:
+        from deploycompress.pruning.budget import allocate
+        from deploycompress.pruning.costs import WidthCosts
+
+        return allocate(
+            ALLOCATIONS.load(self.config.allocation)(),
+            groups,
+            scores,
+            WidthCosts(module, groups, context.model),
+            budget,
+            on_unreachable=self.config.on_unreachable,
+            unpruned=unpruned,
+        )
 
 
-def _notes(allocated: Allocated, found: Found) -> tuple[Note, ...]:
-    notes = [Note("left_whole", u.reason, u.layer) for u in found.unpruned]
-    if not allocated.reached:
-        notes.append(Note("warning", f"the target is out of reach: the smallest is {allocated.shortfall}"))
-    return tuple(notes)
+def _criterion(value: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    """``taylor``, or ``{magnitude: {norm: l1}}``. Raises ValueError for more than one name."""
+    if isinstance(value, str):
+        return value, {}
+    if len(value) != 1:
+        raise ValueError("expected one criterion: a name, or {name: {option: value}}")
+    return next(iter(value.items()))
+
+
+def _absolute(quantity: Quantity, full: float) -> float:
+    return quantity.value * full if quantity.dimension == "percent" else quantity.value
+
+
+def _shares(cost: Cost, original: Cost) -> dict[str, float]:
+    figures = {}
+    for name in ("macs", "params"):
+        figures |= {name: cost[name], f"{name}_ratio": cost[name] / max(1.0, original[name])}
+    return figures
 
 
 def _validated(module: nn.Module, context: RunContext) -> dict[str, float]:
+    """The task's metrics before any recovery."""
     from deploycompress.recovery.evaluation import evaluate
 
     figures, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
     return {f"val_{name}": value for name, value in figures.items()}
 
 
-def _figures(whole: Mapping[str, float], realised: Mapping[str, float]) -> dict[str, float]:
-    return {
-        "macs": realised["macs"],
-        "macs_ratio": realised["macs"] / max(1.0, whole["macs"]),
-        "params": realised["params"],
-        "params_ratio": realised["params"] / max(1.0, whole["params"]),
+def _say_groups(context: RunContext, found: Found, align: int) -> None:
+    figures = {
+        "groups": float(len(found.groups)),
+        "channels": float(sum(g.width for g in found.groups)),
+        "layers_left_whole": float(len(found.unpruned)),
+        "align": float(align),
     }
+    context.emit(Event("decision", "dependency groups found and tried out", figures))
 
 
-def _width(module: nn.Module, layer: str) -> int:
-    from deploycompress.pruning.layers import Layer, describe
-
-    described = describe(module.get_submodule(layer))
-    assert isinstance(described, Layer), described
-    return described.widths["out"]
-
-
-def _widths(
-    module: nn.Module, groups: Sequence[ChannelGroup], planned: Mapping[str, int]
-) -> list[dict[str, Any]]:
-    """Every convolution and linear layer whose outputs are in a group, with its width before and after."""
-    from deploycompress.pruning.discovery import producing_layers
-
-    lost: dict[str, int] = {}
-    for group in groups:
-        for member in group.members:
-            if member.axis == "out":
-                each = len(member.positions) // group.width
-                lost[member.layer] = lost.get(member.layer, 0) + each * (group.width - planned[group.id])
-    return [
-        {"layer": name, "before": width, "after": width - lost[name]}
-        for name, width in producing_layers(module)
-        if name in lost
-    ]
+def _notes(unpruned: Sequence[Unpruned]) -> Iterator[Note]:
+    """One for each reason: a model may have a hundred layers of the same kind."""
+    counts = Counter(u.reason for u in unpruned)
+    for reason, count in counts.items():
+        layers = [u.layer for u in unpruned if u.reason == reason]
+        others = f" and {count - 1} more layers" if count > 1 else ""
+        yield Note("left_whole", f"{layers[0]}{others}: {reason}", layers[0])
 
 
-def _groups_event(found: Found) -> Event:
-    whole = f", {len(found.unpruned)} layers left whole" if found.unpruned else ""
-    channels = sum(g.width for g in found.groups)
-    figures = {"groups": float(len(found.groups)), "left_whole": float(len(found.unpruned))}
-    return Event(
-        "decision", f"{len(found.groups)} dependency groups with {channels} channels{whole}", figures
-    )
-
-
-def _realised_event(figures: Mapping[str, float]) -> Event:
-    return Event(
-        "decision",
-        f"kept {figures['macs_ratio']:.1%} of the MACs and {figures['params_ratio']:.1%} of the parameters",
-        figures,
-    )
+def _outcome_notes(allocated: Allocated, kept: Mapping[str, Any]) -> Iterator[Note]:
+    if not allocated.reached:
+        yield Note("warning", f"the target is not reached: at the smallest widths {allocated.shortfall}")
+    elif not kept:
+        yield Note("decision", "nothing was pruned: the model meets its target as it is")

@@ -53,9 +53,10 @@ class Train(_Stage):
 
     class Config(StrictModel):
         epochs: Annotated[int, Field(ge=1)] = 3
-        lr: Annotated[float, Field(gt=0)] = 1e-2
+        lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-2
         ema: bool = False
         betas: tuple[float, ...] = ()
+        decay: tuple[float, float] = (1.0, 1.0)
         start: Path | None = None
 
 

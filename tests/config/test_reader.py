@@ -82,6 +82,13 @@ MISTAKES = [
     ("{max_drop: 1 pp, on_inconclusive: warn}", "{on_inconclusive: warn}", "19:3: gates.accuracy: the gate has no limit; give min, max or max_drop"),
     ("on_inconclusive: warn", "on_inconclusive: ignore", "gates.accuracy.on_inconclusive: received 'ignore', expected fail, warn or extend"),
     ("{min_speedup: 3.0}", "3.0", "20:16: gates.latency_p50: received 3.0, expected a mapping with on_inconclusive, max or min_speedup"),
+    ("max_drop: 1 pp", "max_drop: 1", "19:24: gates.accuracy.max_drop: received 1: a plain number is a share from 0 to 1 here; write 1 pp"),
+    ("max_drop: 1 pp", "min: 98", "19:19: gates.accuracy.min: received 98: a plain number is a share from 0 to 1 here; write 98%"),
+    ("max_drop: 1 pp", "max_dorp: 1 pp", "19:14: gates.accuracy.max_dorp: unknown key 'max_dorp'; did you mean 'max_drop'?"),
+    ("task: classification", "task: {name: classification, args: {clases: 3}}", "7:37: task.args.clases: unknown argument 'clases'; did you mean 'classes'?"),
+    ("task: classification", "task: {args: {label_smoothing: 3}}", "7:14: task.args: classification: label_smoothing is 3; expected 0 or more"),
+    ("lr: 1e-2", "decay: [1]", "stages.0.train.decay: received a list of 1, expected 2 of them"),
+    ("lr: 1e-2", "lr: nan", "stages.0.train.lr: received 'nan', expected a finite number"),
     ("latency_p50:", "'metric:':", "gates.metric:: unknown gate 'metric:'"),
     # blocks that are no blocks
     ("{source: digits, image_size: 32, batch_size: 64}", "digits", "8:7: data: received 'digits', expected a mapping, as {source: ...}"),
@@ -274,7 +281,7 @@ EXAMPLES = {
         ("macs: 20%", "macs: 1.50 M, size: 0300 KB, ratio: 0.30"),
         ("{from: export}", "{from: export, timeout: 1.5 h}"),
         ("min_speedup: 3.0", "max: 0.5 s"),
-        ("max_drop: 1 pp", "min: 98.5%, max_drop: 1"),
+        ("max_drop: 1 pp", "min: 98.5%, max_drop: 0.01"),
     ),
     "odd text": (
         ("{width: 32}", "{a: '1e3', b: 'yes: no', c: '', d: [~, 1e-7, true], e: 'null', f: 0o17, 1: é}"),
