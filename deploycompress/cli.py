@@ -89,7 +89,12 @@ def _show(error: DeployCompressError) -> None:
     if isinstance(error, ConfigError):
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
-            if os.environ.get("GITHUB_ACTIONS") == "true" and problem.where:
+            # A mistake in --set has no place in a file.
+            if (
+                os.environ.get("GITHUB_ACTIONS") == "true"
+                and problem.where
+                and not problem.where.startswith("--")
+            ):
                 click.echo(_annotation(problem.where, f"{problem.path}: {problem.message}"))
         if len(error.problems) > 1:
             click.echo(f"{len(error.problems)} mistakes", err=True)

@@ -36,7 +36,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of progress: ``message`` says it with its numbers, ``figures`` repeats those for machines.
+    """One line of progress: what happened in ``message``, its numbers in ``figures``, by names that tell the unit.
 
     Progress without figures only moves a live display; everything else is also a line in the log of a CI job.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,6 +91,11 @@ DATASETS = Table(
 )
 
 TABLES: tuple[Table, ...] = (STAGES, CRITERIA, ALLOCATIONS, LOSSES, RUNTIMES, DEVICES, TASKS, DATASETS)
+
+
+def add_to_path(folders: Iterable[str]) -> None:
+    """Let user code in ``folders`` be imported, the first folder first, as for a script that lies there."""
+    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
 
 
 def load_reference(reference: str) -> Any:

@@ -39,4 +39,6 @@ def _is_what_the_readme_says(report):
     assert rows["export"]["precision"] == "fp32"
     assert rows["export"]["speedup"]["value"] >= 3.0
     assert files["export"]["bytes"] <= 0.25 * files["baseline"]["bytes"]
-    assert rows["baseline"]["latency_ms"]["p50"] > 0.2, "a latency of tens of microseconds would prove nothing"
+    assert rows["baseline"]["latency_ms"]["p50"] > 0.2, (
+        "a latency of tens of microseconds would prove nothing"
+    )

@@ -15,7 +15,9 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 
 
 def test_ci_runs_the_readmes_test_command():
-    commands = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("python3 -m venv")]
+    commands = [
+        line for _, block in BLOCKS for line in block.splitlines() if line.startswith("python3 -m venv")
+    ]
     assert len(commands) == 2
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
 

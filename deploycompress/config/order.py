@@ -98,7 +98,7 @@ class _SoFar:
             place: KeyPath = ("options", "from") if chosen else ("config", name) if ref != "last" else ()
             ref = step.source if chosen and step.source is not None else ref
             problem = self._unknown(ref, step, chosen)
-            sources[name] = self._resolve(ref)
+            sources[name] = self._resolve(ref, stage)
             if problem is None and stage is not None and name == "source":
                 problem = self._misfit(stage, step, ref, sources[name])
                 place = place if chosen else ()
@@ -106,9 +106,10 @@ class _SoFar:
                 faults.append((place, problem))
         return Hop(step.id, step.stage, sources, None if stage is None else stage.produces, tuple(faults))
 
-    def _resolve(self, ref: str) -> tuple[str, ...]:
+    def _resolve(self, ref: str, stage: Any) -> tuple[str, ...]:
         if ref == "all":
-            return tuple(id for id in self.made if id != MODEL and id not in self.passed)
+            made = ((id, kinds) for id, kinds in self.made.items() if id not in self.passed)
+            return tuple(id for id, kinds in made if stage is None or kinds is None or kinds & stage.accepts)
         return (self.last,) if ref == "last" else (ref,)
 
     def _kinds(self, ref: str) -> Kinds:

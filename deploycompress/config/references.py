@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +64,7 @@ def load(reference: str, search_path: Sequence[Path]) -> Any:
 
     Raises ConfigError.
     """
-    for folder in reversed([str(p) for p in search_path]):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    registry.add_to_path(str(p) for p in search_path)
     return registry.load_reference(absolute(reference, search_path))
 
 

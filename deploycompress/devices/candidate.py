@@ -22,6 +22,7 @@ UNTIMED_CALLS = 3  # at the start of each block: the other candidates have had t
 STEADY = 0.02  # the medians of two windows of warm-up differ by less
 LONGEST_WARMUP = 4  # times the time that was asked for
 MOST_SAMPLES = 200000  # of one block
+SHORTEST = 5  # a block of very quick calls lasts at least its time divided by this
 
 Document = Dict[str, Any]
 
@@ -134,7 +135,9 @@ class Opened:
     def block(self) -> list[int]:
         budget_ns = self.command["block_ms"] * 1e6
         timed_calls(self.call, budget_ns / 10, 1, UNTIMED_CALLS)
-        return timed_calls(self.call, budget_ns, self.command["least_samples"])
+        return timed_calls(
+            self.call, budget_ns, self.command["least_samples"], self.command["enough_samples"]
+        )
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -144,17 +147,17 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def timed_calls(
-    call: Callable[[], None], budget_ns: float, least: int, most: int = MOST_SAMPLES
+    call: Callable[[], None], budget_ns: float, least: int, enough: int = MOST_SAMPLES
 ) -> list[int]:
-    """Nanoseconds of each call, for as long as the budget lasts."""
+    """Nanoseconds of each call: for as long as the budget lasts, or a fifth of it where that is ``enough`` calls."""
     clock = time.perf_counter_ns
     samples: list[int] = []
     gc.collect()
     gc.disable()
     try:
         now = clock()
-        end = now + budget_ns
-        while (now < end or len(samples) < least) and len(samples) < most:
+        end, soonest = now + budget_ns, now + budget_ns / SHORTEST
+        while (now < end and (now < soonest or len(samples) < enough)) or len(samples) < least:
             before = clock()
             call()
             now = clock()

@@ -58,6 +58,7 @@ class Plan:
     block_ms: float
     warmup_ms: float
     least_samples: int = 1  # of all blocks together, however slow the candidate is
+    enough_samples: int = 200_000  # of one block: a quick candidate is not measured for longer
 
     @property
     def block_samples(self) -> int:
@@ -82,13 +83,16 @@ def measure(
     workdir: Path,
     progress: Progress = lambda done, message: None,
     least_samples: int = 1,
+    enough_samples: int = 200_000,
 ) -> dict[str, Measurement]:
     """Measure every candidate in a process of its own; by candidate id, raw samples in ``workdir/samples``.
 
-    Each gets ``blocks`` blocks of ``block_ms``, longer where ``least_samples`` want it. The speed-up is against the candidate ``baseline``, for those that share its runtime. Raises StageFailed
+    Each gets ``blocks`` blocks of ``block_ms``, longer where ``least_samples`` want it and shorter where a
+    block has ``enough_samples``. The speed-up is against the candidate ``baseline``, for those that share its
+    runtime. Raises StageFailed
     when a candidate crashes or gives NaN, EnvironmentMissing when the device cannot run it.
     """
-    plan = Plan(blocks, block_ms, warmup_ms, least_samples)
+    plan = Plan(blocks, block_ms, warmup_ms, least_samples, enough_samples)
     jobs = split(candidates, baseline)
     measured: dict[str, Measurement] = {}
     for number, group in enumerate(jobs):
@@ -181,6 +185,7 @@ def _describe(
         "block_ms": plan.block_ms,
         "warmup_ms": plan.warmup_ms,
         "least_samples": plan.block_samples,
+        "enough_samples": plan.enough_samples,
         "deadline_s": _deadline_s(len(candidates), plan),
     }
     return job, {**files, digest_file(runner): runner}

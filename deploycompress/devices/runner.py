@@ -119,7 +119,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        keys = ("feed", "block_ms", "warmup_ms", "least_samples")
+        keys = ("feed", "block_ms", "warmup_ms", "least_samples", "enough_samples")
         self.first = {"candidate": candidate, **{key: job[key] for key in keys}}
         self.received = b""
 

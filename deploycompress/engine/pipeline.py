@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -35,6 +34,7 @@ from deploycompress.engine.rehearsal import artifacts_for
 from deploycompress.engine.store import FileStore, default_root
 from deploycompress.engine.worker import JOBS, REHEARSAL
 from deploycompress.errors import ConfigError, DeployCompressError
+from deploycompress.registry import add_to_path
 
 LOCK_WAIT_S = 10.0  # a killed run's workers are gone after one
 
@@ -67,7 +67,7 @@ def run(
 
     warm_up()
     places = [str(p) for p in search_path(path)]
-    sys.path.extend(p for p in places if p not in sys.path)
+    add_to_path(places)
     config = read(path, overrides, load_user_code=True)
     run_dir = (out or Path("runs") / config.name).absolute()
     with ExitStack() as stack:

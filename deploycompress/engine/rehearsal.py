@@ -28,8 +28,8 @@ def rehearse(steps: tuple[Step, ...], workdir: Path, context: RunContext) -> Non
         except DeployCompressError as error:
             raise type(error)(f"rehearsal: step {step.id} would fail: {error}") from error
         made[step.id] = signed(outcome.artifacts, step.id) or inputs.get("source", ())
-        seconds = time.monotonic() - started
-        context.emit(Event("decision", f"{step.id} works ({seconds:.1f} s)", done=(number + 1) / len(steps)))
+        figures = {"seconds": time.monotonic() - started}
+        context.emit(Event("decision", f"{step.id} works", figures, (number + 1) / len(steps)))
 
 
 def artifacts_for(step: Step, name: str, made: dict[str, tuple[Artifact, ...]]) -> tuple[Artifact, ...]:

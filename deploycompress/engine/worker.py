@@ -20,6 +20,7 @@ from typing import Any
 from deploycompress.artifact import Artifact, read_json
 from deploycompress.contracts import Event
 from deploycompress.errors import DeployCompressError, EnvironmentMissing, Interrupted, StageFailed
+from deploycompress.registry import add_to_path
 
 JOBS = ".jobs"
 REHEARSAL = "rehearsal"
@@ -75,7 +76,7 @@ def _do(run_dir: Path, step_id: str, emit: Callable[[Event], None], stopping: _S
     from deploycompress.engine.rehearsal import rehearse
 
     job = read_json(run_dir / JOBS / f"{step_id}.json")
-    sys.path.extend(p for p in job["search_path"] if p not in sys.path)
+    add_to_path(job["search_path"])
     config = read(run_dir / "config.yaml", load_user_code=True)
     steps = plan(config)
     context = open_context(config, job, rehearsal=step_id == REHEARSAL, emit=emit, stopping=stopping)

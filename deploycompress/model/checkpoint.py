@@ -60,7 +60,7 @@ class Probe(StrictModel):
 class Document(StrictModel):
     """architecture.json."""
 
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1] = Field(alias="schema")
     model: str  # type of the root, for the reader
     build: str = ""
     architecture: Architecture
@@ -85,6 +85,7 @@ def save(module: nn.Module, folder: Path, model: Model, *, build: str = "") -> N
     _probe(fresh, model)  # modules that remember a shape when they run then do so on both sides
     architecture = describe(module, fresh)
     document = Document(
+        schema=1,
         model=type_name(module),
         build=build,
         architecture=architecture,
@@ -143,7 +144,9 @@ def _probe_outputs(module: nn.Module, model: Model, samples: int) -> dict[str, n
 
 def _spread(values: np.ndarray) -> np.ndarray:
     flat = values.ravel()
-    return flat[np.linspace(0, flat.size - 1, min(PROBE_VALUES, flat.size)).round().astype(int)]
+    places = np.linspace(0, flat.size - 1, min(PROBE_VALUES, flat.size)).round().astype(int)
+    chosen: np.ndarray = flat[places]
+    return chosen
 
 
 # ---------------------------------------------------------------- loading

@@ -140,7 +140,7 @@ def _passes(module: nn.Module, model: Model) -> tuple[dict[str, float], float]:
     found: Counter[str] = Counter()
     macs: Counter[str] = Counter()
 
-    def counting(name: str, part: nn.Module) -> Any:
+    def counting(name: str, part: _ConvNd | nn.Linear) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
             if isinstance(part, _ConvNd):
                 spatial = arguments[0] if isinstance(part, _ConvTransposeNd) else output

@@ -128,7 +128,7 @@ class _Walk:
     def _claim(self, id: str, members: list[Member]) -> None:
         """Every position of every axis belongs to one channel of one group. Raises _LeftWhole otherwise."""
         for member in members:
-            if len(member.positions.unique()) < len(member.positions):
+            if len(torch.unique(member.positions)) < len(member.positions):
                 raise _LeftWhole(f"several of its channels fall together in {member.layer}")
             owned = self.owners.get((member.layer, member.axis), {})
             other = next((owned[p] for p in member.positions.tolist() if p in owned), None)
@@ -169,7 +169,7 @@ def _segments(members: list[Member], width: int, layers: Any) -> Tensor:
         runs: list[list[int]] = [[] for _ in range(width)]
         for channel, position in zip(member.channels.tolist(), member.positions.tolist(), strict=True):
             runs[channel].append(position // run_size)
-        labels = [(*label, *sorted(run)) + (None,) for label, run in zip(labels, runs, strict=True)]
+        labels = [(*label, *sorted(run), None) for label, run in zip(labels, runs, strict=True)]
     distinct = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     segments = torch.tensor([distinct[label] for label in labels])
     sizes = segments.bincount().tolist()

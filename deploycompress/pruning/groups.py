@@ -122,4 +122,4 @@ def removed_positions(groups: Sequence[ChannelGroup], kept: Kept) -> dict[tuple[
             gone = everything[~torch.isin(everything, kept[group.id])]
             for member in group.members:
                 found.setdefault((member.layer, member.axis), []).append(member.at(gone))
-    return {place: torch.cat(parts).unique() for place, parts in found.items()}
+    return {place: torch.unique(torch.cat(parts)) for place, parts in found.items()}

@@ -29,7 +29,7 @@ def by_channel(module: nn.Module, group: ChannelGroup, member: Member, weight: T
     if weight.shape[dim] == width:
         along = weight.transpose(0, dim).flatten(1).sum(1)
     else:  # a grouped weight: its dimension 1 counts inside a run, and the runs lie along dimension 0
-        along = weight.unflatten(0, (layer.runs, -1)).transpose(1, 2).flatten(2).sum(2).flatten()
+        along = weight.reshape(layer.runs, -1, *weight.shape[1:]).transpose(1, 2).flatten(2).sum(2).flatten()
     total = torch.zeros(group.width, dtype=along.dtype, device=along.device)
     channels, positions = member.channels.to(along.device), member.positions.to(along.device)
     return total.index_add(0, channels, along[positions])

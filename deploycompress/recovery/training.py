@@ -121,17 +121,11 @@ class _Loop:
         value = figures[primary.name]
         done = (number + 1) / epochs
         left = (time.monotonic() - self.started) * (1 / done - 1)
-        shown = f"{100 * value:.1f} %" if primary.unit == "share" else f"{value:.4g}"
-        record = {"epoch": number + 1.0, "loss": loss, f"val_{primary.name}": value}
+        record = {"loss": loss, f"val_{primary.name}": value}
         context.emit(
-            Event(
-                "progress",
-                f"epoch {number + 1}/{epochs}: loss {loss:.4f}, val {primary.name} {shown}, {left:.0f} s left",
-                record | {"seconds_left": round(left, 1)},
-                done,
-            )
+            Event("progress", f"epoch {number + 1}/{epochs}", record | {"seconds_left": round(left, 1)}, done)
         )
-        return record
+        return {"epoch": number + 1.0} | record
 
 
 def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -31,7 +31,7 @@ class TensorRT:
     def missing(self) -> str | None:
         """Looks, without starting CUDA: a process that has is not to be forked."""
         if not any(os.path.exists(node) for node in TRT_GPU_NODES):
-            return "there is no NVIDIA GPU here; run on a machine with one, or set `required: false`"
+            return "there is no NVIDIA GPU here; run on a machine that has one"
         if _trt_driver_library() is None:
             return "the NVIDIA driver's library libcuda.so.1 is not to be found; install the driver"
         if importlib.util.find_spec("tensorrt") is None:

@@ -32,10 +32,11 @@ class Length:
     block_ms: float
     warmup_ms: float
     least_samples: int
+    enough_samples: int = 200_000  # of a block
 
 
 # quick: p90 always (64 samples), p99 (662) up to about 3 ms a call. full: MLPerf's 1,024 samples and 60 s.
-LENGTHS = {"quick": Length(20, 110.0, 300.0, 64), "full": Length(60, 1000.0, 2000.0, 1024)}
+LENGTHS = {"quick": Length(20, 110.0, 300.0, 64, 200), "full": Length(60, 1000.0, 2000.0, 1024)}
 REHEARSED = Length(2, 5.0, 5.0, 2)
 
 
@@ -159,6 +160,7 @@ class Benchmark(Stage):
             block_ms=length.block_ms,
             warmup_ms=length.warmup_ms,
             least_samples=length.least_samples,
+            enough_samples=length.enough_samples,
             workdir=workdir,
             progress=progress,
         )

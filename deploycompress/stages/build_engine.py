@@ -49,7 +49,10 @@ class BuildEngine(Stage):
             )
         missing = runtime.missing()
         if missing and self.config.required:
-            raise EnvironmentMissing(f"build_engine: {self.config.runtime} cannot run here: {missing}")
+            raise EnvironmentMissing(
+                f"build_engine: {self.config.runtime} cannot run here: {missing}; or set required: false to go on "
+                "without an engine"
+            )
 
     def _runtime(self) -> Any:
         return RUNTIMES.load(self.config.runtime)()

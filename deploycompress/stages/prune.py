@@ -258,7 +258,7 @@ def _absolute(quantity: Quantity, full: float) -> float:
 
 
 def _shares(cost: Cost, original: Cost) -> dict[str, float]:
-    figures = {}
+    figures: dict[str, float] = {}
     for name in ("macs", "params"):
         figures |= {name: cost[name], f"{name}_ratio": cost[name] / max(1.0, original[name])}
     return figures
