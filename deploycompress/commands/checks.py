@@ -87,13 +87,13 @@ def _runtimes() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    from deploycompress.measure.environment import environment
+    from deploycompress.measure.environment import machine
 
-    facts = environment()
-    yield Check("ok", "cpu", f"{facts['cpu']}, {os.cpu_count()} cores")
+    facts = machine()
+    yield Check("ok", "cpu", f"{facts['cpu']}, {facts['cores']} cores")
     flags = [
         f
-        for f in facts["cpu_flags"]
+        for f in facts["flags"]
         if "vnni" in f or f in ("asimddp", "i8mm", "amx_int8", "avx512f", "avx2")
     ]
     fast = any("vnni" in f or f in ("asimddp", "i8mm") for f in flags)

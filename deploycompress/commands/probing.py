@@ -27,7 +27,7 @@ from deploycompress.model.parity import compare, constant_outputs, to_numpy, wor
 from deploycompress.model.source import SourceModel
 from deploycompress.pruning.allocations.uniform import Uniform
 from deploycompress.pruning.apply import apply
-from deploycompress.pruning.budget import Budget, allocate
+from deploycompress.pruning.budget import Budget, allocate, worth
 from deploycompress.pruning.costs import WidthCosts, count
 from deploycompress.pruning.criteria.magnitude import Magnitude
 from deploycompress.pruning.discovery import find_groups
@@ -167,7 +167,9 @@ class _Subject:
         kind, share = self.target
         limit = {"macs": ("macs", share), "ratio": ("channels", 1 - share)}[kind]
         budget = Budget({limit[0]: limit[1] * costs.full[limit[0]]}, costs.full)
-        scores = score(Magnitude(), self.unpruned, groups, (), _NO_TASK, self.model.call)
+        scores = score(
+            Magnitude(), self.unpruned, groups, (), _NO_TASK, self.model.call, worth(groups, costs, budget)
+        )
         allocated = allocate(Uniform(), groups, scores, costs, budget, on_unreachable="best")
         kept = choose(groups, scores, allocated.widths)
         self.pruned = copy.deepcopy(self.unpruned)

@@ -1,4 +1,4 @@
-"""How a changed model differs from a fresh build, as plain data: found by comparing, applied by editing."""
+"""How a changed model differs from a fresh build, as plain data."""
 
 from __future__ import annotations
 
@@ -76,12 +76,9 @@ class Architecture(StrictModel):
     ties: dict[str, str] = {}
 
 
-# ---------------------------------------------------------------- comparing
-
-
 def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
     """What makes ``module`` of ``fresh``. Raises StageFailed naming what cannot be described."""
-    own, built = _modules(module), _modules(fresh)
+    own, built = modules_of(module), modules_of(fresh)
     for path in own.keys() | built.keys():
         if path not in built:
             raise _undescribed(f"module {path} ({type_name(own[path])}) is not in a fresh build")
@@ -96,9 +93,9 @@ def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
         changed = dict(_changed(path, part, built[path]))
         if changed:
             edits.append(Edit(path=path, type=type_name(part), attributes=changed))
-    tensors, ties = _tensors(module)
-    if _tensors(fresh)[1] != ties:
-        raise _undescribed(f"other names share a tensor ({_pairs(ties)}) than in a fresh build")
+    tensors, ties = tensor_forms(module)
+    if tensor_forms(fresh)[1] != ties:
+        raise _undescribed(f"other names share a tensor ({pairs(ties)}) than in a fresh build")
     return Architecture(edits=tuple(edits), tensors=tensors, ties=ties)
 
 
@@ -114,11 +111,11 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, Literal["par
         yield name, buffer, "buffer"
 
 
-def _modules(module: nn.Module) -> dict[str, nn.Module]:
+def modules_of(module: nn.Module) -> dict[str, nn.Module]:
     return dict(module.named_modules(remove_duplicate=False))
 
 
-def _tensors(module: nn.Module) -> tuple[dict[str, TensorForm], dict[str, str]]:
+def tensor_forms(module: nn.Module) -> tuple[dict[str, TensorForm], dict[str, str]]:
     forms: dict[str, TensorForm] = {}
     ties: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -143,7 +140,7 @@ def _changed(path: str, part: nn.Module, built: nn.Module) -> Iterator[tuple[str
         new, old = mine.get(name, absent), theirs.get(name, absent)
         if new is old or (new is not absent and old is not absent and _same(new, old)):
             continue
-        if name in ALLOWED and type(new) is type(old) and _is_size(new):
+        if name in ALLOWED and type(new) is type(old) and is_size(new):
             yield name, new
             continue
         if new is absent or old is absent:
@@ -152,7 +149,7 @@ def _changed(path: str, part: nn.Module, built: nn.Module) -> Iterator[tuple[str
                 raise _undescribed(f"attribute {name} of module {path or '(root)'} is {what}")
             continue
         raise _undescribed(
-            f"attribute {name} of module {path or '(root)'} changed from {_short(old)} to {_short(new)}"
+            f"attribute {name} of module {path or '(root)'} changed from {short(old)} to {short(new)}"
         )
 
 
@@ -160,7 +157,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
     sizes = value if isinstance(value, tuple) and value else (value,)
     return all(type(v) is int and 1 <= v <= LARGEST for v in sizes)
 
@@ -200,81 +197,10 @@ def _undescribed(what: str) -> StageFailed:
     )
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _pairs(ties: Mapping[str, str]) -> str:
+def pairs(ties: Mapping[str, str]) -> str:
     return ", ".join(f"{a} = {b}" for a, b in list(ties.items())[:4]) or "none"
-
-
-# ---------------------------------------------------------------- editing
-
-
-def edit(fresh: nn.Module, architecture: Architecture) -> None:
-    """Set the sizes of ``architecture`` in ``fresh``. Raises StageFailed when they do not belong to it.
-
-    The document may come from anyone: only allow-listed sizes are set, only where a fresh build has one of
-    the same type, and nothing is imported or called.
-    """
-    modules = _modules(fresh)
-    for change in architecture.edits:
-        part = modules.get(change.path)
-        if part is None:
-            raise StageFailed(f"architecture.json names a module {change.path!r} that the model has not")
-        if change.type != type_name(part):
-            raise StageFailed(
-                f"architecture.json says that {change.path or '(root)'} is a {change.type}; "
-                f"the model has a {type_name(part)} there"
-            )
-        for name, value in change.attributes.items():
-            old = vars(part).get(name)
-            if name not in ALLOWED or not _is_size(old) or type(old) is not type(value):
-                raise StageFailed(
-                    f"architecture.json sets {name} of {change.path or '(root)'} to {_short(value)}; "
-                    f"the model has {_short(old)} there"
-                    + ("" if name in ALLOWED else " and only sizes of layers may be set")
-                )
-            setattr(part, name, value)
-
-
-def put_tensors(fresh: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
-    """Replace every tensor of ``fresh``; names that share one go on sharing it. Raises StageFailed."""
-    expected, ties = _tensors(fresh)
-    if ties != architecture.ties:
-        raise StageFailed(
-            f"architecture.json ties {_pairs(architecture.ties)}; the model ties {_pairs(ties)}"
-        )
-    if expected.keys() != architecture.tensors.keys():
-        odd = sorted(expected.keys() ^ architecture.tensors.keys())
-        raise StageFailed(f"architecture.json and the model disagree on the tensors {', '.join(odd[:4])}")
-    if tensors.keys() != architecture.tensors.keys():
-        odd = sorted(tensors.keys() ^ architecture.tensors.keys())
-        raise StageFailed(
-            f"model.safetensors and architecture.json disagree on the tensors {', '.join(odd[:4])}"
-        )
-    placed: dict[str, Tensor] = {}
-    for name, old, kind in list(named_tensors(fresh)):
-        kept = architecture.ties.get(name, name)
-        if kept not in placed:
-            form, tensor = architecture.tensors[kept], tensors[kept]
-            _check_form(kept, form, tensor, old, kind)
-            placed[kept] = nn.Parameter(tensor, old.requires_grad) if kind == "parameter" else tensor
-        owner, _, leaf = name.rpartition(".")
-        setattr(fresh.get_submodule(owner), leaf, placed[kept])
-
-
-def _check_form(name: str, form: TensorForm, tensor: Tensor, old: Tensor, kind: str) -> None:
-    if form.kind != kind:
-        raise StageFailed(f"architecture.json says that {name} is a {form.kind}; the model has a {kind}")
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if tuple(tensor.shape) != form.shape or dtype != form.dtype:
-        raise StageFailed(
-            f"model.safetensors holds {name} as {dtype} {list(tensor.shape)}; "
-            f"architecture.json says {form.dtype} {list(form.shape)}"
-        )
-    if tensor.ndim != old.ndim:
-        raise StageFailed(f"{name} has {tensor.ndim} dimensions; the model's has {old.ndim}")
-    if tensor.is_floating_point() != old.is_floating_point():
-        raise StageFailed(f"{name} is {dtype}; the model's is {str(old.dtype).removeprefix('torch.')}")

@@ -19,14 +19,8 @@ from deploycompress.artifact import write_json
 from deploycompress.config.base import StrictModel
 from deploycompress.contracts import Model
 from deploycompress.errors import DeployCompressError, StageFailed
-from deploycompress.model.architecture import (
-    Architecture,
-    describe,
-    edit,
-    named_tensors,
-    put_tensors,
-    type_name,
-)
+from deploycompress.model.architecture import Architecture, describe, named_tensors, type_name
+from deploycompress.model.assembly import edit, put_tensors
 from deploycompress.model.source import seeded
 from deploycompress.model.weights import first_nonfinite
 

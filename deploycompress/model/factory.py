@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from torch import nn
 from deploycompress.config import references
 from deploycompress.config.wording import unknown
 from deploycompress.errors import ConfigError, EnvironmentMissing
+from deploycompress.model.code import INSTALLED
 
 # Their auxiliary classifiers only serve training from scratch; a shipped model has none. Their default
 # initialisation warns that its default will change, and weights follow anyway.
@@ -49,11 +51,11 @@ class Factory:
 
 def open_factory(reference: str, args: Mapping[str, Any], search_path: Sequence[Path] = ()) -> Factory:
     """Import what ``reference`` names. Raises ConfigError, or EnvironmentMissing for a missing library."""
-    place, _, name = reference.rpartition(":")
-    if place == "torchvision":
-        return Factory(reference, _torchvision(name, args), "torchvision")
-    if place == "timm":
-        return Factory(reference, _timm(name, args), "timm")
+    library, _, name = reference.partition(":")
+    if library == "torchvision":
+        return Factory(reference, _torchvision(name, args), library)
+    if library == "timm":
+        return Factory(reference, _timm(name, args), library)
     function = references.load(reference, search_path)
     if not callable(function):
         raise ConfigError(
@@ -64,6 +66,10 @@ def open_factory(reference: str, args: Mapping[str, Any], search_path: Sequence[
 
 def installed_version(package: str) -> str | None:
     """``distribution==version`` of a top-level package; None for code that is not installed."""
+    module = sys.modules.get(package)
+    file = getattr(module, "__file__", None)
+    if not file or not INSTALLED & set(Path(file).parts):
+        return None
     for distribution in packages_distributions().get(package, ()):
         try:
             return f"{distribution}=={version(distribution)}"

@@ -29,6 +29,14 @@ class Budget:
     def met(self, cost: Cost) -> bool:
         return all(cost[name] <= limit for name, limit in self.limits.items())
 
+    def saved(self, before: Cost, after: Cost) -> float:
+        """What a step saves of the limits that ``before`` is above, as a share of the original's costs."""
+        return sum(
+            (before[name] - after[name]) / self.original[name]
+            for name, limit in self.limits.items()
+            if before[name] > limit
+        )
+
     def exceeded(self, cost: Cost) -> str:
         """Each limit that ``cost`` is above, with shares of the original: ``macs 31.2% (target 20%)``."""
         return ", ".join(
@@ -91,6 +99,18 @@ def _unreachable(shortfall: str, groups: Sequence[ChannelGroup], unpruned: Seque
         more = f"; and {len(unpruned) - 3} more" if len(unpruned) > 3 else ""
         text += f" and {len(unpruned)} layers left whole ({shown}{more})"
     return text + ". Raise the target, or set on_unreachable: best"
+
+
+def worth(groups: Sequence[ChannelGroup], costs: Costs, budget: Budget) -> dict[str, float]:
+    """Group id -> what one of its channels saves of the limits, with all other groups whole."""
+    full = {group.id: group.width for group in groups}
+    before = costs.at(full)
+    found = {}
+    for group in groups:
+        narrower = group.grid[0]
+        saved = budget.saved(before, costs.at(full | {group.id: narrower})) if narrower < group.width else 0.0
+        found[group.id] = saved / max(1, group.width - narrower)
+    return found
 
 
 # ---------------------------------------------------------------- what allocations share

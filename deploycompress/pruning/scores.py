@@ -1,4 +1,4 @@
-"""A criterion's scores, checked, and made comparable between groups."""
+"""A criterion's scores, checked, and given a common unit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ def score(
     batches: Iterable[Batch],
     task: Task,
     call: Callable[..., Any],
+    worth: Mapping[str, float],
 ) -> dict[str, Tensor]:
     """Group id -> float64 [width]; larger is more important.
 
-    Scores of a criterion that is not ``comparable`` are divided by their group's mean. Raises ConfigError for
-    a criterion that does not give one number a channel, StageFailed when its numbers are not finite or all
-    equal.
+    A criterion that is not ``comparable`` only says which channels of a group matter more than its others.
+    What the group as a whole is worth is then taken to be what it costs: its mean score becomes ``worth``
+    (group id -> what one channel saves). Otherwise costly layers would lose everything, or cheap ones.
+    Raises ConfigError for a criterion that does not give one number a channel, StageFailed when its numbers
+    are not finite or all equal.
     """
     name = type(criterion).__name__
     found = criterion(module, groups, batches, task, call)
@@ -45,9 +48,7 @@ def score(
             f"criterion {name}: all channels of every group have the same score; are there data, and does the "
             "loss depend on the weights?"
         )
-    return scores if criterion.comparable else _by_mean(scores)
-
-
-def _by_mean(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if criterion.comparable:
+        return scores
     means = {id: float(s.mean()) for id, s in scores.items()}
-    return {id: s / means[id] if means[id] > 0 else s for id, s in scores.items()}
+    return {id: s / means[id] * worth[id] if means[id] > 0 else s for id, s in scores.items()}

@@ -19,7 +19,7 @@ from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.registry import ALLOCATIONS, CRITERIA
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from deploycompress.pruning.budget import Allocated, Budget
     from deploycompress.pruning.costs import Cost
@@ -93,7 +93,8 @@ class Prune(Stage):
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
         from deploycompress.pruning.apply import apply
-        from deploycompress.pruning.costs import count
+        from deploycompress.pruning.budget import allocate, worth
+        from deploycompress.pruning.costs import WidthCosts, count
         from deploycompress.pruning.discovery import find_groups, producing_layers
         from deploycompress.pruning.groups import choose, on_grid
 
@@ -106,8 +107,17 @@ class Prune(Stage):
         groups = on_grid(found.groups, align, original_widths)
         _say_groups(context, found, align)
         budget = self._budget(count(original, context.model), sum(original_widths[g.id] for g in groups))
-        scores = self._scores(module, groups, context)
-        allocated = self._allocated(module, groups, scores, budget, found.unpruned, context)
+        costs = WidthCosts(module, groups, context.model)
+        scores = self._scores(module, groups, worth(groups, costs, budget), context)
+        allocated = allocate(
+            ALLOCATIONS.load(self.config.allocation)(),
+            groups,
+            scores,
+            costs,
+            budget,
+            on_unreachable=self.config.on_unreachable,
+            unpruned=found.unpruned,
+        )
         kept = choose(groups, scores, allocated.widths)
         apply(module, groups, kept)
         cost = count(module, context.model)
@@ -188,18 +198,21 @@ class Prune(Stage):
         return Budget(limits, full)
 
     def _scores(
-        self, module: nn.Module, groups: Sequence[ChannelGroup], context: RunContext
-    ) -> dict[str, Any]:
+        self,
+        module: nn.Module,
+        groups: Sequence[ChannelGroup],
+        worth: Mapping[str, float],
+        context: RunContext,
+    ) -> dict[str, Tensor]:
         from deploycompress.pruning.scores import score
         from deploycompress.recovery.training import device
 
         if not groups:
             return {}
         criterion = self._make_criterion()
+        batches = self._batches(criterion, context)
         module.to(device())
-        scores = score(
-            criterion, module, groups, self._batches(criterion, context), context.task, context.model.call
-        )
+        scores = score(criterion, module, groups, batches, context.task, context.model.call, worth)
         module.to("cpu")
         return scores
 
@@ -220,28 +233,6 @@ class Prune(Stage):
             if context.stopping():
                 return
             yield batch
-
-    def _allocated(
-        self,
-        module: nn.Module,
-        groups: Sequence[ChannelGroup],
-        scores: Mapping[str, Any],
-        budget: Budget,
-        unpruned: Sequence[Unpruned],
-        context: RunContext,
-    ) -> Allocated:
-        from deploycompress.pruning.budget import allocate
-        from deploycompress.pruning.costs import WidthCosts
-
-        return allocate(
-            ALLOCATIONS.load(self.config.allocation)(),
-            groups,
-            scores,
-            WidthCosts(module, groups, context.model),
-            budget,
-            on_unreachable=self.config.on_unreachable,
-            unpruned=unpruned,
-        )
 
 
 def _criterion(value: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,10 @@ def user_model(tmp_path: Path) -> Callable[..., Any]:
     def make(code: str, inputs: Any = None, seed: int = 0, **args: Any) -> Any:
         from deploycompress.model.source import SourceModel
 
-        file = tmp_path / "user_model.py"
-        file.write_text("import torch\nfrom torch import nn\n" + textwrap.dedent(code))
+        path = tmp_path / "user_model.py"
+        sys.modules.pop("deploycompress_user_user_model", None)  # as in a new process
+        path.write_text("import torch\nfrom torch import nn\n" + textwrap.dedent(code))
         specs = {name: InputSpec.model_validate(spec) for name, spec in (inputs or IMAGE).items()}
-        return SourceModel(ModelConfig(build=f"{file}:build", args=args, weights=None, inputs=specs), seed)
+        return SourceModel(ModelConfig(build=f"{path}:build", args=args, weights=None, inputs=specs), seed)
 
     return make

@@ -14,7 +14,9 @@ def test_statistics_are_those_of_the_data():
     module = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
     module[0].momentum = 0.3
     module[0].running_mean.fill_(100)
-    batches = [{"x": torch.randn(64, 3, generator=torch.Generator().manual_seed(i)) * 2 + 5} for i in range(4)]
+    batches = [
+        {"x": torch.randn(64, 3, generator=torch.Generator().manual_seed(i)) * 2 + 5} for i in range(4)
+    ]
     reestimate_batchnorm(module, batches, call)
     means = torch.stack([b["x"].mean(0) for b in batches]).mean(0)
     variances = torch.stack([b["x"].var(0) for b in batches]).mean(0)
@@ -30,7 +32,9 @@ def test_a_model_without_statistics_reads_no_data():
         raise AssertionError
         yield
 
-    reestimate_batchnorm(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), never(), call)
+    reestimate_batchnorm(
+        nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), never(), call
+    )
 
 
 def test_no_batch_is_an_error_and_not_a_silent_reset():

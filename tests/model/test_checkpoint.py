@@ -231,7 +231,7 @@ TENSOR = ("architecture", "tensors", "head.weight")
         ((*EDIT, "attributes"), {"out_channels": 2**40}, "is not an architecture"),
         ((*EDIT, "attributes"), {"out_channels": 0}, "is not an architecture"),
         ((*EDIT, "attributes"), {"out_channels": [4]}, r"sets out_channels of block.conv to \(4,\)"),
-        ((*EDIT, "attributes"), {"out_channels": 5}, "forward pass on random inputs failed|is off by|does not"),
+        ((*EDIT, "attributes"), {"out_channels": 5}, r"gives block.conv sizes for a weight of \[5, 3\]"),
         ((*EDIT, "path"), "block.__class__", "names a module 'block.__class__' that the model has not"),
         ((*EDIT, "type"), "builtins.eval", "says that block.conv is a builtins.eval"),
         ((*EDIT, "more"), 1, "is not an architecture: .*more: Extra inputs"),
@@ -259,7 +259,7 @@ def test_an_edited_architecture_is_refused(saved, path, value, message):
 def test_an_architecture_that_is_none(saved, text):
     model, _, folder = saved
     (folder / "architecture.json").write_text(text)
-    with pytest.raises(StageFailed, match="architecture.json"):
+    with pytest.raises(StageFailed, match=r"architecture\.json"):
         checkpoint.load(folder, model)
 
 
@@ -268,7 +268,7 @@ def test_damaged_weights(saved):
     file = folder / "model.safetensors"
     tensors = load_file(file)
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(StageFailed, match="model.safetensors cannot be read"):
+    with pytest.raises(StageFailed, match=r"model\.safetensors cannot be read"):
         checkpoint.load(folder, model)
     save_file({**tensors, "head.bias": torch.full((4,), float("nan"))}, file)
     with pytest.raises(StageFailed, match=r"head\.bias has 4 NaN"):
@@ -289,6 +289,8 @@ def test_code_that_changed_since_is_noticed(saved, user_model):
 
 
 def test_outputs_that_are_not_finite_are_not_kept(user_model, tmp_path):
-    model = user_model("class Bad(nn.Module):\n  def forward(self, image): return image / 0\ndef build(): return Bad()")
+    model = user_model(
+        "class Bad(nn.Module):\n  def forward(self, image): return image / 0\ndef build(): return Bad()"
+    )
     with pytest.raises(StageFailed, match="output output has NaN or infinite values on random inputs"):
         checkpoint.save(model.build(), tmp_path / "model", model)

@@ -1,4 +1,4 @@
-import subprocess
+import importlib
 import sys
 
 import pytest
@@ -77,38 +77,29 @@ def test_examples_fit_the_declared_inputs(user_model):
     assert all(torch.equal(v, model.example(3)[k]) for k, v in example.items())
 
 
-DIGEST = """
-import sys
-from deploycompress.config.schema import InputSpec, ModelConfig
-from deploycompress.model.source import SourceModel
-inputs = {"image": InputSpec(shape=("batch", int(sys.argv[2])))}
-args = {"out": int(sys.argv[3])}
-print(SourceModel(ModelConfig(build=sys.argv[1], args=args, weights=None, inputs=inputs), 0).digest)
-"""
-
-
-def test_the_digest_covers_code_imported_code_arguments_and_inputs(tmp_path):
+def test_the_digest_covers_code_imported_code_arguments_and_inputs(tmp_path, monkeypatch):
     main, part = tmp_path / "net.py", tmp_path / "net_part.py"
-    main.write_text(
-        "import sys, pathlib\nsys.path.insert(0, str(pathlib.Path(__file__).parent))\nimport net_part\n"
-        "def build(out): return net_part.nn.Linear(4, out)\n"
-    )
+    main.write_text("import net_part\ndef build(out): return net_part.nn.Linear(4, out)\n")
     part.write_text("from torch import nn\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
 
     def digest(size=4, out=2):
-        done = subprocess.run(
-            [sys.executable, "-c", DIGEST, f"{main}:build", str(size), str(out)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.strip()
+        for name in ("deploycompress_user_net", "net_part"):
+            sys.modules.pop(name, None)  # as in a new process
+        importlib.invalidate_caches()
+        inputs = {"x": InputSpec(shape=("batch", size))}
+        config = ModelConfig(build=f"{main}:build", args={"out": out}, weights=None, inputs=inputs)
+        return SourceModel(config, 0).digest
 
     first = digest()
     assert digest() == first and len(first) == 64
     assert digest(size=5) != first
     assert digest(out=3) != first
     part.write_text("from torch import nn\nX = 1\n")
+    assert digest() != first
+    part.write_text("from torch import nn\n")
+    assert digest() == first
+    main.write_text(main.read_text() + "\n")
     assert digest() != first
 
 

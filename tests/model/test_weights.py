@@ -75,7 +75,10 @@ def edited(state, **changes):
         ({"3.bias": None}, r"missing in the file: 3\.bias"),
         ({"extra": torch.zeros(1)}, r"not in the model: extra"),
         ({"3.weight": torch.zeros(2, 9)}, r"other shapes: 3\.weight is \[2, 9\], the model's is \[2, 16\]"),
-        ({"0.bias": torch.tensor([1.0, float("nan"), 0, float("inf")])}, r"tensor 0\.bias has 2 NaN or infinite values of 4"),
+        (
+            {"0.bias": torch.tensor([1.0, float("nan"), 0, float("inf")])},
+            r"tensor 0\.bias has 2 NaN or infinite values of 4",
+        ),
         ({"note": "hello"}, r"note in it are not tensors"),
     ],
 )

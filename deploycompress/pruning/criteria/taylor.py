@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Taylor:
-    """The mean over batches of |dL/dm|, for a gate m = 1 on each channel where it is read.
+    """|mean over batches of dL/dm|, for a gate m = 1 on each channel where it is read.
 
     After Molchanov et al., "Importance Estimation for Neural Network Pruning", with gates. All layers that read
     a channel share its gate, so a coupled group is counted once, and nothing is normalised: scores of different
@@ -42,5 +42,5 @@ class Taylor:
         for gradients in gate_gradients(model, groups, batches, task, call):
             count += 1
             for id, gradient in gradients.items():
-                totals[id] += gradient.abs()
-        return {id: total / max(1, count) for id, total in totals.items()}
+                totals[id] += gradient
+        return {id: total.abs() / max(1, count) for id, total in totals.items()}

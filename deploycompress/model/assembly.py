@@ -1,0 +1,118 @@
+"""A fresh build made into the model that an architecture and its tensors describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from deploycompress.errors import StageFailed
+from deploycompress.model.architecture import (
+    ALLOWED,
+    Architecture,
+    TensorForm,
+    is_size,
+    modules_of,
+    named_tensors,
+    pairs,
+    short,
+    tensor_forms,
+    type_name,
+)
+
+
+def edit(fresh: nn.Module, architecture: Architecture) -> None:
+    """Set the sizes of ``architecture`` in ``fresh``. Raises StageFailed when they do not belong to it.
+
+    The document may come from anyone: only allow-listed sizes are set, only where a fresh build has one of
+    the same type, and nothing is imported or called.
+    """
+    modules = modules_of(fresh)
+    for change in architecture.edits:
+        part = modules.get(change.path)
+        if part is None:
+            raise StageFailed(f"architecture.json names a module {change.path!r} that the model has not")
+        if change.type != type_name(part):
+            raise StageFailed(
+                f"architecture.json says that {change.path or '(root)'} is a {change.type}; "
+                f"the model has a {type_name(part)} there"
+            )
+        for name, value in change.attributes.items():
+            old = vars(part).get(name)
+            if name not in ALLOWED or not is_size(old) or type(old) is not type(value):
+                raise StageFailed(
+                    f"architecture.json sets {name} of {change.path or '(root)'} to {short(value)}; "
+                    f"the model has {short(old)} there"
+                    + ("" if name in ALLOWED else " and only sizes of layers may be set")
+                )
+            setattr(part, name, value)
+
+
+def put_tensors(fresh: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Replace every tensor of ``fresh``; names that share one go on sharing it. Raises StageFailed."""
+    expected, ties = tensor_forms(fresh)
+    if ties != architecture.ties:
+        raise StageFailed(f"architecture.json ties {pairs(architecture.ties)}; the model ties {pairs(ties)}")
+    if expected.keys() != architecture.tensors.keys():
+        odd = sorted(expected.keys() ^ architecture.tensors.keys())
+        raise StageFailed(f"architecture.json and the model disagree on the tensors {', '.join(odd[:4])}")
+    if tensors.keys() != architecture.tensors.keys():
+        odd = sorted(tensors.keys() ^ architecture.tensors.keys())
+        raise StageFailed(
+            f"model.safetensors and architecture.json disagree on the tensors {', '.join(odd[:4])}"
+        )
+    placed: dict[str, Tensor] = {}
+    for name, old, kind in list(named_tensors(fresh)):
+        kept = architecture.ties.get(name, name)
+        if kept not in placed:
+            form, tensor = architecture.tensors[kept], tensors[kept]
+            _check_form(kept, form, tensor, old, kind)
+            placed[kept] = nn.Parameter(tensor, old.requires_grad) if kind == "parameter" else tensor
+        owner, _, leaf = name.rpartition(".")
+        setattr(fresh.get_submodule(owner), leaf, placed[kept])
+    for path, part in modules_of(fresh).items():
+        said = _weight_shape(part)
+        weight = getattr(part, "weight", None)
+        if said is not None and weight is not None and tuple(weight.shape[: len(said)]) != said:
+            raise StageFailed(
+                f"architecture.json gives {path} sizes for a weight of {list(said)} ...; "
+                f"model.safetensors holds {list(weight.shape)}"
+            )
+
+
+def _weight_shape(part: nn.Module) -> tuple[int, ...] | None:
+    """The first dimensions of a layer's weight, by the sizes that the layer keeps of itself."""
+    match part:
+        case _ConvTransposeNd():
+            return part.in_channels, part.out_channels // part.groups
+        case _ConvNd():
+            return part.out_channels, part.in_channels // part.groups
+        case nn.Linear():
+            return part.out_features, part.in_features
+        case _BatchNorm() | _InstanceNorm():
+            return (part.num_features,)
+        case nn.GroupNorm():
+            return (part.num_channels,)
+        case nn.LayerNorm():
+            return part.normalized_shape
+        case nn.Embedding():
+            return part.num_embeddings, part.embedding_dim
+    return None
+
+
+def _check_form(name: str, form: TensorForm, tensor: Tensor, old: Tensor, kind: str) -> None:
+    if form.kind != kind:
+        raise StageFailed(f"architecture.json says that {name} is a {form.kind}; the model has a {kind}")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tuple(tensor.shape) != form.shape or dtype != form.dtype:
+        raise StageFailed(
+            f"model.safetensors holds {name} as {dtype} {list(tensor.shape)}; "
+            f"architecture.json says {form.dtype} {list(form.shape)}"
+        )
+    if tensor.ndim != old.ndim:
+        raise StageFailed(f"{name} has {tensor.ndim} dimensions; the model's has {old.ndim}")
+    if tensor.is_floating_point() != old.is_floating_point():
+        raise StageFailed(f"{name} is {dtype}; the model's is {str(old.dtype).removeprefix('torch.')}")
