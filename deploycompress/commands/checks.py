@@ -92,9 +92,7 @@ def _machine() -> Iterator[Check]:
     facts = machine()
     yield Check("ok", "cpu", f"{facts['cpu']}, {facts['cores']} cores")
     flags = [
-        f
-        for f in facts["flags"]
-        if "vnni" in f or f in ("asimddp", "i8mm", "amx_int8", "avx512f", "avx2")
+        f for f in facts["flags"] if "vnni" in f or f in ("asimddp", "i8mm", "amx_int8", "avx512f", "avx2")
     ]
     fast = any("vnni" in f or f in ("asimddp", "i8mm") for f in flags)
     finding = ", ".join(flags) or "no vector extension known"

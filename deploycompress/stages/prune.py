@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from deploycompress.artifact import Artifact, read_json, write_json
 from deploycompress.config.base import StrictModel
-from deploycompress.config.quantities import Quantity, Ratio, RemainingBytes, RemainingCount
 from deploycompress.contracts import Batch, Criterion, Event, Inputs, Note, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
+from deploycompress.pruning.target import Target
 from deploycompress.registry import ALLOCATIONS, CRITERIA
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from deploycompress.pruning.budget import Allocated, Budget
+    from deploycompress.pruning.budget import Allocated
     from deploycompress.pruning.costs import Cost
     from deploycompress.pruning.groups import ChannelGroup, Found, Unpruned
 
@@ -31,21 +32,15 @@ REHEARSAL_BATCHES = 2
 TOLERANCE = 1e-3  # of max|y|: pruned against masked, in float32
 
 
-class Target(StrictModel):
-    """What may remain; of several all must hold."""
+@dataclass(frozen=True)
+class _Plan:
+    """What is known before anything is cut; ``original`` is the cost of the unpruned model."""
 
-    macs: RemainingCount | None = Field(None, description="Multiply-accumulates that remain: 50%, or 40 M")
-    params: RemainingCount | None = Field(None, description="Parameters that remain: 50%, or 1.5 M")
-    size: RemainingBytes | None = Field(
-        None, description="Bytes of parameters and buffers that remain: 25%, 300 KB"
-    )
-    ratio: Ratio | None = Field(None, description="Share of the channels that is removed: 0.3")
-
-    @model_validator(mode="after")
-    def _one_at_least(self) -> Target:
-        if not any(getattr(self, name) for name in type(self).model_fields):
-            raise ValueError("expected at least one of macs, params, size, ratio")
-        return self
+    groups: tuple[ChannelGroup, ...]
+    unpruned: tuple[Unpruned, ...]
+    allocated: Allocated
+    kept: Mapping[str, Tensor]
+    original: Cost
 
 
 class Prune(Stage):
@@ -93,52 +88,31 @@ class Prune(Stage):
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
         from deploycompress.pruning.apply import apply
-        from deploycompress.pruning.budget import allocate, worth
-        from deploycompress.pruning.costs import WidthCosts, count
-        from deploycompress.pruning.discovery import find_groups, producing_layers
-        from deploycompress.pruning.groups import choose, on_grid
+        from deploycompress.pruning.costs import count
+        from deploycompress.pruning.discovery import producing_layers
 
-        source = inputs["source"][0]
-        module = checkpoint.load(source.path, context.model)
-        found = find_groups(module, context.model, self.config.exclude)
-        original = context.model.build()
-        widths_before, original_widths = dict(producing_layers(module)), dict(producing_layers(original))
-        align = ALIGN if self.config.align == "auto" else self.config.align
-        groups = on_grid(found.groups, align, original_widths)
-        _say_groups(context, found, align)
-        budget = self._budget(count(original, context.model), sum(original_widths[g.id] for g in groups))
-        costs = WidthCosts(module, groups, context.model)
-        scores = self._scores(module, groups, worth(groups, costs, budget), context)
-        allocated = allocate(
-            ALLOCATIONS.load(self.config.allocation)(),
-            groups,
-            scores,
-            costs,
-            budget,
-            on_unreachable=self.config.on_unreachable,
-            unpruned=found.unpruned,
-        )
-        kept = choose(groups, scores, allocated.widths)
-        apply(module, groups, kept)
-        cost = count(module, context.model)
+        module = checkpoint.load(inputs["source"][0].path, context.model)
+        before = dict(producing_layers(module))
+        plan = self._plan(module, context)
+        apply(module, plan.groups, plan.kept)
         checkpoint.save(module, workdir / "model", context.model)
-        write_json(workdir / KEPT, {"schema": 1, "kept": {id: c.tolist() for id, c in kept.items()}})
-        details = {
-            "widths": [
-                {"layer": layer, "before": widths_before[layer], "after": after}
-                for layer, after in producing_layers(module)
-            ],
-            "unpruned": [{"layer": u.layer, "reason": u.reason} for u in found.unpruned],
-            "align": align,
-            "reached": allocated.reached,
-        }
-        metrics = _shares(cost, budget.original) | _validated(module, context)
+        write_json(workdir / KEPT, {"schema": 1, "kept": {id: c.tolist() for id, c in plan.kept.items()}})
+        metrics = _shares(count(module, context.model), plan.original) | _validated(module, context)
         context.emit(Event("decision", "pruned", metrics))
+        widths = [
+            {"layer": layer, "before": before[layer], "after": after}
+            for layer, after in producing_layers(module)
+        ]
         return Outcome(
             (Artifact.of("", "checkpoint", workdir / "model"),),
             metrics,
-            notes=(*_notes(found.unpruned), *_outcome_notes(allocated, kept)),
-            details=details,
+            notes=(*_notes(plan.unpruned), *_outcome_notes(plan)),
+            details={
+                "widths": widths,
+                "unpruned": [{"layer": u.layer, "reason": u.reason} for u in plan.unpruned],
+                "align": self._align,
+                "reached": plan.allocated.reached,
+            },
         )
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
@@ -182,20 +156,37 @@ class Prune(Stage):
 
     # ------------------------------------------------------------ the parts of a run
 
-    def _budget(self, original: Cost, channels: int) -> Budget:
-        """The target in absolute figures of the unpruned model."""
-        from deploycompress.pruning.budget import Budget
+    @property
+    def _align(self) -> int:
+        return ALIGN if self.config.align == "auto" else int(self.config.align)
 
-        full = {**original, "channels": float(channels)}
-        target: Target = self.config.target
-        limits = {
-            name: _absolute(quantity, full[name])
-            for name in ("macs", "params", "size")
-            if (quantity := getattr(target, name)) is not None
-        }
-        if target.ratio is not None:
-            limits["channels"] = (1 - target.ratio.value) * channels
-        return Budget(limits, full)
+    def _plan(self, module: nn.Module, context: RunContext) -> _Plan:
+        """Which channels stay; shares are of the unpruned model, also where this is not the first pruning."""
+        from deploycompress.pruning.budget import Budget, allocate, worth
+        from deploycompress.pruning.costs import WidthCosts, count
+        from deploycompress.pruning.discovery import find_groups, producing_layers
+        from deploycompress.pruning.groups import choose, on_grid
+
+        found = find_groups(module, context.model, self.config.exclude)
+        original = context.model.build()
+        widths = dict(producing_layers(original))
+        groups = on_grid(found.groups, self._align, widths)
+        _say_groups(context, found, self._align)
+        channels = sum(widths[group.id] for group in groups)
+        full = {**count(original, context.model), "channels": float(channels)}
+        budget = Budget(self.config.target.limits(full), full)
+        costs = WidthCosts(module, groups, context.model)
+        scores = self._scores(module, groups, worth(groups, costs, budget), context)
+        allocated = allocate(
+            ALLOCATIONS.load(self.config.allocation)(),
+            groups,
+            scores,
+            costs,
+            budget,
+            on_unreachable=self.config.on_unreachable,
+            unpruned=found.unpruned,
+        )
+        return _Plan(groups, found.unpruned, allocated, choose(groups, scores, allocated.widths), full)
 
     def _scores(
         self,
@@ -244,10 +235,6 @@ def _criterion(value: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, Mappi
     return next(iter(value.items()))
 
 
-def _absolute(quantity: Quantity, full: float) -> float:
-    return quantity.value * full if quantity.dimension == "percent" else quantity.value
-
-
 def _shares(cost: Cost, original: Cost) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name in ("macs", "params"):
@@ -278,12 +265,12 @@ def _notes(unpruned: Sequence[Unpruned]) -> Iterator[Note]:
     counts = Counter(u.reason for u in unpruned)
     for reason, count in counts.items():
         layers = [u.layer for u in unpruned if u.reason == reason]
-        others = f" and {count - 1} more layers" if count > 1 else ""
-        yield Note("left_whole", f"{layers[0]}{others}: {reason}", layers[0])
+        others = f" (and {count - 1} more such layers)" if count > 1 else ""
+        yield Note("left_whole", f"{reason}{others}", layers[0])
 
 
-def _outcome_notes(allocated: Allocated, kept: Mapping[str, Any]) -> Iterator[Note]:
-    if not allocated.reached:
-        yield Note("warning", f"the target is not reached: at the smallest widths {allocated.shortfall}")
-    elif not kept:
+def _outcome_notes(plan: _Plan) -> Iterator[Note]:
+    if not plan.allocated.reached:
+        yield Note("warning", f"the target is not reached: at the smallest widths {plan.allocated.shortfall}")
+    elif not plan.kept:
         yield Note("decision", "nothing was pruned: the model meets its target as it is")

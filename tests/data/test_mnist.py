@@ -141,7 +141,7 @@ def test_the_real_one(mnist):
     folder = os.environ.get("DEPLOYCOMPRESS_DATA")
     if not folder or not (Path(folder) / "mnist_63000").is_dir():
         pytest.skip("MNIST is not here: set DEPLOYCOMPRESS_DATA to the folder that holds mnist_63000")
-    data = mnist(Path(folder) / "mnist_63000", test_from=60_000, batch_size=1000)
+    data = mnist(Path(folder) / "mnist_63000", batch_size=1000)
     assert [sum(b.size for b in data.loader(s)) for s in ("train", "val", "test")] == [54_000, 6_000, 3_000]
     images, labels = read(data)
     assert labels[:5].tolist() == [7, 2, 1, 0, 4]

@@ -31,6 +31,8 @@ REMEDY = (
     "(.gz or not), or an .npz file with x_train, y_train, x_test and y_test, or with x, y and test_from"
 )
 
+USUAL_TRAIN = 60_000  # images of MNIST's own training split, which come first
+
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]  # split -> images [n, h, w] uint8, labels [n]
 
 
@@ -40,7 +42,9 @@ class Mnist:
     class Config(DataConfig):
         image_size: Annotated[int, Field(ge=8)] = 28
         augment: Augment = "none"
-        test_from: Annotated[int, Field(ge=1)] | None = None  # of an npz with x and y: the first test sample
+        test_from: Annotated[int, Field(ge=1)] | None = (
+            None  # of an npz with x and y: the first test sample; None: what the file says, else 60000
+        )
 
     def __init__(self, config: Mnist.Config) -> None:
         self.config = config
@@ -136,8 +140,8 @@ def _read_npz(path: Path, test_from: int | None) -> Arrays:
     if not {"x", "y"} <= arrays.keys():
         raise ConfigError(f"data.root {path} holds {', '.join(arrays) or 'nothing'}; {REMEDY}")
     x, y = arrays["x"], arrays["y"].ravel()
-    cut = test_from if test_from is not None else int(arrays["test_from"]) if "test_from" in arrays else None
-    if cut is None:
+    cut = test_from if test_from is not None else int(arrays.get("test_from", USUAL_TRAIN))
+    if cut == USUAL_TRAIN and test_from is None and len(x) <= USUAL_TRAIN:
         raise ConfigError(
             f"data.root {path} holds x and y with {len(x)} samples, and nothing says where the test split begins: "
             "set data.test_from to the index of the first test sample (60000 for MNIST's usual order)"
