@@ -1,0 +1,203 @@
+import pytest
+import torch
+from torch import nn
+
+from deploycompress.contracts import Batch
+from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.pruning.criteria.magnitude import Magnitude
+from deploycompress.pruning.criteria.random import Random
+from deploycompress.pruning.criteria.taylor import Taylor
+from deploycompress.pruning.discovery import find_groups
+from deploycompress.pruning.gates import gate_gradients
+from deploycompress.pruning.scores import score
+from deploycompress.registry import CRITERIA
+
+
+class Squares:
+    """A task without labels of its own: the mean of squared outputs times the target."""
+
+    def loss(self, outputs, batch):
+        return (outputs.main.square().sum(1) * batch.targets).mean()
+
+
+def batches(model, count=2, labels=True):
+    for i in range(count):
+        inputs = {k: v if not v.is_floating_point() else v + 0.1 * i for k, v in model.example(4).items()}
+        yield Batch(inputs, torch.tensor([1.0, 2, 3, 4 + i]) if labels else None, 4)
+
+
+@pytest.fixture
+def found(network):
+    module = network.build()
+    return network, module, find_groups(module, network).groups
+
+
+def gated_loss(model, module, group, channel, factor, batch):
+    """The loss with what every layer reads of one channel scaled by ``factor``."""
+    from deploycompress.pruning.layers import describe
+
+    scaled = type(module)()
+    scaled.load_state_dict(module.state_dict())
+    scaled = scaled.double().eval()
+    with torch.no_grad():
+        for member in group.members:
+            part = scaled.get_submodule(member.layer) if member.dim is None else None
+            if member.axis != "in" or part is None:
+                continue
+            layer = describe(part)
+            weight, dim = part.weight, layer.tensors["weight"]["in"]
+            for position in member.at(torch.tensor([channel])).tolist():
+                if layer.runs == 1:
+                    weight.select(dim, position).mul_(factor)
+                elif dim == 1:
+                    size, rows = layer.widths["in"] // layer.runs, weight.shape[0] // layer.runs
+                    run, inside = divmod(position, size)
+                    weight[run * rows : (run + 1) * rows, inside] *= factor
+                else:
+                    weight[position] *= factor
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()}
+        output = next(iter(model.call(scaled, inputs).values()))
+        return float((output.square().sum(1) * batch.targets.double()).mean())
+
+
+def test_gate_gradients_are_those_of_a_real_gate(found):
+    model, module, groups = found
+    batch = next(batches(model))
+    (gradients,) = gate_gradients(module, groups, [batch], Squares(), model.call)
+    step = 1e-4
+    for group in groups:
+        for channel in (0, group.width - 1):
+            up = gated_loss(model, module, group, channel, 1 + step, batch)
+            down = gated_loss(model, module, group, channel, 1 - step, batch)
+            expected = (up - down) / (2 * step)
+            assert float(gradients[group.id][channel]) == pytest.approx(expected, rel=1e-2, abs=1e-4)
+
+
+def test_taylor_is_the_mean_over_batches_without_its_sign(networks):
+    model = networks["residual"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    scores = Taylor()(module, groups, batches(model), Squares(), model.call)
+    each = list(gate_gradients(module, groups, batches(model), Squares(), model.call))
+    for group in groups:
+        mean = torch.stack([g[group.id] for g in each]).mean(0)
+        assert torch.allclose(scores[group.id], mean.abs())
+    assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["chain", "split"])
+def test_without_labels_they_are_drawn_from_the_model(networks, name):
+    model = networks[name]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    first = Taylor()(module, groups, batches(model, labels=False), Squares(), model.call)
+    again = Taylor()(module, groups, batches(model, labels=False), Squares(), model.call)
+    assert all(float(first[g.id].max()) > 0 and torch.equal(first[g.id], again[g.id]) for g in groups)
+
+
+def test_without_labels_and_classes(given):
+    class Dense(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)))
+
+    model = given(Dense, (3, 8, 8))
+    module = model.build()
+    groups = find_groups(module, model).groups
+    scores = Taylor()(module, groups, batches(model, labels=False), Squares(), model.call)
+    assert float(scores["a"].max()) > 0
+
+
+def test_magnitude_by_hand(networks):
+    model = networks["residual"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    l2 = Magnitude()(module, groups, (), None, model.call)
+    l1 = Magnitude("l1")(module, groups, (), None, model.call)
+    main, down = module.main.weight.flatten(1).double(), module.down.weight.flatten(1).double()
+    assert torch.allclose(l2["down"], (main.norm(dim=1) + down.norm(dim=1)) / 2)
+    assert torch.allclose(l1["down"], (main.abs().sum(1) + down.abs().sum(1)) / 2)
+    assert torch.allclose(l2["a"], module.a.weight.flatten(1).double().norm(dim=1))
+
+
+def test_random_depends_on_the_seed_and_the_group_alone(networks):
+    model = networks["residual"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    every = Random()(module, groups, (), None, model.call)
+    one = Random()(module, groups[1:2], (), None, model.call)
+    other = Random(seed=1)(module, groups, (), None, model.call)
+    id = groups[1].id
+    assert torch.equal(every[id], one[id]) and not torch.equal(every[id], other[id])
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_scores_every_kind_of_group(found, name):
+    model, module, groups = found
+    criterion = CRITERIA.load(name)()
+    worth = {g.id: 1.0 for g in groups}
+    scores = score(criterion, module, groups, batches(model), Squares(), model.call, worth)
+    assert {id: (s.dtype, tuple(s.shape)) for id, s in scores.items()} == {
+        g.id: (torch.float64, (g.width,)) for g in groups
+    }
+
+
+def test_scores_without_a_unit_get_that_of_the_costs(networks):
+    model = networks["residual"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    worth = {g.id: float(i + 1) for i, g in enumerate(groups)}
+    scores = score(Magnitude(), module, groups, (), None, model.call, worth)
+    assert {g.id: pytest.approx(float(scores[g.id].mean())) for g in groups} == worth
+
+
+class Fixed:
+    comparable = True
+    needs_data = True
+
+    def __init__(self, give):
+        self.give = give
+
+    def __call__(self, model, groups, batches, task, call):
+        return {g.id: self.give(g) for g in groups}
+
+
+@pytest.mark.parametrize(
+    ("give", "error", "message"),
+    [
+        (lambda g: torch.rand(3), ConfigError, r"criterion Fixed: received the shape \[3\] for 0; expected \[16\]"),
+        (lambda g: torch.full((g.width,), float("nan")), StageFailed, "scores of 0 are not all finite"),
+        (lambda g: torch.ones(g.width), StageFailed, "all channels of every group have the same score"),
+    ],
+)  # fmt: skip
+def test_scores_that_are_none(networks, give, error, message):
+    model = networks["chain"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    with pytest.raises(error, match=message):
+        score(Fixed(give), module, groups, (), None, model.call, {})
+
+
+def test_a_loss_that_is_not_finite_stops_it(networks):
+    model = networks["chain"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    bad = Batch(model.example(2), torch.tensor([float("nan"), 1.0]), 2)
+    with pytest.raises(StageFailed, match="the loss on batch 1 is nan"):
+        Taylor()(module, groups, [bad], Squares(), model.call)
+
+
+def test_no_data_at_all(networks):
+    model = networks["chain"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    with pytest.raises(StageFailed, match="no batch to tell importance from"):
+        Taylor()(module, groups, [], Squares(), model.call)
+
+
+def test_an_unknown_norm():
+    with pytest.raises(ValueError, match="norm is l1 or l2, received 'max'"):
+        Magnitude("max")
