@@ -61,7 +61,7 @@ def _width(module: nn.Module, name: str, axis: Axis) -> int:
     if not isinstance(layer, Layer):
         raise StageFailed(f"layer {name} cannot be read after pruning: {layer}")
     weight = getattr(part, "weight", None)
-    if weight is not None:
+    if weight is not None and "weight" in layer.tensors:
         inner = layer.runs if layer.runs > 1 and len(layer.tensors["weight"]) == 2 else 1
         for other, dim in layer.tensors["weight"].items():
             stacked = weight.shape[dim] * (inner if dim == 1 else 1)
@@ -70,7 +70,8 @@ def _width(module: nn.Module, name: str, axis: Axis) -> int:
                     f"layer {name} says it has {layer.widths[other]} {other}put channels; "
                     f"its weight is {list(weight.shape)}"
                 )
-    return layer.widths.get(axis, layer.widths["out"])  # one channel a group is left: it is depthwise now
+    # One channel a group is left: the layer is depthwise now; or one in all, and a PReLU has one slope.
+    return layer.widths.get(axis, layer.widths.get("out", 1))
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor:

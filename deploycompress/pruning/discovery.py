@@ -107,6 +107,10 @@ class _Walk:
             layer_or_reason = self._layer(name) if name is not None else None
             if isinstance(layer_or_reason, str):
                 raise _LeftWhole(f"tied to {name}: {layer_or_reason}")
+            part = place.node.module
+            if isinstance(part, _ConvNd) and 1 < part.groups == part.out_channels != part.in_channels:
+                # Torch-Pruning takes it for a depthwise one, whose inputs are its outputs.
+                raise _LeftWhole(f"tied to {name}: a convolution of {part.groups} groups with one output each")
 
     def _members(self, reached: list[Reached]) -> list[Member]:
         found = []
@@ -129,7 +133,8 @@ class _Walk:
         """Every position of every axis belongs to one channel of one group. Raises _LeftWhole otherwise."""
         for member in members:
             if len(torch.unique(member.positions)) < len(member.positions):
-                raise _LeftWhole(f"several of its channels fall together in {member.layer}")
+                where = "" if member.layer == id else f" in {member.layer}"
+                raise _LeftWhole(f"a reshape lets several of its channels fall together{where}")
             owned = self.owners.get((member.layer, member.axis), {})
             other = next((owned[p] for p in member.positions.tolist() if p in owned), None)
             if other is not None:

@@ -46,7 +46,7 @@ def gate_gradients(
                 loss = _loss(module, batch.to(device), task, call, generator)
                 if not bool(torch.isfinite(loss)):
                     raise StageFailed(
-                        f"the loss on batch {seen} is {float(loss)}: importance cannot be told from it; "
+                        f"the loss on batch {seen} is {loss.item()}: importance cannot be told from it; "
                         "look at the data and the weights"
                     )
                 found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)

@@ -45,7 +45,7 @@ def has_both_axes(layer: Layer) -> bool:
 # ---------------------------------------------------------------- the kinds
 
 
-def _convolution(module: nn.Module) -> Layer | str:
+def _convolution(module: nn.Module) -> Layer:
     assert isinstance(module, _ConvNd)
     groups, c_in, c_out = module.groups, module.in_channels, module.out_channels
     if groups > 1 and groups == c_in == c_out:
@@ -54,8 +54,6 @@ def _convolution(module: nn.Module) -> Layer | str:
             {"weight": {"out": 0}, "bias": {"out": 0}},
             {"out": ("in_channels", "out_channels", "groups")},
         )
-    if groups > 1 and groups == c_out:
-        return f"a convolution with {groups} groups of {c_in // groups} inputs and one output each"
     out_dim, in_dim = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
     return Layer(
         {"out": c_out, "in": c_in},

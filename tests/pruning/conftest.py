@@ -95,7 +95,7 @@ class Grouped(nn.Module):
         super().__init__()
         self.a = nn.Conv2d(3, 16, 1)
         self.b = nn.Conv2d(16, 24, 3, padding=1, groups=4)
-        self.norm = nn.GroupNorm(3, 24)
+        self.norm = nn.GroupNorm(4, 24)
         self.c = nn.ConvTranspose2d(24, 12, 2, stride=2, groups=2)
         self.head = nn.Linear(12, 5)
 

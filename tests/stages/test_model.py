@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deploycompress.contracts import Batch
+from deploycompress.errors import ConfigError
+from deploycompress.model import checkpoint
+from deploycompress.stages.model import InitialModel
+
+
+def start(context, workdir, weights=None):
+    workdir.mkdir(exist_ok=True)
+    stage = InitialModel(InitialModel.Config(weights=weights))
+    stage.requires(context)
+    return stage.run({}, workdir, context)
+
+
+class Data:
+    """Gives the same batch for every split."""
+
+    digest = "fixed"
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def loader(self, split, epoch=None):
+        return list(self.batches)
+
+
+def batch(shape=(4, 1, 8, 8), labels=(0, 1, 2, 9)):
+    return Batch({"image": torch.ones(shape)}, torch.tensor(labels), len(labels))
+
+
+def test_the_untrained_model_is_kept_with_its_digests_and_size(run_context, tmp_path):
+    events = []
+    context = run_context(events=events)
+    outcome = start(context, tmp_path / "work")
+    # 8 filters of 3x3 at 4x4 positions, and ten outputs of 32 inputs
+    assert outcome.details["macs"] == 8 * 9 * 16 + 320
+    assert outcome.details["params"] == 72 + 16 + 330
+    assert outcome.details["digests"] == {"model": context.model.digest, "data": context.data.digest}
+    assert outcome.artifacts[0].path == tmp_path / "work" / "model"
+    loaded = checkpoint.load(outcome.artifacts[0].path, context.model)
+    assert torch.equal(loaded[0].weight, context.model.build()[0].weight)
+    assert events[-1].figures == {"params": 418.0, "macs": 1472.0}
+
+
+def test_weights_are_loaded(run_context, tmp_path):
+    events = []
+    context = run_context(events=events)
+    module = context.model.build()
+    with torch.no_grad():
+        module[5].bias.fill_(7)
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    outcome = start(context, tmp_path / "work", tmp_path / "w.safetensors")
+    assert bool((checkpoint.load(outcome.artifacts[0].path, context.model)[5].bias == 7).all())
+    assert events[0].message == "weights from w.safetensors: read as it is"
+
+
+def test_missing_weights_are_found_before_anything_runs(run_context, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.weights: .*none\.pt does not exist"):
+        InitialModel(InitialModel.Config(weights=tmp_path / "none.pt")).requires(run_context())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Data(), "the train split is empty; look at data.source"),
+        (
+            Data(batch(shape=(4, 3, 8, 8))),
+            r"its forward fails on the first train batch: RuntimeError: .*Received image \[4, 3, 8, 8\]; "
+            r"model.inputs declares image \[batch, 1, 8, 8\]",
+        ),
+        (Data(batch(labels=(0, 1, 2, 10))), "labels from 0 to 10; expected 0 to 9"),
+        (Data(Batch({"image": torch.full((4, 1, 8, 8), float("nan"))}, torch.tensor([0] * 4), 4)), "output output has NaN"),
+    ],
+)  # fmt: skip
+def test_data_that_do_not_fit(run_context, tmp_path, data, message):
+    context = replace(run_context(), data=data)
+    with pytest.raises(ConfigError, match=message):
+        start(context, tmp_path / "work")
+    assert not (tmp_path / "work" / "model").exists()
+
+
+def test_nan_in_the_weights_names_the_tensor(run_context, tmp_path):
+    context = run_context()
+    state = context.model.build().state_dict()
+    state["5.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"tensor 5\.bias has 1 NaN or infinite values of 10"):
+        start(context, tmp_path / "work", tmp_path / "w.pt")
