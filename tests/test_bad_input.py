@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from deploycompress.registry import RUNTIMES
+
 DATA = """
 import numpy as np
 import torch
@@ -161,11 +163,19 @@ CASES = {
 }
 
 
+@pytest.mark.skipif(RUNTIMES.load("tensorrt")().missing() is None, reason="TensorRT can run here")
+def test_an_engine_that_must_be_built_and_cannot_is_missing_environment(project):
+    replace("  - benchmark", "  - build_engine: {required: true, from: export}\n  - benchmark")(project)
+    code, output, out = run(project)
+    assert code == 3 and "build_engine" in output and "required: false" in output
+    assert not list(out.glob("0*")), "found before the first step"
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_clear_error_and_the_right_code(project, case):
     change, code, words = CASES[case]
     change(project)
-    got, output, out = run(project)
+    got, output, out = run(project, *(["--no-rehearsal"] if code == 5 else []))
     assert got == code, output
     for word in words:
         assert word in output, output

@@ -65,10 +65,10 @@ def run(
     """
     from deploycompress.config.reader import read, search_path
 
-    warm_up()
     places = [str(p) for p in search_path(path)]
     add_to_path(places)
     config = read(path, overrides, load_user_code=True)
+    warm_up()
     run_dir = (out or Path("runs") / config.name).absolute()
     with ExitStack() as stack:
         stack.enter_context(lock(run_dir / ".lock", wait_s=LOCK_WAIT_S))

@@ -110,7 +110,9 @@ class _Walk:
             part = place.node.module
             if isinstance(part, _ConvNd) and 1 < part.groups == part.out_channels != part.in_channels:
                 # Torch-Pruning takes it for a depthwise one, whose inputs are its outputs.
-                raise _LeftWhole(f"tied to {name}: a convolution of {part.groups} groups with one output each")
+                raise _LeftWhole(
+                    f"tied to {name}: a convolution of {part.groups} groups with one output each"
+                )
 
     def _members(self, reached: list[Reached]) -> list[Member]:
         found = []

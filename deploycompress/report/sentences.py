@@ -5,6 +5,8 @@ from __future__ import annotations
 from deploycompress.report.document import Report
 from deploycompress.report.figures import duration, figure, plural, shortened, signed
 
+NOTHING_SHIPS = " Nothing ships: no artefact was measured to be faster than the baseline."
+
 
 def headline(report: Report) -> str:
     """What came out, in one sentence."""
@@ -36,7 +38,8 @@ def _outcome(report: Report) -> str:
     change = report.change(row)
     if change is not None:
         parts.append(f"{report.primary.name} {signed(change, report.change_unit)}")
-    return ", ".join(parts) + "."
+    unshipped = "" if report.ships or theirs is None or ours is theirs else NOTHING_SHIPS
+    return ", ".join(parts) + "." + unshipped
 
 
 def circumstances(report: Report) -> list[str]:

@@ -1,3 +1,5 @@
+"""A probe through a real command line: every hop, and every way to fail."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""Statistics are those of the data, and nothing else moves."""
+
 import pytest
 import torch
 from torch import nn

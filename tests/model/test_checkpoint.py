@@ -1,3 +1,5 @@
+"""A changed model comes back; what cannot be described, or was tampered with, is refused."""
+
 import json
 
 import pytest
@@ -225,6 +227,7 @@ TENSOR = ("architecture", "tensors", "head.weight")
     [
         ((*EDIT, "attributes"), {"forward": 4}, "only sizes of layers may be set"),
         ((*EDIT, "attributes"), {"weight": 4}, "only sizes of layers may be set"),
+        ((*EDIT, "attributes"), {"kernel_size": [5, 5]}, "there and only sizes of layers may be set"),
         ((*EDIT, "attributes"), {"num_heads": 4}, "sets num_heads .* the model has None there"),
         ((*EDIT, "attributes"), {"out_channels": "os.system"}, "is not an architecture"),
         ((*EDIT, "attributes"), {"out_channels": True}, "is not an architecture"),

@@ -1,3 +1,5 @@
+"""Names of everything a forward pass may give back."""
+
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 

@@ -1,3 +1,5 @@
+"""Figures of known differences, and what cannot be compared."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""The user's model: how it is built, called, and what its digest covers."""
+
 import importlib
 import sys
 

@@ -1,3 +1,5 @@
+"""Weights files of every form, and what is wrong with the others."""
+
 import pytest
 import torch
 from safetensors.torch import save_file

@@ -1,3 +1,5 @@
+"""Widths meet their budget, closely, or say how far they can go."""
+
 import itertools
 
 import pytest

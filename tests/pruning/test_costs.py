@@ -1,3 +1,5 @@
+"""MACs, parameters and bytes, counted by hand."""
+
 import pytest
 from torch import nn
 

@@ -1,3 +1,5 @@
+"""Scores against real gates and figures by hand."""
+
 import pytest
 import torch
 from torch import nn

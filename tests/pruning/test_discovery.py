@@ -1,3 +1,5 @@
+"""What hangs together, what is left whole, and the reason."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""The grid of widths, and which channels stay at each."""
+
 import pytest
 import torch
 

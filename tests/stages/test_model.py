@@ -1,3 +1,5 @@
+"""The first step: what it keeps, and every way in which model, weights and data may not fit."""
+
 from dataclasses import replace
 
 import pytest

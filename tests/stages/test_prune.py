@@ -1,3 +1,5 @@
+"""The prune stage on the tiny digits network."""
+
 import json
 from dataclasses import replace
 
