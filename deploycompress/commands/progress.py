@@ -47,7 +47,9 @@ class View:
     def started(self, step_id: str) -> None:
         name = self.names.get(step_id, step_id)
         self.now = (name, time.monotonic(), "", None)
-        self.states.setdefault(name, ("running", 0.0))
+        if name not in self.states:  # the rehearsal, which comes after the first step
+            first, *rest = self.states
+            self.states = {n: self.states.get(n, ("running", 0.0)) for n in (first, name, *rest)}
         self.states[name] = ("running", 0.0)
         self.screen.show(self)
         what = (

@@ -42,11 +42,11 @@ def judge(
 ) -> Judgement:
     """Judge ``gates`` on the best artefact measured at ``target``.
 
-    Best is, among all but the baseline: the fastest (p50) that meets every gate; else the fastest that
-    meets those which are not about speed; else the fastest that meets the accuracy gates; else the
-    fastest that at least fails none of them; else the most accurate. The baseline stands in only where nothing else was measured. An
-    inconclusive gate counts as met where its policy is ``warn``; ``extend`` is the engine's, and
-    counts as ``fail`` here.
+    Best is, among all but the baseline: the fastest (by its paired speed-up, else by p50) that meets every
+    gate; else the fastest that meets those which are not about speed; else the fastest that meets the
+    accuracy gates; else the fastest that at least fails none of them; else the most accurate. The baseline
+    stands in only where nothing else was measured. An inconclusive gate counts as met where its policy is
+    ``warn``; ``extend`` is the engine's, and counts as ``fail`` here.
 
     ``scores``: artefact id -> one score a test sample, in one order for all. ``per_class``: artefact
     id -> class -> figure.
@@ -68,7 +68,8 @@ def judge(
     candidates = [id for id in judged if id != baseline_id] or list(judged)
     if not candidates:
         return Judgement(None, _all_verdicts(gates, common))
-    best = _choose(candidates, judged, rows, primary)
+    base = rows.get(baseline_id or "")
+    best = _choose(candidates, judged, rows, primary, None if base is None else base.latency_ms.p50)
     return Judgement(Best(best, rows[best].runtime), judged[best])
 
 
@@ -99,9 +100,14 @@ def _choose(
     judged: Mapping[str, Sequence[Verdict]],
     rows: Mapping[str, Measurement],
     primary: MetricInfo,
+    base_ms: float | None,
 ) -> str:
+    """``base_ms``: the baseline's p50, which turns paired speed-ups back into latencies."""
+
     def latency_ms(id: str) -> float:
-        return rows[id].latency_ms.p50
+        # Blocks beside the baseline's: what disturbs the machine for a while disturbs both, and no p50 knows that.
+        speedup = rows[id].speedup
+        return rows[id].latency_ms.p50 if speedup is None or base_ms is None else base_ms / speedup.value
 
     def badness(id: str) -> tuple[float, float]:
         value = rows[id].metrics.get(primary.name)

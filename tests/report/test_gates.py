@@ -318,3 +318,13 @@ def test_an_engine_counts_in_the_one_runtime_that_opens_it() -> None:
     engine = replace(artifact("engine"), kind="engine", details={"runtime": "tensorrt"})
     found = judge({}, [artifact("baseline"), engine], rows, {}, "baseline", ACCURACY, TARGET)
     assert found.best == Best("engine", "tensorrt")
+
+
+def test_the_fastest_is_told_by_the_paired_speedup_and_not_by_a_disturbed_p50() -> None:
+    rows = [
+        row("baseline", 1.0),
+        row("small", 0.30, (3.4, 3.2, 3.6)),
+        row("smaller", 0.35, (3.7, 3.5, 3.9)),  # its process met the busier moments, and so did the baseline
+    ]
+    best = judged({}, rows, {"smaller": 100}).best
+    assert best == Best("smaller", "onnxruntime")
