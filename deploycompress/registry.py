@@ -56,6 +56,9 @@ CRITERIA = Table(
     {
         "magnitude": "deploycompress.pruning.criteria.magnitude:Magnitude",
         "taylor": "deploycompress.pruning.criteria.taylor:Taylor",
+        "fisher": "deploycompress.pruning.criteria.fisher:Fisher",
+        "group_norm": "deploycompress.pruning.criteria.group_norm:GroupNorm",
+        "lamp": "deploycompress.pruning.criteria.lamp:Lamp",
         "random": "deploycompress.pruning.criteria.random:Random",
     },
 )

@@ -6,6 +6,9 @@ from torch import nn
 
 from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.pruning.criteria.fisher import Fisher
+from deploycompress.pruning.criteria.group_norm import GroupNorm
+from deploycompress.pruning.criteria.lamp import Lamp
 from deploycompress.pruning.criteria.magnitude import Magnitude
 from deploycompress.pruning.criteria.random import Random
 from deploycompress.pruning.criteria.taylor import Taylor
@@ -123,6 +126,38 @@ def test_magnitude_by_hand(networks):
     assert torch.allclose(l2["down"], (main.norm(dim=1) + down.norm(dim=1)) / 2)
     assert torch.allclose(l1["down"], (main.abs().sum(1) + down.abs().sum(1)) / 2)
     assert torch.allclose(l2["a"], module.a.weight.flatten(1).double().norm(dim=1))
+
+
+def test_fisher_is_half_the_mean_square_over_batches(networks):
+    model = networks["residual"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    scores = Fisher()(module, groups, batches(model), Squares(), model.call)
+    each = list(gate_gradients(module, groups, batches(model), Squares(), model.call))
+    for group in groups:
+        squares = torch.stack([g[group.id].square() for g in each])
+        assert torch.allclose(scores[group.id], squares.mean(0) / 2)
+
+
+def test_group_norm_by_hand(networks):
+    model = networks["chain"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    scores = GroupNorm()(module, groups, (), None, model.call)
+    made, read = module[0].weight.double(), module[3].weight.double()
+    expected = (made.flatten(1).square().sum(1) + read.transpose(0, 1).flatten(1).square().sum(1)).sqrt()
+    assert torch.allclose(scores["0"], expected)
+
+
+def test_lamp_by_hand(networks):
+    model = networks["chain"]
+    module = model.build()
+    groups = find_groups(module, model).groups
+    with torch.no_grad():
+        module[0].weight.zero_()
+        module[0].weight[:3, 0, 0, 0] = torch.tensor([1.0, 3.0, 2.0])
+    scores = Lamp()(module, groups, (), None, model.call)["0"]
+    assert scores[:4].tolist() == pytest.approx([1 / 14, 1.0, 4 / 13, 0.0])
 
 
 def test_random_depends_on_the_seed_and_the_group_alone(networks):
