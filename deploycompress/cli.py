@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from deploycompress import __version__
-from deploycompress.errors import ConfigError, DeployCompressError
+from deploycompress.errors import ConfigError, DeployCompressError, of_system
 
 # Name -> (module with the click command ``command``, one line for --help), so that --help imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -82,6 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         # The reader of our output has gone (`| head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as problem:
+        refused = of_system(problem)
+        if refused is None:
+            raise
+        _show(refused)
+        sys.exit(refused.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,22 @@ class Interrupted(DeployCompressError):
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
         super().__init__("interrupted; run the same command again to go on from the last finished step")
+
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_WAY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR})
+
+
+def of_system(error: OSError) -> EnvironmentMissing | None:
+    """What a file system that refused means to a user; None when it is no such refusal but a bug."""
+    place = f" {error.filename}" if error.filename else ""
+    if error.errno in _NO_ROOM:
+        return EnvironmentMissing(f"no room to write{place}: {error.strerror}; free some space")
+    if error.errno in _NO_WAY:
+        return EnvironmentMissing(
+            f"cannot read or write{place}: {error.strerror}; look at the path and its permissions"
+        )
+    return None
 
 
 BY_NAME: dict[str, type[DeployCompressError]] = {

@@ -80,3 +80,26 @@ def test_doctor_says_one_line_each():
     assert done.returncode == 0
     subjects = [line.split()[1] for line in done.stdout.splitlines()]
     assert {"python", "torch", "onnxruntime", "tensorrt", "cpu", "int8", "disk", "store"} <= set(subjects)
+
+
+def test_a_place_that_cannot_be_written_is_missing_environment(tiny):
+    done = call("run", str(tiny), "--out", str(tiny / "run"))
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert "cannot read or write" in done.stderr and "Not a directory" in done.stderr
+
+
+def test_a_full_disk_is_said_and_what_was_finished_is_kept(tiny):
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000)); "
+        "from deploycompress.cli import main; main(sys.argv[1:])"
+    )
+    out = tiny.parent / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "run", str(tiny), "--out", str(out), "--no-rehearsal"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not list(out.glob("0*")) and not list((tiny.parent.parent / "store" / "tmp").glob("*"))
+    assert call("run", str(tiny), "--out", str(out), "--no-rehearsal").returncode == 0

@@ -33,7 +33,7 @@ from deploycompress.engine.record import StepRecord, error_record, read_artifact
 from deploycompress.engine.rehearsal import artifacts_for
 from deploycompress.engine.store import FileStore, default_root
 from deploycompress.engine.worker import JOBS, REHEARSAL
-from deploycompress.errors import ConfigError, DeployCompressError
+from deploycompress.errors import ConfigError, DeployCompressError, of_system
 from deploycompress.registry import add_to_path
 
 LOCK_WAIT_S = 10.0  # a killed run's workers are gone after one
@@ -153,10 +153,13 @@ class _Run:
         self.listener.started(step.id)
         try:
             reused = self._reuse_or_make(step)
-        except DeployCompressError as error:
+        except (DeployCompressError, OSError) as problem:
+            error = of_system(problem) if isinstance(problem, OSError) else problem
+            if error is None:
+                raise
             seconds = time.monotonic() - started
             self._finish(step, state="failed", seconds=seconds, error=error_record(error))
-            raise
+            raise error from problem
         folder = self.run_dir / step.directory
         sign(folder, step, reused=reused)
         self.made[step.id] = read_artifacts(folder) or (self.made[step.source] if step.source else ())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import signal
@@ -19,7 +18,7 @@ from typing import Any
 
 from deploycompress.artifact import Artifact, read_json
 from deploycompress.contracts import Event
-from deploycompress.errors import DeployCompressError, EnvironmentMissing, Interrupted, StageFailed
+from deploycompress.errors import DeployCompressError, Interrupted, StageFailed, of_system
 from deploycompress.registry import add_to_path
 
 JOBS = ".jobs"
@@ -99,14 +98,9 @@ def _do(run_dir: Path, step_id: str, emit: Callable[[Event], None], stopping: _S
 
 def _explain(error: BaseException) -> DeployCompressError:
     """The exit code and the sentence for what a stage did not expect."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return EnvironmentMissing(
-            f"no room to write {error.filename or 'a file'}: {error.strerror}; free some space"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
-        return EnvironmentMissing(
-            f"cannot write {error.filename}: {error.strerror}; check the folder's permissions"
-        )
+    refused = of_system(error) if isinstance(error, OSError) else None
+    if refused is not None:
+        return refused
     if isinstance(error, MemoryError):
         return StageFailed("out of memory; use a smaller batch_size or a machine with more memory")
     text = str(error).strip().splitlines()
