@@ -20,7 +20,7 @@ import numpy as np
 
 UNTIMED_CALLS = 3  # at the start of each block: the other candidates have had the caches
 STEADY = 0.02  # the medians of two windows of warm-up differ by less
-LONGEST_WARMUP = 4  # times the time that was asked for
+LONGEST_WARMUP = 3  # times the time that was asked for
 MOST_SAMPLES = 200000  # of one block
 SHORTEST = 5  # a block of very quick calls lasts at least its time divided by this
 
