@@ -68,6 +68,7 @@ ALLOCATIONS = Table(
     {
         "uniform": "deploycompress.pruning.allocations.uniform:Uniform",
         "global": "deploycompress.pruning.allocations.global_ranking:Global",
+        "latency": "deploycompress.pruning.allocations.latency:Latency",
     },
 )
 
