@@ -7,7 +7,8 @@ from statistics import mean
 
 from deploycompress.contracts import Store
 from deploycompress.graph.operators import Operator
-from deploycompress.pruning.latency.table import Latencies, Place, Progress, measured_table
+from deploycompress.pruning.latency.bench import Place, Progress
+from deploycompress.pruning.latency.table import Latencies, measured_table
 
 STEPS = (32, 16, 8, 4)  # what kernels are known to work in; the coarsest is taken where none finer pays
 MOST_OPERATORS = 4

@@ -3,86 +3,98 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from deploycompress.artifact import read_json, write_json
-from deploycompress.contracts import Model, Store
+from deploycompress.contracts import Model, Note
+from deploycompress.devices.profiles import NotProfiled
+from deploycompress.graph.operators import Operator
 from deploycompress.pruning.groups import ChannelGroup, on_grid
 from deploycompress.pruning.latency.alignment import measured_alignment
+from deploycompress.pruning.latency.bench import Bench
 from deploycompress.pruning.latency.prediction import LatencyCosts, Probe
-from deploycompress.pruning.latency.rows import rows, thinned
-from deploycompress.pruning.latency.table import Place, Progress, measured_table
+from deploycompress.pruning.latency.rows import Row, rows, thinned
+from deploycompress.pruning.latency.table import Latencies, measured_table
 from deploycompress.pruning.latency.whole import WholeModels
 
 PROBED_SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.125)  # of the widths, around which each probe is drawn
 SCATTER = 0.2
 BLOCKS, BLOCK_MS = 6, 60.0
+UNMEASURED_ALIGN = 16  # where operators cannot be timed: suits every kernel we know of
 
 
-def aligned(
-    module: nn.Module,
-    model: Model,
-    groups: Sequence[ChannelGroup],
-    place: Place,
-    store: Store,
-    align: int | None,
-    progress: Progress,
-) -> tuple[tuple[ChannelGroup, ...], int]:
-    """The groups of the unpruned ``module`` with the few widths that are tabulated; and their alignment.
+@dataclass(frozen=True)
+class Fitted:
+    """Latency costs over the grids of ``groups``, which are the unpruned model's."""
 
-    ``align``: None to measure which one pays.
-    """
-    if align is None:
-        operators = [row.operator for row in rows(module, model, groups, place.target.batch_size)]
-        align = measured_alignment(operators, place, store, progress)
-    return tuple(replace(g, grid=thinned(g.grid)) for g in on_grid(groups, align)), align
+    costs: LatencyCosts
+    groups: tuple[ChannelGroup, ...]
+    align: int
+    error: float  # of the prediction, on models it was not fitted to: the largest, as a share
+    points: int  # of the table
+    notes: tuple[Note, ...]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {"align": self.align, "points": self.points, "largest_error": self.error}
 
 
 def fitted_costs(
-    module: nn.Module,
-    model: Model,
-    groups: Sequence[ChannelGroup],
-    place: Place,
-    store: Store,
-    workdir: Path,
-    progress: Progress,
-    blocks: Mapping[str, frozenset[str]] | None = None,
-) -> LatencyCosts:
-    """Latency costs of the unpruned ``module`` over the grids of ``groups``.
+    module: nn.Module, model: Model, groups: Sequence[ChannelGroup], align: int | None, bench: Bench
+) -> Fitted:
+    """Latency costs of the unpruned ``module``; ``align`` None measures which step between widths pays.
 
-    The table and the probes are kept in the store. Raises NotProfiled where the runtime gives no table.
+    Table and probes are kept in the store. Where the runtime does not time single operators, MACs stand in
+    for them, and a note says so.
     """
-    by_id = {group.id: group for group in groups}
-    found = rows(module, model, groups, place.target.batch_size)
-    table = measured_table([p for row in found for p in row.points(by_id)], place, store, progress)
-    costs = LatencyCosts(found, groups, table, blocks)
-    costs.fit(_probes(module, model, groups, place, store, workdir, progress))
-    return costs
+    found = rows(module, model, groups, bench.place.target.batch_size)
+    notes: list[Note] = []
+    operators = [row.operator for row in found]
+    try:
+        chosen = align or measured_alignment(operators, bench.place, bench.store, bench.progress)
+    except NotProfiled as reason:
+        chosen = UNMEASURED_ALIGN
+        notes.append(Note("fell_back", f"{reason}; multiply-accumulates stand in for the latency table"))
+    gridded = tuple(replace(g, grid=thinned(g.grid)) for g in on_grid(groups, chosen))
+    by_id = {group.id: group for group in gridded}
+    points = sorted({p.anywhere() for row in found for p in row.points(by_id)}, key=repr)
+    probes = _probes(module, model, gridded, bench)
+    if notes:
+        table = _by_macs(points, found, probes)
+    else:
+        table = measured_table(points, bench.place, bench.store, bench.progress)
+    costs = LatencyCosts(found, gridded, table)
+    error = costs.fit(probes)
+    return Fitted(costs, gridded, chosen, error, len(points), tuple(notes))
+
+
+def _by_macs(points: Sequence[Operator], found: Sequence[Row], probes: Sequence[Probe]) -> Latencies:
+    """Every operator's share of the unpruned model's latency is that of its MACs."""
+    total = sum(row.operator.macs for row in found)
+    unpruned_ms = max(probe.latency_ms for probe in probes)
+    return {point: unpruned_ms * point.macs / total for point in points}
 
 
 def _probes(
     module: nn.Module,
     model: Model,
     groups: Sequence[ChannelGroup],
-    place: Place,
-    store: Store,
-    workdir: Path,
-    progress: Progress,
+    bench: Bench,
 ) -> list[Probe]:
     plans = _drawn(groups)
     key = {
-        **place.key,
+        **bench.place.key,
         "model": model.digest,
-        "batch_size": place.target.batch_size,
+        "batch_size": bench.place.target.batch_size,
         "plans": plans,
     }
 
     def make(folder: Path) -> None:
-        whole = WholeModels(module, module, model, groups, place, workdir, progress)
+        whole = WholeModels(module, module, model, groups, bench.place, bench.workdir, bench.progress)
         probes = whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
         full = {group.id: group.width for group in groups}
         measured = [*probes, Probe(full, whole.unpruned_ms)]
@@ -91,7 +103,7 @@ def _probes(
             {"unit": "ms", "probes": [{"widths": p.widths, "latency": p.latency_ms} for p in measured]},
         )
 
-    folder = store.folder("latency-probes", key, make)
+    folder = bench.store.folder("latency-probes", key, make)
     return [Probe(p["widths"], p["latency"]) for p in read_json(folder / "probes.json")["probes"]]
 
 

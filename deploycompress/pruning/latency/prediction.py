@@ -54,7 +54,6 @@ class LatencyCosts:
             {} for _ in rows
         ]  # by the groups' widths
         self.coefficients: dict[str, float] = dict.fromkeys(FAMILIES, 1.0) | {ELEMENTS: 0.0, OPERATORS: 0.0}
-        self.error: float | None = None  # largest leave-one-out error of the fit, as a share
 
     def at(self, widths: Widths) -> Mapping[str, float]:
         return {"latency": self.latency_ms(widths)}
@@ -85,8 +84,8 @@ class LatencyCosts:
             found[row.operator.layer] += grid.at(*row.widths(self._full, self._full))
         return dict(found)
 
-    def fit(self, probes: Sequence[Probe]) -> None:
-        """Set the coefficients by least squares of the relative errors, and ``error`` by leaving one out."""
+    def fit(self, probes: Sequence[Probe]) -> float:
+        """Set the coefficients by least squares of the relative errors; the largest error when one probe is left out."""
         table = np.array([[f[name] for name in FEATURES] for f in (self.features(p.widths) for p in probes)])
         measured = np.array([p.latency_ms for p in probes])
         scale = measured.mean()
@@ -96,7 +95,7 @@ class LatencyCosts:
             others = np.arange(len(probes)) != i
             predicted = table[i] @ _solve(table[others], measured[others], scale)
             errors.append(abs(predicted - measured[i]) / measured[i])
-        self.error = float(max(errors))
+        return float(max(errors))
 
 
 def _solve(table: np.ndarray, measured: np.ndarray, scale: float) -> np.ndarray:

@@ -43,15 +43,16 @@ class Settled:
 def settle(
     whole: WholeModels,
     allocate: Allocate,
+    *,
     predict: Callable[[Widths], float],
     loss: Callable[[Widths], float],
     smallest: Widths,
-    limit: Callable[[], float],
+    limit_ms: Callable[[], float],
     say: Callable[[str, Mapping[str, float]], None] = lambda message, figures: None,
 ) -> Settled:
-    """Correct the predicted budget until the measured latency is at most ``limit`` ms and at least 97 % of it.
+    """Correct the predicted budget until the measured latency is at most ``limit_ms`` and at least 97 % of it.
 
-    ``limit``: asked again after each measurement, since a share is of the unpruned model's latency. Of the
+    ``limit_ms``: asked again after each measurement, since a share is of the unpruned model's latency. Of the
     plans within the limit the one that loses least is taken; one that is slower than a wider one never is.
     ``allocate`` may lose what it likes: only what was measured counts.
     """
@@ -59,24 +60,26 @@ def settle(
     correction = 1.0  # measured over predicted
     for round in range(ROUNDS):
         spread = SPREAD if round == 0 else NARROWER_SPREAD
-        plans = _new([allocate(share * AIM * limit() / correction) for share in spread], tried)
+        plans = _new([allocate(share * AIM * limit_ms() / correction) for share in spread], tried)
         if round == 0 and not plans:
             plans = [smallest]
         if not plans:
             break  # the grid has nothing nearer
         tried += _measure(whole, plans, predict, BLOCKS, BLOCK_MS)
-        nearest = min(tried, key=lambda t: abs(t.latency_ms - AIM * limit()))
+        nearest = min(tried, key=lambda t: abs(t.latency_ms - AIM * limit_ms()))
         correction = nearest.latency_ms / nearest.predicted_ms
-        say("plans measured", {"round": round + 1.0, "limit_ms": limit(), "nearest_ms": nearest.latency_ms})
-        if CLOSE * limit() <= nearest.latency_ms <= limit():
+        say(
+            "plans measured", {"round": round + 1.0, "limit_ms": limit_ms(), "nearest_ms": nearest.latency_ms}
+        )
+        if CLOSE * limit_ms() <= nearest.latency_ms <= limit_ms():
             confirmed = _measure(whole, [nearest.widths], predict, CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS)[0]
             tried[tried.index(nearest)] = confirmed
             correction = confirmed.latency_ms / confirmed.predicted_ms
-            if CLOSE * limit() <= confirmed.latency_ms <= limit():
+            if CLOSE * limit_ms() <= confirmed.latency_ms <= limit_ms():
                 break
-    if not any(t.latency_ms <= limit() for t in tried) and smallest not in [t.widths for t in tried]:
+    if not any(t.latency_ms <= limit_ms() for t in tried) and smallest not in [t.widths for t in tried]:
         tried += _measure(whole, [smallest], predict, BLOCKS, BLOCK_MS)
-    fitting = [t for t in tried if t.latency_ms <= limit() and not _slower_than_wider(t, tried)]
+    fitting = [t for t in tried if t.latency_ms <= limit_ms() and not _slower_than_wider(t, tried)]
     chosen = min(fitting, key=lambda t: (loss(t.widths), t.latency_ms), default=None)
     fastest = min(tried, key=lambda t: t.latency_ms)
     return Settled(chosen or fastest, chosen is not None, whole.unpruned_ms, tuple(tried))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,50 +13,18 @@ from typing import Any
 import numpy as np
 
 from deploycompress.artifact import read_json, write_json
-from deploycompress.config.schema import TargetConfig
-from deploycompress.contracts import Device, Store
-from deploycompress.devices.jobs import Candidate
+from deploycompress.contracts import Store
 from deploycompress.devices.profiles import profile
 from deploycompress.graph.catalogue import weight_bytes, write_catalogue
 from deploycompress.graph.operators import Operator
 from deploycompress.graph.quantization import quantize_onnx
+from deploycompress.pruning.latency.bench import Place, Progress
 
-SCHEMA = 1
 CALLS, UNSTEADY = 40, 10  # inferences of a catalogue, and how many of them come before it is warm
 MOST_POINTS = 200  # of one catalogue
 MOST_BYTES = 200_000_000  # of the weights of one catalogue
-COMPARED = ("architecture", "cpu", "flags", "cores", "cpu_quota")  # of a device's facts
 
 Latencies = Mapping[Operator, float]  # milliseconds, by operators without a layer
-Progress = Callable[[float, str], None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where operators and whole models are measured."""
-
-    device: Device
-    target: TargetConfig
-
-    @property
-    def key(self) -> Mapping[str, Any]:
-        """What latencies hold for: the machine, the runtime with its version, and how it is set up."""
-        from deploycompress.measure.environment import versions
-
-        facts = self.device.facts()
-        return {
-            "schema": SCHEMA,
-            "device": {name: facts.get(name) for name in COMPARED},
-            "runtime": self.target.runtime,
-            "versions": versions([self.target.runtime]),
-            "provider": self.target.provider,
-            "precision": self.target.precision,
-            "threads": self.target.threads,
-        }
-
-    def candidate(self, id: str, path: Path) -> Candidate:
-        target = self.target
-        return Candidate(id, path, target.runtime, target.provider, target.threads, target.precision)
 
 
 def measured_table(points: Sequence[Operator], place: Place, store: Store, progress: Progress) -> Latencies:

@@ -18,8 +18,8 @@ from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.model.parity import to_numpy
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.groups import ChannelGroup
+from deploycompress.pruning.latency.bench import Place
 from deploycompress.pruning.latency.prediction import Probe, Widths
-from deploycompress.pruning.latency.table import Place
 
 BASELINE = "unpruned"
 
@@ -40,18 +40,20 @@ class WholeModels:
         place: Place,
         workdir: Path,
         progress: Callable[[float, str], None] = lambda done, message: None,
+        expected_ms: float = 1.0,
     ) -> None:
         self._module, self._model, self._groups, self._place = module, model, groups, place
         self._workdir, self._progress = workdir, progress
         self._feed = to_numpy(model.example(place.target.batch_size))
         self._unpruned_ms: list[float] = []  # of every job
+        self._expected_ms = expected_ms
         self._files: dict[str, Path] = {}
         self._file(BASELINE, unpruned)
 
     @property
     def unpruned_ms(self) -> float:
-        """Median latency of the unpruned model over all jobs so far."""
-        return median(self._unpruned_ms)
+        """Median latency of the unpruned model over all jobs so far; before the first what was expected."""
+        return median(self._unpruned_ms) if self._unpruned_ms else self._expected_ms
 
     def measure(self, plans: Sequence[Widths], *, blocks: int, block_ms: float) -> list[Probe]:
         """The latency of each plan, interleaved with the unpruned model.
