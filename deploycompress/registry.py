@@ -72,6 +72,7 @@ ALLOCATIONS = Table(
     {
         "uniform": "deploycompress.pruning.allocations.uniform:Uniform",
         "global": "deploycompress.pruning.allocations.global_ranking:Global",
+        "isomorphic": "deploycompress.pruning.allocations.isomorphic:Isomorphic",
     },
 )
 
