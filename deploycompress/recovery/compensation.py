@@ -62,7 +62,8 @@ def compensate(
     if not batches:
         raise StageFailed("weights cannot be fitted anew without a batch; the data are empty")
     removed = removed_positions(groups, kept)
-    readers = {name for name, axis in removed if axis == "in"}
+    there = {name for name, _ in pruned.named_modules()}  # what is not went with its block
+    readers = {name for name, axis in removed if axis == "in" and name in there}
     device = device_of(pruned)
     unpruned = unpruned.to(device).eval()
     pruned.eval()
