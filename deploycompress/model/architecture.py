@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deploycompress.config.base import StrictModel
 from deploycompress.errors import StageFailed
+from deploycompress.model.passthrough import take_out, taken_out
 
 # Sizes a layer keeps of itself. Nothing else is ever written into a module.
 ALLOWED = frozenset(
@@ -47,6 +48,7 @@ ALLOWED = frozenset(
 )
 LARGEST = 2**24  # of a size: far above any layer, far below what would exhaust memory by itself
 MOST_DIMENSIONS = 8
+MOST_REMOVED = 2**16
 
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
 Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=MOST_DIMENSIONS)]
@@ -69,15 +71,24 @@ class TensorForm(StrictModel):
 
 
 class Architecture(StrictModel):
-    """The edits, every tensor's form, and which names share one tensor (alias -> the name it is kept under)."""
+    """The edits, every tensor's form, and which names share one tensor (alias -> the name it is kept under).
 
+    ``removed``: paths of blocks that were taken out of a fresh build, before anything else.
+    """
+
+    removed: tuple[str, ...] = Field((), max_length=MOST_REMOVED)
     edits: tuple[Edit, ...] = ()
     tensors: dict[str, TensorForm]
     ties: dict[str, str] = {}
 
 
 def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
-    """What makes ``module`` of ``fresh``. Raises StageFailed naming what cannot be described."""
+    """What makes ``module`` of ``fresh``, from which blocks are taken out as they are in ``module``.
+
+    Raises StageFailed naming what cannot be described.
+    """
+    removed = taken_out(module)
+    take_out(fresh, [path for path in removed if path in modules_of(fresh)])
     own, built = modules_of(module), modules_of(fresh)
     for path in own.keys() | built.keys():
         if path not in built:
@@ -96,7 +107,7 @@ def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
     tensors, ties = tensor_forms(module)
     if tensor_forms(fresh)[1] != ties:
         raise _undescribed(f"other names share a tensor ({pairs(ties)}) than in a fresh build")
-    return Architecture(edits=tuple(edits), tensors=tensors, ties=ties)
+    return Architecture(removed=removed, edits=tuple(edits), tensors=tensors, ties=ties)
 
 
 def type_name(module: nn.Module) -> str:

@@ -22,14 +22,19 @@ from deploycompress.model.architecture import (
     tensor_forms,
     type_name,
 )
+from deploycompress.model.passthrough import take_out
 
 
 def edit(fresh: nn.Module, architecture: Architecture) -> None:
-    """Set the sizes of ``architecture`` in ``fresh``. Raises StageFailed when they do not belong to it.
+    """Take blocks out of ``fresh`` and set sizes in it. Raises StageFailed for what does not belong to it.
 
-    The document may come from anyone: only allow-listed sizes are set, only where a fresh build has one of
-    the same type, and nothing is imported or called.
+    The document may come from anyone: only submodules are taken out, only allow-listed sizes are set, only
+    where a fresh build has one of the same type, and nothing is imported or called.
     """
+    for path in architecture.removed:
+        if not path or path not in modules_of(fresh):
+            raise StageFailed(f"architecture.json takes out a block {path!r} that the model has not")
+        take_out(fresh, [path])
     modules = modules_of(fresh)
     for change in architecture.edits:
         part = modules.get(change.path)

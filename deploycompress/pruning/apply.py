@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from deploycompress.errors import StageFailed
+from deploycompress.model.passthrough import take_out
 from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
 from deploycompress.pruning.layers import Axis, Layer, cut, describe, put
 
+if TYPE_CHECKING:
+    from deploycompress.pruning.blocks import Block
 
-def apply(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> None:
-    """Prune ``module`` in place to the channels ``kept``; groups that are not named stay whole.
+
+def apply(
+    module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept, removed: Sequence[Block] = ()
+) -> None:
+    """Prune ``module`` in place to the channels ``kept``, without the blocks ``removed``.
+
+    Groups that are not named stay whole; those inside a removed block go with it.
 
     The dependency graph was read once, from the whole model, and every tensor is cut once: what one group
     does to a layer cannot shift what another one means. Raises StageFailed when a realised width is not the
     planned one.
     """
+    gone_too = {id for block in removed for id in block.groups}
+    groups = [group for group in groups if group.id not in gone_too]
     bare = {m.layer: m.dim for g in groups for m in g.members if m.dim is not None}
     keep: dict[str, dict[Axis, Tensor]] = {}
     for (name, axis), gone in removed_positions(groups, kept).items():
@@ -52,6 +63,7 @@ def apply(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> None
             raise StageFailed(
                 f"group {group.id} has {realised} channels after pruning; planned are {planned}"
             )
+    take_out(module, [block.id for block in removed])
 
 
 def _width(module: nn.Module, name: str, axis: Axis) -> int:

@@ -116,6 +116,25 @@ def worth(groups: Sequence[ChannelGroup], costs: Costs, budget: Budget) -> dict[
 # ---------------------------------------------------------------- what allocations share
 
 
+HALVINGS = 40  # of the interval in which a share is looked for
+
+
+def largest_share(
+    at_share: Callable[[float], Mapping[str, int]], costs: Costs, budget: Budget
+) -> Mapping[str, int]:
+    """The widths at the largest share in [0, 1] that meets the budget; those at 0 are known to."""
+    low, high = 0.0, 1.0
+    widths = at_share(low)
+    for _ in range(HALVINGS):
+        share = (low + high) / 2
+        tried = at_share(share)
+        if budget.met(costs.at(tried)):
+            low, widths = share, tried
+        else:
+            high = share
+    return widths
+
+
 def step_loss(group: ChannelGroup, scores: Tensor, narrower: int, wider: int) -> float:
     """Importance of the channels that are kept at ``wider`` and not at ``narrower``."""
     return float(scores[group.keep(scores, wider)].sum() - scores[group.keep(scores, narrower)].sum())

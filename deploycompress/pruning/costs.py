@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from deploycompress.model.architecture import named_tensors
 from deploycompress.pruning.groups import ChannelGroup
 from deploycompress.pruning.layers import Axis, Layer, describe
 
+if TYPE_CHECKING:
+    from deploycompress.pruning.blocks import Block
+
 Cost = Mapping[str, float]  # "macs", "params", "size" (bytes), "channels"; other costs may join
 
 
@@ -26,7 +29,7 @@ class Costs(Protocol):
     """What allocations ask: any number of figures, by name, each of which never grows when a width falls."""
 
     def at(self, widths: Mapping[str, int]) -> Cost:
-        """The cost when group ``id`` has ``widths[id]`` channels."""
+        """The cost when group ``id`` has ``widths[id]`` channels; a block's width is 0 (out) or 1 (the default)."""
         ...
 
 
@@ -34,6 +37,7 @@ class Costs(Protocol):
 class _Terms:
     """Tensors whose size is ``coefficient`` times the widths of at most two axes; what one element costs."""
 
+    name: list[str] = field(default_factory=list)
     coefficient: list[float] = field(default_factory=list)
     first: list[int] = field(default_factory=list)
     second: list[int] = field(default_factory=list)
@@ -45,13 +49,24 @@ class WidthCosts:
 
     MACs are multiply-accumulates of convolutions and linear layers; what others multiply (attention products)
     is a constant. ``size`` counts the bytes of parameters and buffers, ``channels`` those of all groups.
+    ``blocks``: what ``at`` may be told to leave out, as a width of 0.
     """
 
-    def __init__(self, module: nn.Module, groups: Sequence[ChannelGroup], model: Model) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Sequence[ChannelGroup],
+        model: Model,
+        blocks: Sequence[Block] = (),
+    ) -> None:
         self._ids = [group.id for group in groups]
         self._widths = np.array([group.width for group in groups], dtype=np.float64)
-        passes, other_macs = _passes(module, model)
-        self._constant = np.array([other_macs, 0.0, 0.0])
+        self._blocks = [block.id for block in blocks]
+        passes, other_macs = _passes(module, model, self._blocks)
+        self._constant = np.array([other_macs[""], 0.0, 0.0])
+        self._other_macs = np.array([other_macs[id] for id in self._blocks])
+        owners = {id: number for number, block in enumerate(blocks, 1) for id in block.groups}
+        self._group_block = np.array([owners.get(group.id, 0) for group in groups], dtype=np.int64)
         # Axis 0 is "no axis": its width is always one.
         self._axis_width: list[float] = [1.0]
         self._per_channel: list[np.ndarray] = [np.zeros(len(groups))]
@@ -59,6 +74,7 @@ class WidthCosts:
         self._add_tensors(module, groups, passes, terms)
         self._coefficient = np.array(terms.coefficient)
         self._first, self._second = np.array(terms.first), np.array(terms.second)
+        self._block = np.array([_block_of(name, self._blocks) for name in terms.name], dtype=np.int64)
         self._per_element = np.array(terms.per_element).reshape(-1, 3)
         self._full_axes = np.array(self._axis_width)
         self._share = np.array(self._per_channel).reshape(len(self._axis_width), len(groups))
@@ -67,13 +83,16 @@ class WidthCosts:
     def at(self, widths: Mapping[str, int]) -> Cost:
         kept = np.array([widths[id] for id in self._ids], dtype=np.float64)
         axes = self._full_axes - self._share @ (self._widths - kept)
-        elements = self._coefficient * axes[self._first] * axes[self._second]
+        # Block 0 is "no block": it is always there.
+        there = np.array([1, *(widths.get(id, 1) for id in self._blocks)], dtype=np.float64)
+        elements = self._coefficient * axes[self._first] * axes[self._second] * there[self._block]
         macs, params, size = self._constant + elements @ self._per_element
+        macs -= (1 - there[1:]) @ self._other_macs
         return {
             "macs": float(round(macs)),
             "params": float(round(params)),
             "size": float(round(size)),
-            "channels": float(kept.sum()),
+            "channels": float(kept @ there[self._group_block]),
         }
 
     def _add_tensors(
@@ -94,6 +113,7 @@ class WidthCosts:
             if name in bare:
                 used = [axes[name, "out"]]
             widths = [self._axis_width[i] for i in used]
+            terms.name.append(name)
             terms.coefficient.append(tensor.numel() / prod(widths) if used else float(tensor.numel()))
             terms.first.append(used[0] if used else 0)
             terms.second.append(used[1] if len(used) > 1 else 0)
@@ -132,11 +152,21 @@ def count(module: nn.Module, model: Model) -> Cost:
     return {name: value for name, value in full.items() if name != "channels"}
 
 
+def _block_of(name: str, blocks: Sequence[str]) -> int:
+    """The place, from 1, of the block that a path lies in; 0 outside of all."""
+    return next((i for i, id in enumerate(blocks, 1) if name.startswith(f"{id}.")), 0)
+
+
 # ---------------------------------------------------------------- the measured pass
 
 
-def _passes(module: nn.Module, model: Model) -> tuple[dict[str, float], float]:
-    """Layer -> how often each element of its weight is multiplied for one sample; and the MACs of all else."""
+def _passes(
+    module: nn.Module, model: Model, blocks: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Layer -> how often each element of its weight is multiplied for one sample.
+
+    And the MACs of all else, in the whole ("") and inside each of the ``blocks``.
+    """
     found: Counter[str] = Counter()
     macs: Counter[str] = Counter()
 
@@ -171,8 +201,14 @@ def _passes(module: nn.Module, model: Model) -> tuple[dict[str, float], float]:
         module.train(training)
         for hook in hooks:
             hook.remove()
-    other = max(0.0, counter.get_total_flops() / 2 - sum(macs.values()))
-    return {name: n / batch for name, n in found.items()}, other / batch
+    flops = counter.get_flop_counts()  # by the root's type and the path in it
+
+    def other(path: str) -> float:
+        key, prefix = (f"{type(module).__name__}.{path}", f"{path}.") if path else ("Global", "")
+        layers = sum(n for name, n in macs.items() if name.startswith(prefix))
+        return max(0.0, sum(flops.get(key, {}).values()) / 2 - layers) / batch
+
+    return {name: n / batch for name, n in found.items()}, {path: other(path) for path in ("", *blocks)}
 
 
 def _batch(tensor: Tensor, part: _ConvNd) -> int:

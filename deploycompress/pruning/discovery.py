@@ -120,12 +120,13 @@ class _Walk:
             channels, positions = torch.from_numpy(place.channels), torch.from_numpy(place.positions)
             if is_bare_parameter(place.node):
                 name = self.graph._param_to_name[place.node.module]
-                found.append(Member(name, "out", channels, positions, place.node.pruning_dim))
+                found.append(Member(name, "out", channels, positions, place.node.pruning_dim, "Parameter"))
             elif place.node.module in self.names:
                 name = self.names[place.node.module]
                 layer = self._layer(name)
                 if isinstance(layer, Layer) and place.axis in layer.widths:
-                    found.append(Member(name, place.axis, channels, positions))
+                    kind = type(place.node.module).__name__
+                    found.append(Member(name, place.axis, channels, positions, kind=kind))
         return found
 
     def _layer(self, name: str) -> Layer | str:

@@ -30,6 +30,7 @@ class Member:
     channels: Tensor
     positions: Tensor
     dim: int | None = None  # of a bare parameter
+    kind: str = ""  # the layer's type: Conv2d, BatchNorm2d
 
     def at(self, channels: Tensor) -> Tensor:
         """Positions of these channels, ascending."""
@@ -54,6 +55,11 @@ class ChannelGroup:
     @property
     def segment_count(self) -> int:
         return int(self.segments.max()) + 1
+
+    @property
+    def topology(self) -> tuple[tuple[str, str], ...]:
+        """Kinds and axes of all members: the same for groups whose layers hang together alike."""
+        return tuple(sorted((member.kind, member.axis) for member in self.members))
 
     def keep(self, scores: Tensor, width: int) -> Tensor:
         """The ``width`` best channels by ``scores`` [width of the group], equally many of every segment.

@@ -31,7 +31,7 @@ def screen(
     """
     if not groups:
         return [], []
-    subject = _livened(module, model)
+    subject = livened(module, model)
     if _problem(subject, model, groups) is None:
         return list(groups), []
     good, failed = [], []
@@ -89,11 +89,11 @@ def _about_half(group: ChannelGroup) -> int:
     return max(1, each // 2) * group.segment_count
 
 
-def _livened(module: nn.Module, model: Model) -> nn.Module:
+def livened(module: nn.Module, model: Model) -> nn.Module:
     """A copy in which every branch counts.
 
-    Zero-initialised normalisations and layer scales of 1e-6 would hide a channel in the wrong place, so the
-    parameters of normalisations and those in no known layer are drawn anew, and batch statistics follow.
+    Zero-initialised normalisations and heads and layer scales of 1e-6 would hide a channel in the wrong place, so
+    the parameters of normalisations and those in no known layer are drawn anew, and batch statistics follow.
     Where that makes the outputs overflow, the copy is as it was.
     """
     plain = copy.deepcopy(module).cpu().eval()
@@ -103,6 +103,9 @@ def _livened(module: nn.Module, model: Model) -> nn.Module:
         for part in subject.modules():
             layer = describe(part)
             if isinstance(layer, Layer) and "in" in layer.widths:
+                weight = getattr(part, "weight", None)
+                if weight is not None and not bool(weight.any()):  # an untrained head
+                    weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
                 continue
             for parameter in part.parameters(recurse=False):
                 if parameter.is_floating_point():
