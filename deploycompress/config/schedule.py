@@ -8,6 +8,8 @@ from deploycompress.config.quantities import Quantity
 
 Schedule = Literal["linear", "exponential"]
 
+REMOVED = ("ratio", "sparsity")  # keys that say what goes, and not what remains
+
 
 def remaining(final: float, round: int, rounds: int, schedule: Schedule) -> float:
     """The share that remains after ``round`` of ``rounds``, from 1 down to ``final``.
@@ -23,13 +25,13 @@ def remaining(final: float, round: int, rounds: int, schedule: Schedule) -> floa
 def of_round(key: str, value: Any, round: int, rounds: int, schedule: Schedule) -> Any:
     """The target ``{key: value}`` of one round; ``value`` itself in the last one.
 
-    ``ratio`` is the share of the unpruned model's channels that is removed, every other key the share of
-    the unpruned model that remains. A value that is no quantity is left for validation to report.
+    ``ratio`` and ``sparsity`` are the share of the unpruned model's channels, or weights, that is removed, every
+    other key the share of the unpruned model that remains. A value that is no quantity is left for validation to report.
     Raises ValueError where the unpruned model's figure would have to be known.
     """
     if round == rounds:
         return value
-    removed = key == "ratio"
+    removed = key in REMOVED
     try:
         quantity = Quantity.parse(value, "percent", "number", "time", "bytes", "count")
     except ValueError:

@@ -19,6 +19,7 @@ from deploycompress.config.validation import validate
 from deploycompress.config.wording import listed, shown
 
 OPTIONS = ("id", "from", "timeout")  # of every step, beside its stage's own configuration
+SPARSITY = "sparsity"  # beside what stands under `target`, it follows the schedule of a repeat
 RESERVED = (
     "model",
     "baseline",
@@ -225,11 +226,18 @@ def _check_ids(document: Document) -> None:
 
 def _apply_schedules(document: Document) -> None:
     for index, step in enumerate(document.data["stages"]):
-        target, round = step["config"].get("target"), step.pop("round", None)
-        if round is None or not isinstance(target, dict):
+        config, round = step["config"], step.pop("round", None)
+        if round is None:
             continue
-        for key, value in target.items():
+        target = config.get("target")
+        scheduled: dict[tuple[str, ...], dict[str, Any]] = {}
+        scheduled |= {("target", key): target for key in target} if isinstance(target, dict) else {}
+        scheduled |= {(SPARSITY,): config} if SPARSITY in config else {}
+        for path, block in scheduled.items():
+            key = path[-1]
             try:
-                target[key] = schedule.of_round(key, value, round["number"], round["of"], round["schedule"])
+                block[key] = schedule.of_round(
+                    key, block[key], round["number"], round["of"], round["schedule"]
+                )
             except ValueError as error:
-                document.report(("stages", index, "config", "target", key), str(error))
+                document.report(("stages", index, "config", *path), str(error))

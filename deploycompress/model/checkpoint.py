@@ -22,6 +22,7 @@ from deploycompress.errors import DeployCompressError, StageFailed
 from deploycompress.model.architecture import Architecture, describe, named_tensors, type_name
 from deploycompress.model.assembly import edit, put_tensors
 from deploycompress.model.source import seeded
+from deploycompress.model.sparse import mark_sparse, sparse_weights
 from deploycompress.model.weights import first_nonfinite
 
 WEIGHTS = "model.safetensors"
@@ -59,6 +60,7 @@ class Document(StrictModel):
     build: str = ""
     architecture: Architecture
     probe: Probe
+    sparse: tuple[str, ...] = ()  # parameters whose zeros are kept in training
     versions: dict[str, str] = {}
 
 
@@ -84,6 +86,7 @@ def save(module: nn.Module, folder: Path, model: Model, *, build: str = "") -> N
         build=build,
         architecture=architecture,
         probe=probe,
+        sparse=sparse_weights(module),
         versions={"deploycompress": __version__, "torch": torch.__version__},
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,6 +167,14 @@ def load(folder: Path, model: Model) -> nn.Module:
     edit(module, document.architecture)
     put_tensors(module, document.architecture, tensors)
     module.eval()
+    unknown = [
+        name for name in document.sparse if name not in dict(module.named_parameters(remove_duplicate=False))
+    ]
+    if unknown:
+        raise StageFailed(
+            f"architecture.json says that {unknown[0]} is sparse; the model has no such parameter"
+        )
+    mark_sparse(module, document.sparse)
     _check_probe(module, model, document.probe, folder)
     return module
 

@@ -17,6 +17,7 @@ from torch import nn
 from deploycompress.contracts import Event, RunContext
 from deploycompress.errors import Interrupted, StageFailed
 from deploycompress.model.source import seeded
+from deploycompress.model.sparse import Masks, keep_zeros, zero_masks
 from deploycompress.model.weights import first_nonfinite
 from deploycompress.recovery.evaluation import evaluate
 from deploycompress.recovery.objectives import Objective, Terms
@@ -28,7 +29,7 @@ History = list[dict[str, float]]
 def fit(student: nn.Module, objective: Objective, recipe: Recipe, context: RunContext) -> History:
     """Train ``student`` in place by ``recipe``; the figures of every epoch. It is left on the training device.
 
-    The last epoch's network is kept. A rehearsal goes forward and backward through one batch and changes no
+    The last epoch's network is kept; the zeros of weights that are marked as sparse stay zero. A rehearsal goes forward and backward through one batch and changes no
     weight. Raises StageFailed when a loss, a gradient or a weight is not finite, Interrupted when the run is
     stopping, ConfigError when the data do not fit.
     """
@@ -63,13 +64,15 @@ class _Loop:
     recipe: Recipe
     context: RunContext
     started: float
+    zeros: Masks
     step: int = 0
 
     @classmethod
     def open(cls, student: nn.Module, objective: Objective, recipe: Recipe, context: RunContext) -> _Loop:
         accelerator = Accelerator()
         net, optimizer = accelerator.prepare(student, _optimizer(student, recipe))
-        return cls(accelerator, net, optimizer, objective, recipe, context, time.monotonic())
+        zeros = zero_masks(student)
+        return cls(accelerator, net, optimizer, objective, recipe, context, time.monotonic(), zeros)
 
     def rehearse(self) -> None:
         batch = next(iter(self.context.data.loader("train", epoch=0)))
@@ -94,6 +97,7 @@ class _Loop:
             loss = self._backward(terms, f"epoch {number + 1}, batch {index + 1} of {batches}, lr {rate:.3g}")
             self.optimizer.step()
             self.optimizer.zero_grad()
+            keep_zeros(self.zeros)
             self.step += 1
             seen, total = seen + batch.size, total + loss * batch.size
         return self._report(number, total / seen)

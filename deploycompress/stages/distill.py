@@ -58,7 +58,8 @@ class Distill(Stage):
         return Outcome(
             (Artifact.of("", "checkpoint", folder),),
             {f"val_{name}": value for name, value in after.items()}
-            | {f"val_{name}_before": value for name, value in before.items()},
+            | {f"val_{name}_before": value for name, value in before.items()}
+            | _sparsity(student),
             details={"epochs": history, "val_reestimated": reestimated},
         )
 
@@ -78,6 +79,14 @@ def _validated(student: nn.Module, context: RunContext) -> dict[str, float]:
     from deploycompress.recovery.evaluation import evaluate
 
     return evaluate(student, context.model, context.data.loader("val"), context.task)[0]
+
+
+def _sparsity(student: nn.Module) -> dict[str, float]:
+    """Of the weights that were made sparse before: training has kept their zeros."""
+    from deploycompress.model.sparse import share_of_zeros, sparse_weights
+
+    names = sparse_weights(student)
+    return {"sparsity": share_of_zeros(map(student.get_parameter, names))} if names else {}
 
 
 def _reestimate(student: nn.Module, context: RunContext) -> None:
