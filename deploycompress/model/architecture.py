@@ -60,6 +60,14 @@ class Edit(StrictModel):
     attributes: dict[str, Size | Sizes] = Field(min_length=1)
 
 
+class Factors(StrictModel):
+    """A layer of a fresh build in whose place two stand, with ``rank`` channels between them."""
+
+    path: Annotated[str, Field(min_length=1)]
+    type: str
+    rank: Size
+
+
 class TensorForm(StrictModel):
     """One parameter or buffer of the changed model."""
 
@@ -69,15 +77,22 @@ class TensorForm(StrictModel):
 
 
 class Architecture(StrictModel):
-    """The edits, every tensor's form, and which names share one tensor (alias -> the name it is kept under)."""
+    """What makes the model of a fresh build: layers in two factors first, then the edits of sizes.
 
+    Also every tensor's form, and which names share one tensor (alias -> the name it is kept under).
+    """
+
+    factors: tuple[Factors, ...] = ()
     edits: tuple[Edit, ...] = ()
     tensors: dict[str, TensorForm]
     ties: dict[str, str] = {}
 
 
-def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
-    """What makes ``module`` of ``fresh``. Raises StageFailed naming what cannot be described."""
+def describe(module: nn.Module, fresh: nn.Module, factors: tuple[Factors, ...] = ()) -> Architecture:
+    """What makes ``module`` of a fresh build. Raises StageFailed naming what cannot be described.
+
+    ``fresh``: the build, with ``factors`` in their places already.
+    """
     own, built = modules_of(module), modules_of(fresh)
     for path in own.keys() | built.keys():
         if path not in built:
@@ -96,7 +111,7 @@ def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
     tensors, ties = tensor_forms(module)
     if tensor_forms(fresh)[1] != ties:
         raise _undescribed(f"other names share a tensor ({pairs(ties)}) than in a fresh build")
-    return Architecture(edits=tuple(edits), tensors=tensors, ties=ties)
+    return Architecture(factors=factors, edits=tuple(edits), tensors=tensors, ties=ties)
 
 
 def type_name(module: nn.Module) -> str:

@@ -21,6 +21,7 @@ from deploycompress.contracts import Model
 from deploycompress.errors import DeployCompressError, StageFailed
 from deploycompress.model.architecture import Architecture, describe, named_tensors, type_name
 from deploycompress.model.assembly import edit, put_tensors
+from deploycompress.model.lowrank import find_factors, put_factors
 from deploycompress.model.source import seeded
 from deploycompress.model.sparse import mark_sparse, sparse_weights
 from deploycompress.model.weights import first_nonfinite
@@ -78,8 +79,10 @@ def save(module: nn.Module, folder: Path, model: Model, *, build: str = "") -> N
         raise StageFailed(f"the model is not kept: {bad}")
     fresh = model.build()
     probe = _probe(_on_host(module), model)
+    factors = find_factors(module, fresh)
+    put_factors(fresh, factors)
     _probe(fresh, model)  # modules that remember a shape when they run then do so on both sides
-    architecture = describe(module, fresh)
+    architecture = describe(module, fresh, factors)
     document = Document(
         schema=1,
         model=type_name(module),
@@ -164,6 +167,7 @@ def load(folder: Path, model: Model) -> nn.Module:
     if bad is not None:
         raise StageFailed(f"{folder / WEIGHTS}: {bad}")
     module = model.build()
+    put_factors(module, document.architecture.factors)
     edit(module, document.architecture)
     put_tensors(module, document.architecture, tensors)
     module.eval()
