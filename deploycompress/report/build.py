@@ -12,7 +12,7 @@ from typing import Any
 
 from deploycompress.artifact import MANIFEST, Artifact, read_json
 from deploycompress.config.schema import PipelineConfig
-from deploycompress.contracts import MetricInfo
+from deploycompress.contracts import MetricInfo, Note
 from deploycompress.errors import ConfigError, GateFailed, StageFailed
 from deploycompress.measure.measurement import Measurement
 from deploycompress.report.gates import Judgement, at_target, judge
@@ -55,6 +55,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     chain = lineage(steps, baseline, None if judged.best is None else judged.best.artifact)
     here = {m.artifact: m for m in measurements if at_target(m, artifacts.get(m.artifact), config.target)}
     remarks = without_gain(steps, here)
+    undone = {record["id"] for record in run["steps"] if record.get("undone")}
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "name": run["name"],
@@ -86,7 +87,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "rehearsal": run.get("rehearsal"),
         "waterfall": purchases(chain, baseline, artifacts, here, primary.name),
         "validation": validation(steps, chain, primary.name),
-        "widths": widths(steps),
+        "widths": widths([s for s in steps if s.id not in undone]),
         "environment": _environment(bench, steps),
     }
     document["ships"] = selection(document)
@@ -197,12 +198,18 @@ def _stages(run: Mapping[str, Any], steps: Sequence[Step]) -> list[dict[str, Any
             "reused": record["reused"],
             "metrics": by_id.get(record["id"], {}).get("metrics", {}),
             "parity": by_id.get(record["id"], {}).get("parity", {}),
-            "notes": by_id.get(record["id"], {}).get("notes", []),
+            "notes": [*by_id.get(record["id"], {}).get("notes", []), *_undone(record)],
             "directory": record["directory"],
             "error": record["error"],
         }
         for record in run["steps"]
     ]
+
+
+def _undone(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Why a round of a repeat did not go on."""
+    reason = record.get("undone")
+    return [asdict(Note("decision", reason))] if reason else []
 
 
 def _environment(bench: Step | None, steps: Sequence[Step]) -> dict[str, Any]:

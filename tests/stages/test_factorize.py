@@ -65,9 +65,9 @@ def factorize(context, source, workdir, **config):
 
 def test_layers_that_measure_faster_become_two_and_others_stay(wide, tmp_path):
     context, source = wide()
-    outcome, parity = factorize(context, source, tmp_path / "work", rank="10%", exclude=["7"])
+    outcome, parity = factorize(context, source, tmp_path / "work", rank="10%", exclude=["1", "7"])
     rows = {row["layer"]: row for row in outcome.details["factorized"]}
-    assert [*rows] == ["1", "3", "5"]
+    assert [*rows] == ["3", "5"]
     assert rows["3"]["factorized"] and rows["5"]["factorized"]  # a tenth of the work
     assert rows["3"]["rank"] == 48 and rows["3"]["break_even_rank"] == 512
     for row in rows.values():
@@ -76,7 +76,7 @@ def test_layers_that_measure_faster_become_two_and_others_stay(wide, tmp_path):
     assert {**rows["3"], "layer": ""} == {**rows["5"], "layer": ""}
     module = checkpoint.load(outcome.artifacts[0].path, context.model)
     assert module[3][0].out_features == 48 and parity["checkpoint_relative"] < 1e-5
-    assert 0.1 < outcome.metrics["params_of_source"] < 0.4 and "val_accuracy" in outcome.metrics
+    assert 0.1 < outcome.metrics["params_of_source"] < 0.2 and "val_accuracy" in outcome.metrics
     json.dumps(outcome.details, allow_nan=False)
 
 
