@@ -43,6 +43,8 @@ STAGES = Table(
     {
         "train": "deploycompress.stages.train:Train",
         "prune": "deploycompress.stages.prune:Prune",
+        "factorize": "deploycompress.stages.factorize:Factorize",
+        "sparsify": "deploycompress.stages.sparsify:Sparsify",
         "distill": "deploycompress.stages.distill:Distill",
         "export": "deploycompress.stages.export:Export",
         "quantize": "deploycompress.stages.quantize:Quantize",

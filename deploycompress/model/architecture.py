@@ -62,6 +62,14 @@ class Edit(StrictModel):
     attributes: dict[str, Size | Sizes] = Field(min_length=1)
 
 
+class Factors(StrictModel):
+    """A layer of a fresh build in whose place two stand, with ``rank`` channels between them."""
+
+    path: Annotated[str, Field(min_length=1)]
+    type: str
+    rank: Size
+
+
 class TensorForm(StrictModel):
     """One parameter or buffer of the changed model."""
 
@@ -71,21 +79,24 @@ class TensorForm(StrictModel):
 
 
 class Architecture(StrictModel):
-    """The edits, every tensor's form, and which names share one tensor (alias -> the name it is kept under).
+    """What makes the model of a fresh build: layers in two factors first, blocks taken out, then the edits of sizes.
 
-    ``removed``: paths of blocks that were taken out of a fresh build, before anything else.
+    ``removed``: paths of the blocks. Also every tensor's form, and which names share one tensor (alias -> the
+    name it is kept under).
     """
 
+    factors: tuple[Factors, ...] = ()
     removed: tuple[str, ...] = Field((), max_length=MOST_REMOVED)
     edits: tuple[Edit, ...] = ()
     tensors: dict[str, TensorForm]
     ties: dict[str, str] = {}
 
 
-def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
-    """What makes ``module`` of ``fresh``, from which blocks are taken out as they are in ``module``.
+def describe(module: nn.Module, fresh: nn.Module, factors: tuple[Factors, ...] = ()) -> Architecture:
+    """What makes ``module`` of a fresh build. Raises StageFailed naming what cannot be described.
 
-    Raises StageFailed naming what cannot be described.
+    ``fresh``: the build, with ``factors`` in their places already; the blocks that are out of ``module`` are
+    taken out of it.
     """
     removed = taken_out(module)
     take_out(fresh, [path for path in removed if path in modules_of(fresh)])
@@ -107,7 +118,7 @@ def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
     tensors, ties = tensor_forms(module)
     if tensor_forms(fresh)[1] != ties:
         raise _undescribed(f"other names share a tensor ({pairs(ties)}) than in a fresh build")
-    return Architecture(removed=removed, edits=tuple(edits), tensors=tensors, ties=ties)
+    return Architecture(factors=factors, removed=removed, edits=tuple(edits), tensors=tensors, ties=ties)
 
 
 def type_name(module: nn.Module) -> str:
