@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deploycompress.config.base import StrictModel
 from deploycompress.errors import StageFailed
+from deploycompress.model.attention import replacement
 
 # Sizes a layer keeps of itself. Nothing else is ever written into a module.
 ALLOWED = frozenset(
@@ -43,6 +44,19 @@ ALLOWED = frozenset(
         "input_size",
         "proj_size",
         "dim",
+        "n_heads",
+        "n_head",
+        "heads",
+        "nhead",
+        "num_kv_heads",
+        "num_key_value_heads",
+        "attn_dim",
+        "kv_dim",
+        "inner_dim",
+        "all_head_dim",
+        "split_size",
+        "nf",
+        "nx",
     }
 )
 LARGEST = 2**24  # of a size: far above any layer, far below what would exhaust memory by itself
@@ -53,11 +67,14 @@ Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=MOST_DIMENSIO
 
 
 class Edit(StrictModel):
-    """What to set in one module of a fresh build."""
+    """What to set in one module of a fresh build.
+
+    ``type`` is the module's own, or the one that ``deploycompress.model.attention`` puts in its place.
+    """
 
     path: str
     type: str
-    attributes: dict[str, Size | Sizes] = Field(min_length=1)
+    attributes: dict[str, Size | Sizes] = {}
 
 
 class TensorForm(StrictModel):
@@ -86,12 +103,13 @@ def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
             raise _undescribed(f"module {path} ({type_name(built[path])}) of a fresh build is gone")
     edits = []
     for path, part in own.items():
-        if type(part) is not type(built[path]):
+        same_class = type(part) is type(built[path])
+        if not same_class and type(part) is not replacement(built[path]):
             raise _undescribed(
                 f"module {path or '(root)'} is a {type_name(part)}; a fresh build has a {type_name(built[path])}"
             )
         changed = dict(_changed(path, part, built[path]))
-        if changed:
+        if changed or not same_class:
             edits.append(Edit(path=path, type=type_name(part), attributes=changed))
     tensors, ties = tensor_forms(module)
     if tensor_forms(fresh)[1] != ties:

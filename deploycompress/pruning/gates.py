@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deploycompress.contracts import Batch, Outputs, Task
 from deploycompress.errors import StageFailed
 from deploycompress.pruning.groups import ChannelGroup, Member
-from deploycompress.pruning.slices import by_channel, consumers, producers
+from deploycompress.pruning.slices import by_channel, consumers, producers, weight_name
 
 Call = Callable[..., Any]
 
@@ -30,8 +30,8 @@ def gate_gradients(
     Raises StageFailed when there is no batch, or a loss is not finite.
     """
     places = {g.id: list(consumers(module, g)) or list(producers(module, g)) for g in groups}
-    layers = sorted({member.layer for found in places.values() for member in found})
-    weights = {name: module.get_parameter(f"{name}.weight") for name in layers}
+    layers = {member.layer: weight_name(module, member) for found in places.values() for member in found}
+    weights = {name: module.get_parameter(layers[name]) for name in sorted(layers)}
     wanted = {name: weight.requires_grad for name, weight in weights.items()}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)

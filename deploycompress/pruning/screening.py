@@ -84,9 +84,8 @@ def _reason(error: Exception) -> str:
 
 
 def _about_half(group: ChannelGroup) -> int:
-    """A number of channels that goes into the group's segments, and is less than all of them."""
-    each = group.width // group.segment_count
-    return max(1, each // 2) * group.segment_count
+    """A number of channels that goes into the group's segments and units, and is less than all of them."""
+    return max(1, group.width // group.step // 2) * group.step
 
 
 def _livened(module: nn.Module, model: Model) -> nn.Module:
