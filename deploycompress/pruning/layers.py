@@ -35,10 +35,20 @@ def describe(module: nn.Module) -> Layer | str:
     """The layer, or why it is not cut."""
     for types, make in _KINDS:
         if isinstance(module, types):
-            return make(module)
+            return _with_own_weight(module, make(module))
     if is_transposed_linear(module):
         return _transposed_linear(module)
     return f"{type(module).__name__} is not a kind of layer that is cut"
+
+
+def _with_own_weight(module: nn.Module, layer: Layer | str) -> Layer | str:
+    """Weight and spectral normalisation compute a weight from other tensors; these are not cut."""
+    if isinstance(layer, str):
+        return layer
+    weight = getattr(module, layer.weight, None)
+    if weight is None or isinstance(weight, nn.Parameter):
+        return layer
+    return f"the weight of this {type(module).__name__} is computed from other tensors"
 
 
 def has_both_axes(layer: Layer) -> bool:
