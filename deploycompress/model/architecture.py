@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from deploycompress.config.base import StrictModel
 from deploycompress.errors import StageFailed
@@ -103,7 +104,7 @@ def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
             raise _undescribed(f"module {path} ({type_name(built[path])}) of a fresh build is gone")
     edits = []
     for path, part in own.items():
-        same_class = type(part) is type(built[path])
+        same_class = _same_class(part, built[path])
         if not same_class and type(part) is not replacement(built[path]):
             raise _undescribed(
                 f"module {path or '(root)'} is a {type_name(part)}; a fresh build has a {type_name(built[path])}"
@@ -115,6 +116,13 @@ def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
     if tensor_forms(fresh)[1] != ties:
         raise _undescribed(f"other names share a tensor ({pairs(ties)}) than in a fresh build")
     return Architecture(edits=tuple(edits), tensors=tensors, ties=ties)
+
+
+def _same_class(part: nn.Module, built: nn.Module) -> bool:
+    """Parametrisations (weight normalisation) give every module a class of its own, made from the same base."""
+    if is_parametrized(part) and is_parametrized(built):
+        return type(part).__bases__ == type(built).__bases__
+    return type(part) is type(built)
 
 
 def type_name(module: nn.Module) -> str:
