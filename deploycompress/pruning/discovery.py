@@ -35,10 +35,11 @@ def find_groups(module: nn.Module, model: Model, exclude: Sequence[str] = ()) ->
     ``exclude``: patterns (``layer4.*``) of layers whose output channels stay. Nothing is raised for a model
     that cannot be pruned: all its layers are then left whole.
     """
-    candidates, unpruned = trace_groups(module, model, exclude)
+    attention = find_attention(module, model)
+    candidates, unpruned = _traced_groups(module, model, exclude, attention)
     good, failed = screen(module, model, candidates)
     order = {name: i for i, (name, _) in enumerate(module.named_modules())}
-    every = sorted([*unpruned, *failed], key=lambda u: order.get(u.layer, -1))
+    every = sorted(_explained([*unpruned, *failed], attention), key=lambda u: order.get(u.layer, -1))
     return Found(tuple(good), tuple(every))
 
 
@@ -46,8 +47,13 @@ def trace_groups(
     module: nn.Module, model: Model, exclude: Sequence[str] = ()
 ) -> tuple[list[ChannelGroup], list[Unpruned]]:
     """The groups as the trace shows them, not yet tried out; and the layers in no group."""
+    return _traced_groups(module, model, exclude, find_attention(module, model))
+
+
+def _traced_groups(
+    module: nn.Module, model: Model, exclude: Sequence[str], attention: Sequence[Attention]
+) -> tuple[list[ChannelGroup], list[Unpruned]]:
     roots = [name for name, _ in producing_layers(module)]
-    attention = find_attention(module, model)
     try:
         graph, traceable = _traced(module, model, attention)
     except StageFailed as error:
@@ -63,7 +69,7 @@ def trace_groups(
         for name, part in module.named_modules()
         if isinstance(part, nn.RNNBase)
     ]
-    return walk.groups, [*_explained(walk.unpruned, attention), *recurrent]
+    return walk.groups, [*walk.unpruned, *recurrent]
 
 
 def _traced(module: nn.Module, model: Model, attention: Sequence[Attention]) -> tuple[Any, Traceable]:
@@ -108,7 +114,9 @@ class _Walk:
             return
         self.seen.add(name)
         try:
-            if part is None or part not in self.graph.module2node:
+            if part is None:
+                raise _LeftWhole("it lies in attention, of which whole heads are pruned and nothing else")
+            if part not in self.graph.module2node:
                 raise _LeftWhole(
                     "the trace does not reach it: its forward is not called, or not by the module itself"
                 )

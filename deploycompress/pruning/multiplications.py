@@ -67,7 +67,8 @@ class _Counter(TorchDispatchMode):
             return func(*args, **kwargs) if decomposed is NotImplemented else decomposed
         result = func(*args, **kwargs)
         macs = formula(*args, **kwargs, out_val=result) / 2
-        name = next((n for a in args if (n := self._name(a)) is not None), None)
+        # The last one: a learnt input comes before the weight that it is multiplied with.
+        name = next((n for a in reversed(args) if (n := self._name(a)) is not None), None)
         if name is not None:
             self.of_parameter[name] += macs
         elif self.inside:

@@ -117,7 +117,7 @@ def _problem(owner: nn.Module, layout: Layout, call: Call) -> str | None:
     generator = torch.Generator().manual_seed(0)
     lively = copy.deepcopy(owner)
     with torch.no_grad():
-        for name, parameter in lively.named_parameters():
+        for parameter in lively.parameters():
             scale = SCALE / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 1.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     scores = torch.rand(group.width, generator=generator)
