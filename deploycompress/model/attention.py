@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -26,17 +26,18 @@ def allow_any_heads(module: nn.Module | None) -> None:
 def replacement(module: nn.Module) -> type[nn.Module] | None:
     """The class that does what ``module`` does with any number of heads; None where there is none or no need."""
     kind = type(module)
-    forward = _FORWARDS.get(f"{kind.__module__}.{kind.__qualname__}")
-    return None if forward is None else _subclass(kind, forward)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name in _FORWARDS and name not in _SUBCLASSES:
+        _SUBCLASSES[name] = _subclass(kind, _FORWARDS[name])
+    return _SUBCLASSES.get(name)
 
 
-@cache
 def _subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
-    named: MutableMapping[str, Any] = {"__module__": __name__, "__doc__": forward.__doc__, "forward": forward}
+    named: dict[str, Any] = {"__module__": __name__, "__doc__": forward.__doc__, "forward": forward}
     if base is nn.MultiheadAttention:
         # torch's fused encoder layer reads it, and works on heads that fill the input only.
         named["_qkv_same_embed_dim"] = property(lambda self: False)
-    return type(f"AnyHeads{base.__name__}", (base,), dict(named))
+    return type(f"AnyHeads{base.__name__}", (base,), named)
 
 
 def _multihead(
@@ -58,29 +59,36 @@ def _multihead(
         query, key, value = (t.transpose(0, 1) for t in (query, key, value))
     weights = self.in_proj_weight.chunk(3)
     biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None,) * 3
-    heads = [
-        F.linear(t, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [batch, heads, tokens, width]
+    q, k, v = [
+        _split(F.linear(t, w, b), self.num_heads).transpose(1, 2)  # [batch, heads, tokens, width]
         for t, w, b in zip((query, key, value), weights, biases, strict=True)
     ]
     if key_padding_mask is not None and not batched:
         key_padding_mask = key_padding_mask.unsqueeze(0)
+    if is_causal and key_padding_mask is None and not need_weights:
+        attn_mask = None  # the caller says that it is the causal one, which the fused product knows by itself
     mask = _mask(attn_mask, key_padding_mask, self.num_heads, query.dtype)
     dropout = self.dropout if self.training else 0.0
     scores: Tensor | None = None
     if need_weights:
-        raw = heads[0] @ heads[1].transpose(-2, -1) * heads[0].shape[-1] ** -0.5
+        raw = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         scores = (raw if mask is None else raw + mask).softmax(-1)
-        mixed = F.dropout(scores, dropout) @ heads[2]
+        mixed = F.dropout(scores, dropout) @ v
         scores = scores.mean(1) if average_attn_weights else scores
         scores = scores if batched else scores.squeeze(0)
     else:
         mixed = F.scaled_dot_product_attention(
-            *heads, attn_mask=mask, dropout_p=dropout, is_causal=is_causal and mask is None
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal and mask is None
         )
     output = self.out_proj(mixed.transpose(1, 2).flatten(2))
     if not batched:
         return output.squeeze(0), scores
     return (output if self.batch_first else output.transpose(0, 1)), scores
+
+
+def _split(x: Tensor, *parts: int) -> Tensor:
+    """The last dimension as (*parts, what is left)."""
+    return x.reshape(*x.shape[:-1], *parts, x.shape[-1] // prod(parts))
 
 
 def _mask(
@@ -95,7 +103,8 @@ def _mask(
 
     masks = []
     if attn_mask is not None:
-        masks.append(added(attn_mask).unflatten(0, (-1, heads)) if attn_mask.ndim == 3 else added(attn_mask))
+        mask = added(attn_mask)
+        masks.append(mask.reshape(-1, heads, *mask.shape[1:]) if mask.ndim == 3 else mask)
     if key_padding_mask is not None:
         masks.append(added(key_padding_mask)[:, None, None, :])
     return sum(masks[1:], masks[0]) if masks else None
@@ -117,7 +126,7 @@ def _shifted_windows(self: Any, x: Tensor) -> Tensor:
     if logit_scale is not None and bias is not None:  # Swin V2's keys have none
         q_bias, k_bias, v_bias = bias.chunk(3)
         bias = torch.cat([q_bias, torch.zeros_like(k_bias), v_bias])
-    qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
+    qkv = _split(F.linear(x, self.qkv.weight, bias), 3, self.num_heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [windows, heads, tokens, width]
     if logit_scale is not None:
         cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
@@ -159,7 +168,7 @@ def _regions(padded: Any, window: Any, shift: Any, like: Tensor) -> Tensor:
 def _relative_grid(self: Any, x: Tensor) -> Tensor:
     """Relative attention of MaxViT (Tu et al., 2022) over the tokens P of each window: [B, G, P, C]."""
     q, k, v = (
-        part.unflatten(-1, (self.n_heads, -1)).transpose(2, 3)  # [B, G, heads, P, width]
+        _split(part, self.n_heads).transpose(2, 3)  # [B, G, heads, P, width]
         for part in self.to_qkv(x).chunk(3, dim=-1)
     )
     scores = q @ (k * self.scale_factor).transpose(-2, -1) + self.get_relative_positional_bias()
@@ -173,3 +182,4 @@ _FORWARDS: Mapping[str, Callable[..., Any]] = {
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": _shifted_windows,
     "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": _relative_grid,
 }
+_SUBCLASSES: dict[str, type[nn.Module]] = {}  # by the name of the class they stand in for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -14,10 +13,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from deploycompress.contracts import Model
 from deploycompress.errors import StageFailed
-from deploycompress.pruning.attention.stand_in import Traceable, make_traceable
+from deploycompress.pruning.attention.around import explained, recurrent, trace_around
+from deploycompress.pruning.attention.stand_in import Traceable
 from deploycompress.pruning.attention.trial import Attention, find_attention
 from deploycompress.pruning.closure import NotFollowed, Reached, closure
-from deploycompress.pruning.dependency_graph import is_bare_parameter, is_output, trace
+from deploycompress.pruning.dependency_graph import is_bare_parameter, is_output
 from deploycompress.pruning.groups import ChannelGroup, Found, Member, Unpruned
 from deploycompress.pruning.layers import Axis, Layer, describe, is_transposed_linear
 from deploycompress.pruning.screening import screen
@@ -39,7 +39,7 @@ def find_groups(module: nn.Module, model: Model, exclude: Sequence[str] = ()) ->
     candidates, unpruned = _traced_groups(module, model, exclude, attention)
     good, failed = screen(module, model, candidates)
     order = {name: i for i, (name, _) in enumerate(module.named_modules())}
-    every = sorted(_explained([*unpruned, *failed], attention), key=lambda u: order.get(u.layer, -1))
+    every = sorted(explained([*unpruned, *failed], attention), key=lambda u: order.get(u.layer, -1))
     return Found(tuple(good), tuple(every))
 
 
@@ -55,7 +55,7 @@ def _traced_groups(
 ) -> tuple[list[ChannelGroup], list[Unpruned]]:
     roots = [name for name, _ in producing_layers(module)]
     try:
-        graph, traceable = _traced(module, model, attention)
+        graph, traceable = trace_around(module, model, attention)
     except StageFailed as error:
         return [], [Unpruned(name, str(error)) for name in roots]
     walk = _Walk(graph, traceable, module)
@@ -64,38 +64,7 @@ def _traced_groups(
         parts.setdefault(name, part)
     for name in roots:
         walk.visit(name, parts.get(name), exclude)
-    recurrent = [
-        Unpruned(name, str(describe(part)))
-        for name, part in module.named_modules()
-        if isinstance(part, nn.RNNBase)
-    ]
-    return walk.groups, [*walk.unpruned, *recurrent]
-
-
-def _traced(module: nn.Module, model: Model, attention: Sequence[Attention]) -> tuple[Any, Traceable]:
-    """The dependency graph; where following attention that is not understood fails, the graph without it."""
-    traced = copy.deepcopy(module).cpu().eval()
-    traceable = make_traceable(traced, attention)
-    try:
-        return trace(traced, model), traceable
-    except StageFailed:
-        if all(found.layout is not None for found in attention):
-            raise
-    traced = copy.deepcopy(module).cpu().eval()
-    traceable = make_traceable(traced, attention, cut=True)
-    return trace(traced, model), traceable
-
-
-def _explained(unpruned: Sequence[Unpruned], attention: Sequence[Attention]) -> list[Unpruned]:
-    """Layers of attention whose heads stay have that reason, whatever the trace made of them."""
-    reasons = {found.path: found.reason for found in attention if found.layout is None}
-    explained = []
-    for found in unpruned:
-        path = next(
-            (p for p in reasons if found.layer.startswith(f"{p}.") or found.layer == p or not p), None
-        )
-        explained.append(found if path is None else Unpruned(found.layer, f"attention: {reasons[path]}"))
-    return explained
+    return walk.groups, [*walk.unpruned, *recurrent(module)]
 
 
 class _Walk:

@@ -93,6 +93,7 @@ def is_transposed_linear(module: nn.Module) -> bool:
 
 
 def _transposed_linear(module: nn.Module) -> Layer:
+    assert isinstance(module.weight, Tensor)
     width_in, width_out = module.weight.shape
     attributes: dict[Axis, tuple[str, ...]] = {"out": ("nf",)}
     if hasattr(module, "nx"):

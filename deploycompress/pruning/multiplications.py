@@ -47,11 +47,11 @@ def multiplications(module: nn.Module, model: Model, watched: Sequence[str] = ()
     )
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A weight is recognised by its storage: layers transpose and slice it before they multiply."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = {p.untyped_storage().data_ptr(): name for name, p in module.named_parameters()}
         self.of_parameter: Counter[str] = Counter()
         self.within: Counter[str] = Counter()

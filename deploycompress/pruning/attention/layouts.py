@@ -197,7 +197,9 @@ class _Other:
 
 def _other_kinds(attention: nn.Module, dense: set[str], count: int, width: int) -> list[tuple[_Other, ...]]:
     """Which other tensors may belong to the heads: all whose shape says so, those that learn, or biases only."""
-    biases, learnt, fixed = [], [], []
+    biases: list[_Other] = []
+    learnt: list[_Other] = []
+    fixed: list[_Other] = []
     for name, part in attention.named_modules():
         if name in dense:
             continue
