@@ -169,8 +169,8 @@ def _packings(packed: int, width: int, count: int) -> Iterator[tuple[list[Tensor
     by_head, across = _units(width, count)
     blocks = [channel + j * width for j in range(packed)]
     yield blocks, by_head  # (part, head, channel): timm, torchvision, GPT-2, nn.MultiheadAttention
+    # (head, part, channel); what is removed with a head is the same for (head, channel, part).
     yield [(channel // each) * packed * each + j * each + channel % each for j in range(packed)], by_head
-    yield [channel * packed + j for j in range(packed)], by_head  # (head, channel, part)
     yield blocks, across  # (part, channel, head)
 
 

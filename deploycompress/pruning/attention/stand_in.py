@@ -32,15 +32,15 @@ def make_traceable(module: nn.Module, found: Sequence[Attention], *, cut: bool =
 
     A sum ties channel c of all three to the projection's input, which is what removing heads needs; that whole
     heads go is said elsewhere. Shapes, and the structure of what a module gives back, stay. The outputs of
-    attention that is not understood become constants if ``cut`` says so, or if it is torch's own, which the
-    trace takes for one layer. Recurrent layers become one layer that is not cut, GPT-2's transposed linear layers plain ones.
+    attention that is not understood become constants if ``cut`` says so, if it is opaque, or if it is torch's
+    own, which the trace takes for one layer. Recurrent layers become one layer that is not cut, GPT-2's transposed linear layers plain ones.
     """
     traceable = Traceable()
     for attention in found:
         owner = module.get_submodule(attention.path)
         if attention.layout is not None:
             _replace(module, attention.path, _stand_in(owner, attention.path, attention.layout, traceable))
-        elif cut or isinstance(owner, nn.MultiheadAttention):
+        elif cut or attention.opaque or isinstance(owner, nn.MultiheadAttention):
             _replace(module, attention.path, _StandIn(owner, [], None))
     for name, part in list(module.named_modules()):
         if is_transposed_linear(part):

@@ -26,11 +26,15 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """One attention module: its layout, or why its heads stay."""
+    """One attention module: its layout, or why its heads stay.
+
+    ``opaque``: it is attention, and following its reshapes would tie channels that do not hang together.
+    """
 
     path: str
     layout: Layout | None
     reason: str = ""
+    opaque: bool = False
 
 
 def find_attention(module: nn.Module, model: Model) -> list[Attention]:
@@ -39,7 +43,8 @@ def find_attention(module: nn.Module, model: Model) -> list[Attention]:
     Modules of one class with tensors of the same shapes share what was found for the first of them.
     """
     subject = copy.deepcopy(module).cpu().eval()
-    owners = {name: part for name, part in subject.named_modules() if head_count(part) is not None}
+    # The model as a whole is never taken for one: there is nothing around it to trace.
+    owners = {name: part for name, part in subject.named_modules() if name and head_count(part) is not None}
     owners = {
         name: part
         for name, part in owners.items()
@@ -55,10 +60,7 @@ def find_attention(module: nn.Module, model: Model) -> list[Attention]:
     found = []
     for name, part in owners.items():
         verdict = verdicts[_kind(part)]
-        if isinstance(verdict, Layout):
-            found.append(Attention(name, verdict))
-        else:
-            found.append(Attention(name, None, verdict))
+        found.append(Attention(name, *verdict))
     return found
 
 
@@ -96,19 +98,20 @@ def _calls(subject: nn.Module, model: Model, owners: Mapping[str, nn.Module]) ->
     return found
 
 
-def _verdict(owner: nn.Module, call: Call | None) -> Layout | str:
+def _verdict(owner: nn.Module, call: Call | None) -> tuple[Layout | None, str, bool]:
+    """The layout, or None, the reason, and whether it is attention at all."""
     if call is None:
-        return "its forward is not called, or not by the module itself"
+        return None, "its forward is not called, or not by the module itself", False
     problem = ""
     try:
         for layout in layouts(owner):
             found = _problem(owner, layout, call)
             if found is None:
-                return layout
+                return layout, "", False
             problem = problem or found
     except NotUnderstood as error:
-        return str(error)
-    return f"no layout of its heads fits: {problem}"
+        return None, str(error), False
+    return None, f"no layout of its heads fits: {problem}", True
 
 
 def _problem(owner: nn.Module, layout: Layout, call: Call) -> str | None:
