@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from deploycompress.contracts import Model
 from deploycompress.model.architecture import named_tensors
+from deploycompress.pruning.apply import bare_tensor
 from deploycompress.pruning.groups import ChannelGroup
 from deploycompress.pruning.layers import Axis, Layer, describe
+from deploycompress.pruning.multiplications import multiplications
 
 if TYPE_CHECKING:
     from deploycompress.pruning.blocks import Block
@@ -43,13 +41,22 @@ class _Terms:
     second: list[int] = field(default_factory=list)
     per_element: list[tuple[float, float, float]] = field(default_factory=list)  # MACs, parameters, bytes
 
+    def add(
+        self, name: str, coefficient: float, axes: Sequence[int], per_element: tuple[float, float, float]
+    ) -> None:
+        self.name.append(name)
+        self.coefficient.append(coefficient)
+        self.first.append(axes[0] if axes else 0)
+        self.second.append(axes[1] if len(axes) > 1 else 0)
+        self.per_element.append(per_element)
+
 
 class WidthCosts:
     """Implements ``Costs`` exactly, from one measured pass of the unpruned model at batch size 1.
 
-    MACs are multiply-accumulates of convolutions and linear layers; what others multiply (attention products)
-    is a constant. ``size`` counts the bytes of parameters and buffers, ``channels`` those of all groups.
-    ``blocks``: what ``at`` may be told to leave out, as a width of 0.
+    MACs are multiply-accumulates of convolutions, linear layers and attention products; those of two activations
+    outside of attention whose heads can be pruned are a constant. ``size`` counts the bytes of parameters and
+    buffers, ``channels`` those of all groups. ``blocks``: what ``at`` may be told to leave out, as a width of 0.
     """
 
     def __init__(
@@ -62,16 +69,23 @@ class WidthCosts:
         self._ids = [group.id for group in groups]
         self._widths = np.array([group.width for group in groups], dtype=np.float64)
         self._blocks = [block.id for block in blocks]
-        passes, other_macs = _passes(module, model, self._blocks)
-        self._constant = np.array([other_macs[""], 0.0, 0.0])
-        self._other_macs = np.array([other_macs[id] for id in self._blocks])
-        owners = {id: number for number, block in enumerate(blocks, 1) for id in block.groups}
-        self._group_block = np.array([owners.get(group.id, 0) for group in groups], dtype=np.int64)
+        inside = {id: number for number, block in enumerate(blocks, 1) for id in block.groups}
+        self._group_block = np.array([inside.get(group.id, 0) for group in groups], dtype=np.int64)
+        owners = {g.heads.owner: g for g in groups if g.heads is not None}
+        counted = multiplications(module, model, [*owners, *self._blocks])
+        self._constant = np.array([counted.elsewhere, 0.0, 0.0])
         # Axis 0 is "no axis": its width is always one.
         self._axis_width: list[float] = [1.0]
         self._per_channel: list[np.ndarray] = [np.zeros(len(groups))]
         terms = _Terms()
-        self._add_tensors(module, groups, passes, terms)
+        axes = self._add_tensors(module, groups, counted.of_parameter, terms)
+        for owner, group in owners.items():
+            # Every head multiplies as much as the others: queries by keys, and scores by values.
+            axis = axes[group.id, "out"]
+            each = counted.within.get(owner, 0.0) / self._axis_width[axis]
+            terms.add(f"{owner}.products", 1.0, [axis], (each, 0.0, 0.0))
+        for id in self._blocks:
+            terms.add(f"{id}.products", 1.0, [], (counted.within.get(id, 0.0), 0.0, 0.0))
         self._coefficient = np.array(terms.coefficient)
         self._first, self._second = np.array(terms.first), np.array(terms.second)
         self._block = np.array([_block_of(name, self._blocks) for name in terms.name], dtype=np.int64)
@@ -87,7 +101,6 @@ class WidthCosts:
         there = np.array([1, *(widths.get(id, 1) for id in self._blocks)], dtype=np.float64)
         elements = self._coefficient * axes[self._first] * axes[self._second] * there[self._block]
         macs, params, size = self._constant + elements @ self._per_element
-        macs -= (1 - there[1:]) @ self._other_macs
         return {
             "macs": float(round(macs)),
             "params": float(round(params)),
@@ -96,8 +109,8 @@ class WidthCosts:
         }
 
     def _add_tensors(
-        self, module: nn.Module, groups: Sequence[ChannelGroup], passes: Mapping[str, float], terms: _Terms
-    ) -> None:
+        self, module: nn.Module, groups: Sequence[ChannelGroup], macs: Mapping[str, float], terms: _Terms
+    ) -> dict[tuple[str, Axis], int]:
         parts: dict[str, Layer | str] = {name: describe(part) for name, part in module.named_modules()}
         bare = {m.layer: m.dim for g in groups for m in g.members if m.dim is not None}
         axes = self._axes(parts, bare, module, groups)
@@ -113,12 +126,10 @@ class WidthCosts:
             if name in bare:
                 used = [axes[name, "out"]]
             widths = [self._axis_width[i] for i in used]
-            terms.name.append(name)
-            terms.coefficient.append(tensor.numel() / prod(widths) if used else float(tensor.numel()))
-            terms.first.append(used[0] if used else 0)
-            terms.second.append(used[1] if len(used) > 1 else 0)
-            macs = passes.get(owner, 0.0) if leaf == "weight" else 0.0
-            terms.per_element.append((macs, float(kind == "parameter"), float(tensor.element_size())))
+            each = macs.get(name, 0.0) / max(1, tensor.numel())
+            sizes = (each, float(kind == "parameter"), float(tensor.element_size()))
+            terms.add(name, tensor.numel() / prod(widths), used, sizes)
+        return axes
 
     def _axes(
         self,
@@ -135,7 +146,7 @@ class WidthCosts:
                 if place not in found:
                     layer = parts.get(member.layer)
                     if member.layer in bare:
-                        width = module.get_parameter(member.layer).shape[bare[member.layer]]
+                        width = bare_tensor(module, member.layer).shape[bare[member.layer]]
                     else:
                         assert isinstance(layer, Layer)
                         width = layer.widths[member.axis]
@@ -155,62 +166,3 @@ def count(module: nn.Module, model: Model) -> Cost:
 def _block_of(name: str, blocks: Sequence[str]) -> int:
     """The place, from 1, of the block that a path lies in; 0 outside of all."""
     return next((i for i, id in enumerate(blocks, 1) if name.startswith(f"{id}.")), 0)
-
-
-# ---------------------------------------------------------------- the measured pass
-
-
-def _passes(
-    module: nn.Module, model: Model, blocks: Sequence[str]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Layer -> how often each element of its weight is multiplied for one sample.
-
-    And the MACs of all else, in the whole ("") and inside each of the ``blocks``.
-    """
-    found: Counter[str] = Counter()
-    macs: Counter[str] = Counter()
-
-    def counting(name: str, part: _ConvNd | nn.Linear) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            if isinstance(part, _ConvNd):
-                spatial = arguments[0] if isinstance(part, _ConvTransposeNd) else output
-                positions = prod(spatial.shape[-(part.weight.ndim - 2) :]) * _batch(spatial, part)
-            else:
-                positions = output.numel() // max(1, output.shape[-1])
-            found[name] += positions
-            macs[name] += positions * part.weight.numel()
-
-        return hook
-
-    hooks = [
-        part.register_forward_hook(counting(name, part))
-        for name, part in module.named_modules()
-        if isinstance(part, (_ConvNd, nn.Linear))
-    ]
-    inputs = model.example(1)
-    batch = next(iter(inputs.values())).shape[0]
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    # With gradients, so that fused kernels that the counter does not know (attention) are not taken.
-    counter = FlopCounterMode(display=False)
-    training = module.training
-    module.eval()
-    try:
-        with torch.enable_grad(), counter:
-            model.call(module, {name: tensor.to(device) for name, tensor in inputs.items()})
-    finally:
-        module.train(training)
-        for hook in hooks:
-            hook.remove()
-    flops = counter.get_flop_counts()  # by the root's type and the path in it
-
-    def other(path: str) -> float:
-        key, prefix = (f"{type(module).__name__}.{path}", f"{path}.") if path else ("Global", "")
-        layers = sum(n for name, n in macs.items() if name.startswith(prefix))
-        return max(0.0, sum(flops.get(key, {}).values()) / 2 - layers) / batch
-
-    return {name: n / batch for name, n in found.items()}, {path: other(path) for path in ("", *blocks)}
-
-
-def _batch(tensor: Tensor, part: _ConvNd) -> int:
-    """Samples of a convolution's tensor; one where it has no batch dimension."""
-    return int(tensor.shape[0]) if tensor.ndim == part.weight.ndim else 1

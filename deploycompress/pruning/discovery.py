@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,13 +13,16 @@ from torch.nn.modules.conv import _ConvNd
 
 from deploycompress.contracts import Model
 from deploycompress.errors import StageFailed
+from deploycompress.pruning.attention.around import explained, recurrent, trace_around
+from deploycompress.pruning.attention.stand_in import Traceable
+from deploycompress.pruning.attention.trial import Attention, find_attention
 from deploycompress.pruning.closure import NotFollowed, Reached, closure
-from deploycompress.pruning.dependency_graph import is_bare_parameter, is_output, trace
+from deploycompress.pruning.dependency_graph import is_bare_parameter, is_output
 from deploycompress.pruning.groups import ChannelGroup, Found, Member, Unpruned
-from deploycompress.pruning.layers import Axis, Layer, describe
+from deploycompress.pruning.layers import Axis, Layer, describe, is_transposed_linear
 from deploycompress.pruning.screening import screen
 
-ROOTS = (_ConvNd, nn.Linear)
+ROOTS = (_ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
 class _LeftWhole(Exception):
@@ -32,10 +35,11 @@ def find_groups(module: nn.Module, model: Model, exclude: Sequence[str] = ()) ->
     ``exclude``: patterns (``layer4.*``) of layers whose output channels stay. Nothing is raised for a model
     that cannot be pruned: all its layers are then left whole.
     """
-    candidates, unpruned = trace_groups(module, model, exclude)
+    attention = find_attention(module, model)
+    candidates, unpruned = _traced_groups(module, model, exclude, attention)
     good, failed = screen(module, model, candidates)
     order = {name: i for i, (name, _) in enumerate(module.named_modules())}
-    every = sorted([*unpruned, *failed], key=lambda u: order.get(u.layer, -1))
+    every = sorted(explained([*unpruned, *failed], attention), key=lambda u: order.get(u.layer, -1))
     return Found(tuple(good), tuple(every))
 
 
@@ -43,35 +47,44 @@ def trace_groups(
     module: nn.Module, model: Model, exclude: Sequence[str] = ()
 ) -> tuple[list[ChannelGroup], list[Unpruned]]:
     """The groups as the trace shows them, not yet tried out; and the layers in no group."""
-    traced = copy.deepcopy(module).cpu().eval()
-    names = {part: name for name, part in traced.named_modules()}
-    roots = {name: part for name, part in traced.named_modules() if isinstance(part, ROOTS)}
+    return _traced_groups(module, model, exclude, find_attention(module, model))
+
+
+def _traced_groups(
+    module: nn.Module, model: Model, exclude: Sequence[str], attention: Sequence[Attention]
+) -> tuple[list[ChannelGroup], list[Unpruned]]:
+    roots = [name for name, _ in producing_layers(module)]
     try:
-        graph = trace(traced, model)
+        graph, traceable = trace_around(module, model, attention)
     except StageFailed as error:
         return [], [Unpruned(name, str(error)) for name in roots]
-    walk = _Walk(graph, names)
-    for name, part in roots.items():
-        walk.visit(name, part, exclude)
-    return walk.groups, walk.unpruned
+    walk = _Walk(graph, traceable, module)
+    parts: dict[str, nn.Module] = {}
+    for part, name in traceable.names.items():
+        parts.setdefault(name, part)
+    for name in roots:
+        walk.visit(name, parts.get(name), exclude)
+    return walk.groups, [*walk.unpruned, *recurrent(module)]
 
 
 class _Walk:
     """Goes over the layers in order; a layer whose outputs are in a group already is passed over."""
 
-    def __init__(self, graph: Any, names: dict[nn.Module, str]) -> None:
-        self.graph, self.names = graph, names
+    def __init__(self, graph: Any, traceable: Traceable, module: nn.Module) -> None:
+        self.graph, self.traceable, self.names, self.module = graph, traceable, traceable.names, module
         self.groups: list[ChannelGroup] = []
         self.unpruned: list[Unpruned] = []
         self.owners: dict[tuple[str, Axis], dict[int, str]] = {}  # whose each position is
         self.seen: set[str] = set()
-        self.shared = _shared(graph.model)
+        self.shared = _shared(module)
 
-    def visit(self, name: str, part: nn.Module, exclude: Sequence[str]) -> None:
+    def visit(self, name: str, part: nn.Module | None, exclude: Sequence[str]) -> None:
         if name in self.seen:
             return
         self.seen.add(name)
         try:
+            if part is None:
+                raise _LeftWhole("it lies in attention, of which whole heads are pruned and nothing else")
             if part not in self.graph.module2node:
                 raise _LeftWhole(
                     "the trace does not reach it: its forward is not called, or not by the module itself"
@@ -82,11 +95,21 @@ class _Walk:
             self._refuse(reached, members, exclude)
             self._claim(name, members)
             width = members[0].channels.numel()
-            self.groups.append(
-                ChannelGroup(name, width, tuple(members), _segments(members, width, self._layer))
-            )
+            segments = _segments(members, width, self._layer)
+            self.groups.append(self._with_heads(ChannelGroup(name, width, tuple(members), segments)))
         except _LeftWhole as reason:
             self.unpruned.append(Unpruned(name, str(reason)))
+
+    def _with_heads(self, group: ChannelGroup) -> ChannelGroup:
+        """Where the group's root projects to queries, keys or values: whole heads, and all that has them."""
+        path, layout = self.traceable.layouts.get(group.id, ("", None))
+        if layout is None:
+            return group
+        if group.width != layout.width or group.segment_count > 1:
+            raise _LeftWhole(f"its heads are not all that its channels hang together with in {path}")
+        others = layout.others_at(path)
+        self.seen.update(member.layer for member in others)
+        return replace(group, members=(*group.members, *others), heads=layout.heads(path))
 
     def _reached(self, part: nn.Module) -> list[Reached]:
         try:
@@ -125,12 +148,14 @@ class _Walk:
                 name = self.names[place.node.module]
                 layer = self._layer(name)
                 if isinstance(layer, Layer) and place.axis in layer.widths:
+                    if place.axis == "out" and place.node.module in self.traceable.positions:
+                        positions = self.traceable.positions[place.node.module][positions]
                     kind = type(place.node.module).__name__
                     found.append(Member(name, place.axis, channels, positions, kind=kind))
-        return found
+        return _once(found)
 
     def _layer(self, name: str) -> Layer | str:
-        return describe(self.graph.model.get_submodule(name))
+        return describe(self.module.get_submodule(name))
 
     def _claim(self, id: str, members: list[Member]) -> None:
         """Every position of every axis belongs to one channel of one group. Raises _LeftWhole otherwise."""
@@ -149,8 +174,21 @@ class _Walk:
     def _width_at(self, node: Any, axis: Axis) -> int | None:
         if is_bare_parameter(node):
             return int(node.module.shape[node.pruning_dim])
-        layer = self._layer(self.names[node.module]) if node.module in self.names else None
+        layer = describe(node.module) if node.module in self.names else None
         return layer.widths.get(axis) if isinstance(layer, Layer) else None
+
+
+def _once(members: list[Member]) -> list[Member]:
+    """Packed queries, keys and values read the same: one layer's inputs are one member."""
+    kept: list[Member] = []
+    for member in members:
+        same = [m for m in kept if (m.layer, m.axis) == (member.layer, member.axis)]
+        if not any(
+            torch.equal(m.positions, member.positions) and torch.equal(m.channels, member.channels)
+            for m in same
+        ):
+            kept.append(member)
+    return kept
 
 
 def _shared(module: nn.Module) -> dict[str, str]:
@@ -202,9 +240,11 @@ def _some(sizes: list[int]) -> str:
 
 
 def producing_layers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Path and output width of every convolution and linear layer, in order."""
+    """Path and output width of every convolution and linear layer, in order; of packed attention too."""
     for name, part in module.named_modules():
-        if isinstance(part, ROOTS):
+        if isinstance(part, ROOTS) or is_transposed_linear(part):
             layer = describe(part)
-            width = layer.widths["out"] if isinstance(layer, Layer) else int(part.weight.shape[0])
-            yield name, width
+            if isinstance(layer, Layer):
+                yield name, layer.widths["out"]
+            elif not isinstance(part, nn.MultiheadAttention):
+                yield name, int(part.weight.shape[0])

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from deploycompress.contracts import Batch, Outputs, Task
 from deploycompress.errors import StageFailed
 from deploycompress.pruning.groups import ChannelGroup, Member
-from deploycompress.pruning.slices import by_channel, consumers, producers
+from deploycompress.pruning.slices import by_channel, consumers, producers, weight_name
 
 Call = Callable[..., Any]
 
@@ -116,8 +116,8 @@ def _losses(
 ) -> Iterator[tuple[_Gates, Tensor]]:
     """The loss on every batch, in evaluation mode; ``twice`` lets it be differentiated that often."""
     places = {g.id: list(consumers(module, g)) or list(producers(module, g)) for g in groups}
-    layers = sorted({member.layer for found in places.values() for member in found})
-    weights = {name: module.get_parameter(f"{name}.weight") for name in layers}
+    layers = {member.layer: weight_name(module, member) for found in places.values() for member in found}
+    weights = {name: module.get_parameter(layers[name]) for name in sorted(layers)}
     wanted = {name: weight.requires_grad for name, weight in weights.items()}
     gates = _Gates(module, groups, places, weights)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))

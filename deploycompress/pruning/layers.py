@@ -21,20 +21,34 @@ class Layer:
 
     A layer that gives back the channels it gets (a normalisation, a depthwise convolution) has "out" only.
     ``runs``: grouped convolutions and group normalisation work on that many equal runs of channels.
+    ``weight``: the name of the tensor that turns channels into others.
     """
 
     widths: Mapping[Axis, int]
     tensors: Mapping[str, Mapping[Axis, int]]
     attributes: Mapping[Axis, tuple[str, ...]]
     runs: int = 1
+    weight: str = "weight"
 
 
 def describe(module: nn.Module) -> Layer | str:
     """The layer, or why it is not cut."""
     for types, make in _KINDS:
         if isinstance(module, types):
-            return make(module)
+            return _with_own_weight(module, make(module))
+    if is_transposed_linear(module):
+        return _transposed_linear(module)
     return f"{type(module).__name__} is not a kind of layer that is cut"
+
+
+def _with_own_weight(module: nn.Module, layer: Layer | str) -> Layer | str:
+    """Weight and spectral normalisation compute a weight from other tensors; these are not cut."""
+    if isinstance(layer, str):
+        return layer
+    weight = getattr(module, layer.weight, None)
+    if weight is None or isinstance(weight, nn.Parameter):
+        return layer
+    return f"the weight of this {type(module).__name__} is computed from other tensors"
 
 
 def has_both_axes(layer: Layer) -> bool:
@@ -69,6 +83,39 @@ def _linear(module: nn.Module) -> Layer:
         {"out": module.out_features, "in": module.in_features},
         {"weight": {"out": 0, "in": 1}, "bias": {"out": 0}},
         {"out": ("out_features",), "in": ("in_features",)},
+    )
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether it is a ``Conv1D`` of transformers (GPT-2): a linear layer whose weight is [in, out]."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module.weight, "ndim", 0) == 2
+
+
+def _transposed_linear(module: nn.Module) -> Layer:
+    assert isinstance(module.weight, Tensor)
+    width_in, width_out = module.weight.shape
+    attributes: dict[Axis, tuple[str, ...]] = {"out": ("nf",)}
+    if hasattr(module, "nx"):
+        attributes["in"] = ("nx",)
+    return Layer(
+        {"out": width_out, "in": width_in}, {"weight": {"out": 1, "in": 0}, "bias": {"out": 0}}, attributes
+    )
+
+
+def _packed_attention(module: nn.Module) -> Layer | str:
+    """The projection to queries, keys and values; the one to the output is a layer of its own, ``out_proj``."""
+    assert isinstance(module, nn.MultiheadAttention)
+    weight = module.in_proj_weight
+    if weight is None:
+        return "attention with keys or values of another width than the queries"
+    if module.bias_k is not None or module.add_zero_attn:
+        return "attention with a learned or zero key beside those of its input"
+    return Layer(
+        {"out": weight.shape[0], "in": weight.shape[1]},
+        {"in_proj_weight": {"out": 0, "in": 1}, "in_proj_bias": {"out": 0}},
+        {"in": ("embed_dim", "kdim", "vdim")},
+        weight="in_proj_weight",
     )
 
 
@@ -119,6 +166,7 @@ _KINDS = (
     ((nn.GroupNorm,), _group_norm),
     ((nn.PReLU,), _prelu),
     ((nn.Embedding,), _embedding),
+    ((nn.MultiheadAttention,), _packed_attention),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deploycompress.pruning.apply import bare_tensor
 from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
 from deploycompress.pruning.layers import Axis, Layer, cut, describe
 
@@ -25,8 +26,8 @@ def masked(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> nn.
         for (name, axis), gone in removed_positions(groups, kept).items():
             dim = bare.get(name)
             if dim is not None:
-                parameter = copied.get_parameter(name)
-                parameter.index_fill_(dim, gone.to(parameter.device), 0.0)
+                tensor = bare_tensor(copied, name)
+                tensor.index_fill_(dim, gone.to(tensor.device), 0.0)
             else:
                 _mask(copied.get_submodule(name), axis, gone)
     return copied

@@ -13,6 +13,7 @@ from deploycompress.errors import DeployCompressError
 from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.parity import compare, to_numpy
 from deploycompress.model.source import seeded
+from deploycompress.model.untrained import wake_zero_layers
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.groups import ChannelGroup, Unpruned
 from deploycompress.pruning.layers import Layer, describe
@@ -27,21 +28,13 @@ def screen(
 ) -> tuple[list[ChannelGroup], list[Unpruned]]:
     """Which groups can be pruned, and why not the others.
 
-    All at once where that works, which is the rule; else one by one, and then as many together as agree.
+    All at once where that works, which is the rule; else by halves, and then as many together as agree.
     """
     if not groups:
         return [], []
     subject = livened(module, model)
-    if _problem(subject, model, groups) is None:
-        return list(groups), []
-    good, failed = [], []
-    for group in groups:
-        problem = _problem(subject, model, [group])
-        if problem is None:
-            good.append(group)
-        else:
-            failed.append(Unpruned(group.id, problem))
-    if not good or _problem(subject, model, good) is None:
+    good, failed = _by_halves(subject, model, groups)
+    if not failed or not good or _problem(subject, model, good) is None:
         return good, failed
     together: list[ChannelGroup] = []
     for group in good:
@@ -51,6 +44,21 @@ def screen(
         else:
             failed.append(Unpruned(group.id, f"together with other groups {problem}"))
     return together, failed
+
+
+def _by_halves(
+    subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]
+) -> tuple[list[ChannelGroup], list[Unpruned]]:
+    """Groups that work in some company, and those that fail alone: few trials where few fail."""
+    problem = _problem(subject, model, groups)
+    if problem is None:
+        return list(groups), []
+    if len(groups) == 1:
+        return [], [Unpruned(groups[0].id, problem)]
+    middle = len(groups) // 2
+    good, failed = _by_halves(subject, model, groups[:middle])
+    more, others = _by_halves(subject, model, groups[middle:])
+    return [*good, *more], [*failed, *others]
 
 
 def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]) -> str | None:
@@ -84,19 +92,19 @@ def _reason(error: Exception) -> str:
 
 
 def _about_half(group: ChannelGroup) -> int:
-    """A number of channels that goes into the group's segments, and is less than all of them."""
-    each = group.width // group.segment_count
-    return max(1, each // 2) * group.segment_count
+    """A number of channels that goes into the group's segments and units, and is less than all of them."""
+    return max(1, group.width // group.step // 2) * group.step
 
 
 def livened(module: nn.Module, model: Model) -> nn.Module:
     """A copy in which every branch counts.
 
-    Zero-initialised normalisations and heads and layer scales of 1e-6 would hide a channel in the wrong place, so
-    the parameters of normalisations and those in no known layer are drawn anew, and batch statistics follow.
+    Layers and normalisations of zeros, and layer scales of 1e-6, would hide a channel in the wrong place, so the
+    parameters of normalisations and those in no known layer are drawn anew, and batch statistics follow.
     Where that makes the outputs overflow, the copy is as it was.
     """
     plain = copy.deepcopy(module).cpu().eval()
+    wake_zero_layers(plain)
     subject = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

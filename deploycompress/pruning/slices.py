@@ -21,6 +21,13 @@ def consumers(module: nn.Module, group: ChannelGroup) -> Iterator[Member]:
     yield from _members(module, group, "in")
 
 
+def weight_name(module: nn.Module, member: Member) -> str:
+    """Path of the weight with which the member's layer makes or reads channels."""
+    layer = describe(module.get_submodule(member.layer))
+    assert isinstance(layer, Layer)
+    return f"{member.layer}.{layer.weight}" if member.layer else layer.weight
+
+
 def by_channel(module: nn.Module, group: ChannelGroup, member: Member, weight: Tensor) -> Tensor:
     """[width] sum of ``weight`` (of the shape of the member's weight) over each channel's slices."""
     along = slices(module, member, weight).sum(1)
@@ -33,7 +40,7 @@ def slices(module: nn.Module, member: Member, weight: Tensor) -> Tensor:
     """[positions along the member's axis, weights of one position]"""
     layer = describe(module.get_submodule(member.layer))
     assert isinstance(layer, Layer)
-    dim, width = layer.tensors["weight"][member.axis], layer.widths[member.axis]
+    dim, width = layer.tensors[layer.weight][member.axis], layer.widths[member.axis]
     if weight.shape[dim] == width:
         return weight.transpose(0, dim).flatten(1)
     # A grouped weight: its dimension 1 counts inside a run, and the runs lie along dimension 0.

@@ -76,7 +76,7 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.inside = nn.Linear(8, 16)
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True, add_zero_attn=True)
         self.up, self.down, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 3)
 
     def forward(self, x):
@@ -158,8 +158,8 @@ class TiedToInput(nn.Module):
 @pytest.mark.parametrize(
     ("make", "shape", "layer", "reason"),
     [
-        (Attention, (5, 8), "inside", "tied to attention: MultiheadAttention is not a kind of layer"),
-        (Attention, (5, 8), "attention.out_proj", "the trace does not reach it"),
+        (Attention, (5, 8), "inside", "the forward pass fails when it is pruned"),
+        (Attention, (5, 8), "attention.out_proj", "attention: attention with a learned or zero key"),
         (Reused, (8,), "first", "first shares its weight with second"),
         (Constant, (8,), "a", "its dependencies cannot be followed: they fall outside the 4 channels of b"),
         (Averaged, (8,), "a", "pruned and masked differ by "),

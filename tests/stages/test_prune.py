@@ -86,7 +86,7 @@ def test_an_unreachable_target_as_far_as_it_goes(run_context, checkpoint_of, tmp
         context, checkpoint_of(context), tmp_path / "work", target=target, on_unreachable="best"
     )
     assert outcome.details["reached"] is False
-    assert any("the target is not reached: at the smallest widths macs" in n.message for n in outcome.notes)
+    assert any("the target is not reached: the least that can be had is macs" in n.message for n in outcome.notes)
 
 
 def test_excluded_layers_stay(run_context, checkpoint_of, tmp_path):
