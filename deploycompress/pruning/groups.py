@@ -143,8 +143,11 @@ def _grid(group: ChannelGroup, align: int, original: int) -> tuple[int, ...]:
 def choose(
     groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], widths: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """The channels each group keeps at the planned widths; groups that stay whole are left out."""
-    kept = {g.id: g.keep(scores[g.id], widths[g.id]) for g in groups if widths[g.id] < g.width}
+    """The channels each group keeps at the planned widths.
+
+    Groups that stay whole are left out, and those of width 0, which go with their block.
+    """
+    kept = {g.id: g.keep(scores[g.id], widths[g.id]) for g in groups if 0 < widths[g.id] < g.width}
     for id, channels in kept.items():
         if len(channels) != widths[id]:
             raise StageFailed(f"group {id} would keep {len(channels)} channels; planned are {widths[id]}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from deploycompress.contracts import Allocation, Model, Note
+from deploycompress.pruning.blocks import Block, find_blocks
 from deploycompress.pruning.budget import Allocated, Budget, OnUnreachable, allocate, worth
 from deploycompress.pruning.costs import Cost, Costs, WidthCosts, count
 from deploycompress.pruning.discovery import find_groups, producing_layers
@@ -16,7 +17,8 @@ from deploycompress.pruning.target import Target
 
 ALIGN = 8  # where no latency is measured; every kernel that counts works on multiples of it
 
-Scored = Callable[[Sequence[ChannelGroup], Mapping[str, float]], dict[str, Tensor]]  # groups, worth -> scores
+Score = Callable[[Sequence[ChannelGroup], Mapping[str, float]], dict[str, Tensor]]  # groups, worth -> scores
+ScoreBlocks = Callable[[Sequence[ChannelGroup], Mapping[str, Tensor], Sequence[Block]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,14 @@ class Request:
     align: int | None  # None: what pays
     exclude: tuple[str, ...]
     on_unreachable: OnUnreachable
-    score: Scored
+    score: Score
+    score_blocks: ScoreBlocks | None = None  # None: blocks stay
+
+    def blocks(self, module: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[Block, ...]:
+        """What may be taken out of ``module``, where that is wanted and the allocation can."""
+        if self.score_blocks is None or not getattr(self.allocation, "removes_blocks", False):
+            return ()
+        return find_blocks(module, self.model, groups, self.exclude)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Plan:
     kept: Mapping[str, Tensor]
     original: Cost
     align: int
+    removed: tuple[Block, ...] = ()
     figures: Mapping[str, object] | None = None  # of a latency: how it was predicted and measured
     notes: tuple[Note, ...] = ()
 
@@ -56,8 +66,11 @@ def plan_by_counting(request: Request) -> Plan:
     groups = on_grid(found.groups, align, widths)
     full = full_cost(original, request.model, groups, widths)
     budget = Budget(request.target.limits(full), full)
-    costs = WidthCosts(request.module, groups, request.model)
+    blocks = request.blocks(request.module, groups)
+    costs = WidthCosts(request.module, groups, request.model, blocks)
     scores = request.score(groups, worth(groups, costs, budget))
+    if request.score_blocks is not None and blocks:
+        scores = request.score_blocks(groups, scores, blocks)
     allocated = allocate(
         request.allocation,
         groups,
@@ -66,8 +79,16 @@ def plan_by_counting(request: Request) -> Plan:
         budget,
         on_unreachable=request.on_unreachable,
         unpruned=found.unpruned,
+        blocks=blocks,
     )
-    return Plan(groups, found.unpruned, allocated, choose(groups, scores, allocated.widths), full, align)
+    removed = taken(blocks, allocated.widths)
+    kept = choose(groups, scores, allocated.widths)
+    return Plan(groups, found.unpruned, allocated, kept, full, align, removed)
+
+
+def taken(blocks: Sequence[Block], widths: Mapping[str, int]) -> tuple[Block, ...]:
+    """The blocks that go."""
+    return tuple(block for block in blocks if widths.get(block.id) == 0)
 
 
 def full_cost(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from deploycompress.pruning.blocks import Block
     from deploycompress.pruning.budget import Budget
     from deploycompress.pruning.costs import Costs
     from deploycompress.pruning.groups import ChannelGroup
-    from deploycompress.pruning.solver.problem import Removable
 
 TIGHTENED = 6  # times that the limits are made tighter, where operators depend on more than two groups
 
@@ -34,7 +34,7 @@ class Latency:
         scores: Mapping[str, Tensor],
         costs: Costs,
         budget: Budget,
-        blocks: Sequence[Removable] = (),
+        blocks: Sequence[Block] = (),
     ) -> dict[str, int]:
         from deploycompress.pruning.solver.exact import exact
         from deploycompress.pruning.solver.greedy import give_back, greedy

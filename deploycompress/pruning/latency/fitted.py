@@ -13,6 +13,7 @@ from deploycompress.artifact import read_json, write_json
 from deploycompress.contracts import Model, Note
 from deploycompress.devices.profiles import NotProfiled
 from deploycompress.graph.operators import Operator
+from deploycompress.pruning.blocks import Block
 from deploycompress.pruning.groups import ChannelGroup, on_grid
 from deploycompress.pruning.latency.alignment import measured_alignment
 from deploycompress.pruning.latency.bench import Bench
@@ -23,6 +24,7 @@ from deploycompress.pruning.latency.whole import WholeModels
 
 PROBED_SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.125)  # of the widths, around which each probe is drawn
 SCATTER = 0.2
+WITHOUT = 0.3  # of the blocks are out, in the probes that are without some
 BLOCKS, BLOCK_MS = 6, 60.0
 UNMEASURED_ALIGN = 16  # where operators cannot be timed: suits every kernel we know of
 
@@ -44,7 +46,12 @@ class Fitted:
 
 
 def fitted_costs(
-    module: nn.Module, model: Model, groups: Sequence[ChannelGroup], align: int | None, bench: Bench
+    module: nn.Module,
+    model: Model,
+    groups: Sequence[ChannelGroup],
+    blocks: Sequence[Block],
+    align: int | None,
+    bench: Bench,
 ) -> Fitted:
     """Latency costs of the unpruned ``module``; ``align`` None measures which step between widths pays.
 
@@ -62,12 +69,12 @@ def fitted_costs(
     gridded = tuple(replace(g, grid=thinned(g.grid)) for g in on_grid(groups, chosen))
     by_id = {group.id: group for group in gridded}
     points = sorted({p.anywhere() for row in found for p in row.points(by_id)}, key=repr)
-    probes = _probes(module, model, gridded, bench)
+    probes = _probes(module, model, gridded, blocks, bench)
     if notes:
         table = _by_macs(points, found, probes)
     else:
         table = measured_table(points, bench.place, bench.store, bench.progress)
-    costs = LatencyCosts(found, gridded, table)
+    costs = LatencyCosts(found, gridded, table, {b.id: frozenset(b.layers) for b in blocks})
     error = costs.fit(probes)
     return Fitted(costs, gridded, chosen, error, len(points), tuple(notes))
 
@@ -83,9 +90,10 @@ def _probes(
     module: nn.Module,
     model: Model,
     groups: Sequence[ChannelGroup],
+    blocks: Sequence[Block],
     bench: Bench,
 ) -> list[Probe]:
-    plans = _drawn(groups)
+    plans = _drawn(groups, blocks)
     key = {
         **bench.place.key,
         "model": model.digest,
@@ -94,7 +102,7 @@ def _probes(
     }
 
     def make(folder: Path) -> None:
-        whole = WholeModels(module, module, model, groups, bench.place, bench.workdir, bench.progress)
+        whole = WholeModels(module, module, model, groups, blocks, bench.place, bench.workdir, bench.progress)
         probes = whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
         full = {group.id: group.width for group in groups}
         measured = [*probes, Probe(full, whole.unpruned_ms)]
@@ -107,13 +115,19 @@ def _probes(
     return [Probe(p["widths"], p["latency"]) for p in read_json(folder / "probes.json")["probes"]]
 
 
-def _drawn(groups: Sequence[ChannelGroup]) -> list[dict[str, int]]:
-    """Random widths of the grids, from nearly whole to nearly the smallest."""
+def _drawn(groups: Sequence[ChannelGroup], blocks: Sequence[Block]) -> list[dict[str, int]]:
+    """Random widths of the grids, from nearly whole to nearly the smallest; every other one without some blocks."""
     generator = random.Random(0)
 
     def near(group: ChannelGroup, share: float) -> int:
         wanted = min(1.0, max(0.0, generator.gauss(share, SCATTER))) * group.width
         return min(group.grid, key=lambda width: abs(width - wanted))
 
-    drawn = [{group.id: near(group, share) for group in groups} for share in PROBED_SHARES]
+    drawn = []
+    for number, share in enumerate(PROBED_SHARES):
+        plan = {group.id: near(group, share) for group in groups}
+        for block in blocks:
+            gone = number % 2 == 1 and generator.random() < WITHOUT
+            plan |= {block.id: 0, **dict.fromkeys(block.groups, 0)} if gone else {block.id: 1}
+        drawn.append(plan)
     return [plan for i, plan in enumerate(drawn) if plan not in drawn[:i]]

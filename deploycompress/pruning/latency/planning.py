@@ -10,7 +10,9 @@ from torch import Tensor
 
 from deploycompress.contracts import Note
 from deploycompress.errors import StageFailed
-from deploycompress.pruning.budget import Allocated, Budget, allocate, worth
+from deploycompress.model.passthrough import taken_out
+from deploycompress.pruning.blocks import Block
+from deploycompress.pruning.budget import Allocated, Budget, allocate, smallest_widths, worth
 from deploycompress.pruning.costs import WidthCosts
 from deploycompress.pruning.discovery import find_groups, producing_layers
 from deploycompress.pruning.groups import ChannelGroup, Unpruned, choose
@@ -19,7 +21,7 @@ from deploycompress.pruning.latency.fitted import Fitted, fitted_costs
 from deploycompress.pruning.latency.prediction import Widths
 from deploycompress.pruning.latency.settling import Settled, settle
 from deploycompress.pruning.latency.whole import WholeModels
-from deploycompress.pruning.planning import Plan, Request, Together, full_cost
+from deploycompress.pruning.planning import Plan, Request, Together, full_cost, taken
 
 LATENCY = "latency"
 WARNED_ERROR = 0.1  # of the prediction, on models it was not fitted to; the truth loop corrects what is left
@@ -33,21 +35,26 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     model, module = request.model, request.module
     original = model.build()
     whole_groups = find_groups(original, model, request.exclude).groups
-    fitted = fitted_costs(original, model, whole_groups, request.align, bench)
+    whole_blocks = request.blocks(original, whole_groups)
+    fitted = fitted_costs(original, model, whole_groups, whole_blocks, request.align, bench)
     bench.say("latency table measured, prediction fitted", fitted.figures)
     found = find_groups(module, model, request.exclude)
     groups = _on_grids_of(fitted.groups, found.groups)
+    blocks = [block for block in request.blocks(module, groups) if block.id in {b.id for b in whole_blocks}]
     present = {group.id: group.width for group in (*fitted.groups, *groups)}
-    costs = Together([WidthCosts(module, groups, model), fitted.costs], present)
+    present |= dict.fromkeys(taken_out(module), 0)
+    costs = Together([WidthCosts(module, groups, model, blocks), fitted.costs], present)
     widths = dict(producing_layers(original))
     unpruned_ms = fitted.costs.latency_ms({group.id: group.width for group in fitted.groups})
     full = {**full_cost(original, model, groups, widths), LATENCY: unpruned_ms}
     limits = request.target.limits(full)
     scores = request.score(groups, worth(groups, costs, Budget(limits, full)))
-    smallest = {group.id: group.grid[0] for group in groups}
+    if request.score_blocks is not None and blocks:
+        scores = request.score_blocks(groups, scores, blocks)
+    smallest = smallest_widths(groups, blocks)
     others = Budget({name: limit for name, limit in limits.items() if name != LATENCY}, full)
     if not others.met(costs.at(smallest)):  # says what cannot be reached, or takes the smallest
-        taken = allocate(
+        least = allocate(
             request.allocation,
             groups,
             scores,
@@ -55,17 +62,18 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
             others,
             on_unreachable=request.on_unreachable,
             unpruned=found.unpruned,
+            blocks=blocks,
         )
-        return _plan(groups, found.unpruned, taken, scores, full, fitted, {})
+        return _plan(groups, blocks, found.unpruned, least, scores, full, fitted, {})
     whole = WholeModels(
-        original, module, model, groups, bench.place, bench.workdir, bench.progress, unpruned_ms
+        original, module, model, groups, blocks, bench.place, bench.workdir, bench.progress, unpruned_ms
     )
 
     def within(limit_ms: float) -> Widths | None:
         budget = Budget({**others.limits, LATENCY: limit_ms}, full)
         if not budget.met(costs.at(smallest)):
             return None
-        return allocate(request.allocation, groups, scores, costs, budget).widths
+        return allocate(request.allocation, groups, scores, costs, budget, blocks=blocks).widths
 
     def limit_ms() -> float:
         return request.target.latency_ms(whole.unpruned_ms)
@@ -74,7 +82,7 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
         whole,
         within,
         predict=lambda widths: costs.at(widths)[LATENCY],
-        loss=lambda widths: _lost(groups, scores, widths),
+        loss=lambda widths: _lost(groups, blocks, scores, widths),
         smallest=smallest,
         limit_ms=limit_ms,
         say=bench.say,
@@ -88,11 +96,14 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     )
     allocated = Allocated(chosen.widths, cost, settled.reached, shortfall)
     full[LATENCY] = settled.unpruned_ms
-    return _plan(groups, found.unpruned, allocated, scores, full, fitted, _figures(settled, limit_ms()))
+    return _plan(
+        groups, blocks, found.unpruned, allocated, scores, full, fitted, _figures(settled, limit_ms())
+    )
 
 
 def _plan(
     groups: Sequence[ChannelGroup],
+    blocks: Sequence[Block],
     unpruned: Sequence[Unpruned],
     allocated: Allocated,
     scores: Mapping[str, Tensor],
@@ -109,9 +120,17 @@ def _plan(
                 "the plan was settled on measured ones",
             )
         )
-    kept = choose(groups, scores, allocated.widths)
-    details = {**figures, "prediction": dict(fitted.figures)}
-    return Plan(tuple(groups), tuple(unpruned), allocated, kept, full, fitted.align, details, tuple(notes))
+    return Plan(
+        tuple(groups),
+        tuple(unpruned),
+        allocated,
+        choose(groups, scores, allocated.widths),
+        full,
+        fitted.align,
+        taken(blocks, allocated.widths),
+        {**figures, "prediction": dict(fitted.figures)},
+        tuple(notes),
+    )
 
 
 def _on_grids_of(
@@ -122,11 +141,16 @@ def _on_grids_of(
     return tuple(replace(g, grid=(*(w for w in grids.get(g.id, ()) if w < g.width), g.width)) for g in groups)
 
 
-def _lost(groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], widths: Widths) -> float:
-    """Importance of the channels that go."""
-    return sum(
-        float(scores[g.id].sum() - scores[g.id][g.keep(scores[g.id], widths[g.id])].sum()) for g in groups
+def _lost(
+    groups: Sequence[ChannelGroup], blocks: Sequence[Block], scores: Mapping[str, Tensor], widths: Widths
+) -> float:
+    """Importance of the channels and blocks that go."""
+    channels = sum(
+        float(scores[g.id].sum() - scores[g.id][g.keep(scores[g.id], widths[g.id])].sum())
+        for g in groups
+        if widths[g.id] > 0
     )
+    return channels + sum(float(scores[block.id].sum()) for block in taken(blocks, widths))
 
 
 def _of(latency_ms: float, unpruned_ms: float, limit_ms: float) -> str:

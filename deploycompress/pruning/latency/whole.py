@@ -17,9 +17,11 @@ from deploycompress.graph.export import export_onnx
 from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.model.parity import to_numpy
 from deploycompress.pruning.apply import apply
-from deploycompress.pruning.groups import ChannelGroup
+from deploycompress.pruning.blocks import Block
+from deploycompress.pruning.groups import ChannelGroup, choose
 from deploycompress.pruning.latency.bench import Place
 from deploycompress.pruning.latency.prediction import Probe, Widths
+from deploycompress.pruning.planning import taken
 
 BASELINE = "unpruned"
 
@@ -37,12 +39,14 @@ class WholeModels:
         module: nn.Module,
         model: Model,
         groups: Sequence[ChannelGroup],
+        blocks: Sequence[Block],
         place: Place,
         workdir: Path,
         progress: Callable[[float, str], None] = lambda done, message: None,
         expected_ms: float = 1.0,
     ) -> None:
-        self._module, self._model, self._groups, self._place = module, model, groups, place
+        self._module, self._model, self._place = module, model, place
+        self._groups, self._blocks = groups, blocks
         self._workdir, self._progress = workdir, progress
         self._feed = to_numpy(model.example(place.target.batch_size))
         self._unpruned_ms: list[float] = []  # of every job
@@ -87,12 +91,9 @@ class WholeModels:
 
     def _pruned(self, widths: Widths) -> nn.Module:
         module = copy.deepcopy(self._module)
-        first = {
-            group.id: group.keep(torch.ones(group.width), widths[group.id])
-            for group in self._groups
-            if widths[group.id] < group.width
-        }
-        apply(module, self._groups, first)
+        any_of_them = {group.id: torch.ones(group.width) for group in self._groups}
+        kept = choose(self._groups, any_of_them, widths)
+        apply(module, self._groups, kept, taken(self._blocks, widths))
         return module
 
     def _file(self, id: str, module: nn.Module) -> None:

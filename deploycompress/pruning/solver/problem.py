@@ -10,23 +10,13 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from deploycompress.pruning.blocks import Block
 from deploycompress.pruning.budget import Budget
 from deploycompress.pruning.costs import Costs
 from deploycompress.pruning.groups import ChannelGroup
 
 GONE = 0  # the width of a removed block, and of the groups inside it
 NEGLIGIBLE = 1e-9  # of the unpruned model's cost: no interaction
-
-
-class Removable(Protocol):
-    """A block that can be taken out, with the groups that lie wholly inside it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def layers(self) -> frozenset[str]: ...
-    @property
-    def groups(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class Problem:
 
 def problem(
     groups: Sequence[ChannelGroup],
-    blocks: Sequence[Removable],
+    blocks: Sequence[Block],
     scores: Mapping[str, Tensor],
     costs: Costs,
     budget: Budget,
@@ -140,7 +130,7 @@ def _zero(base: np.ndarray) -> np.ndarray:
     return np.zeros_like(base)
 
 
-def _neighbours(groups: Sequence[ChannelGroup], blocks: Sequence[Removable]) -> list[tuple[str, str]]:
+def _neighbours(groups: Sequence[ChannelGroup], blocks: Sequence[Block]) -> list[tuple[str, str]]:
     """Choices that share a layer, so that one changes what the other saves; not a block with what is inside it."""
     layers: dict[str, list[str]] = {}
     for group in groups:
