@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import islice
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from deploycompress.artifact import Artifact, read_json, write_json
+from deploycompress.artifact import Artifact
 from deploycompress.config.base import StrictModel
-from deploycompress.contracts import Batch, Criterion, Event, Inputs, Note, Outcome, RunContext, Stage
+from deploycompress.contracts import Batch, Criterion, Event, Inputs, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.pruning.target import Target
 from deploycompress.registry import ALLOCATIONS, CRITERIA, RUNTIMES
@@ -22,13 +22,16 @@ from deploycompress.registry import ALLOCATIONS, CRITERIA, RUNTIMES
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from deploycompress.pruning.costs import Cost
-    from deploycompress.pruning.groups import ChannelGroup, Unpruned
-    from deploycompress.pruning.planning import Plan
+    from deploycompress.pruning.blocks import Block
+    from deploycompress.pruning.groups import ChannelGroup
+    from deploycompress.pruning.planning import Plan, ScoreBlocks
+    from deploycompress.recovery.repair import Repaired
 
-KEPT = "kept.json"
+OUTPUTS = "outputs.npz"  # what the model gave before it was saved
+BLOCK_BATCHES = 8  # calibration batches that say what a block is worth: each of them runs once a block
+REPAIR_BATCHES = 16  # of calibration to fit on, and of validation to decide by
 REHEARSAL_BATCHES = 2
-TOLERANCE = 1e-3  # of max|y|: pruned against masked, in float32
+TOLERANCE = 1e-5  # of max|y|: kernels round otherwise where loaded weights lie otherwise in memory
 
 
 class Prune(Stage):
@@ -56,7 +59,17 @@ class Prune(Stage):
             50, description="Calibration batches to score channels on, at most"
         )
         exclude: tuple[str, ...] = Field((), description="Layers whose outputs stay, by pattern: layer4.*")
-        on_unreachable: Literal["fail", "best"] = "fail"
+        blocks: bool = Field(
+            True,
+            description="Whether whole residual blocks and transformer layers may go, where the allocation can (latency)",
+        )
+        compensate: bool = Field(
+            True,
+            description="Fit what reads pruned channels by least squares, where the validation loss falls by it",
+        )
+        on_unreachable: Literal["fail", "best"] = Field(
+            "fail", description="best: take the nearest that can be had, with a warning"
+        )
 
         @field_validator("criterion")
         @classmethod
@@ -93,31 +106,47 @@ class Prune(Stage):
                 )
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.graph.feeds import parity_feeds
         from deploycompress.model import checkpoint
+        from deploycompress.model.recorded import record_outputs
         from deploycompress.pruning.apply import apply
         from deploycompress.pruning.costs import count
         from deploycompress.pruning.discovery import producing_layers
+        from deploycompress.pruning.outcome import apart_from_masked, plan_notes, shares
+        from deploycompress.recovery.evaluation import evaluate
 
         module = checkpoint.load(inputs["source"][0].path, context.model)
         before = dict(producing_layers(module))
         plan = self._plan(module, workdir, context)
-        apply(module, plan.groups, plan.kept)
-        checkpoint.save(module, workdir / "model", context.model)
-        write_json(workdir / KEPT, {"schema": 1, "kept": {id: c.tolist() for id, c in plan.kept.items()}})
-        metrics = _shares(count(module, context.model), plan.original) | _validated(module, context)
-        if "latency" in plan.allocated.cost:
-            metrics |= _latency(plan)
+        unpruned = copy.deepcopy(module)
+        apply(module, plan.groups, plan.kept, plan.removed)
+        feeds = parity_feeds(context.model, context.data.loader("val"))
+        apart = apart_from_masked(module, unpruned, plan, context.model, feeds)
+        context.emit(Event("parity", "pruned equals masked", {"masked_relative": apart}))
+        metrics = {"masked_relative": apart}
+        after = dict(producing_layers(module))
+        metrics |= shares(count(module, context.model), plan)
+        notes = list(plan_notes(plan))
+        if self.config.compensate and (plan.kept or plan.removed):
+            repaired = self._repair(module, unpruned, plan, context)
+            module = repaired.module
+            notes += repaired.notes
+            metrics |= {"val_loss_pruned": repaired.losses[0], "val_loss_repaired": repaired.losses[1]}
+        figures, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
+        metrics |= {f"val_{name}": value for name, value in figures.items()}
         context.emit(Event("decision", "pruned", metrics))
-        widths = [
-            {"layer": layer, "before": before[layer], "after": after}
-            for layer, after in producing_layers(module)
-        ]
+        checkpoint.save(module, workdir / "model", context.model)
+        record_outputs(module, context.model, feeds, workdir / OUTPUTS)
         return Outcome(
             (Artifact.of("", "checkpoint", workdir / "model"),),
             metrics,
-            notes=(*_notes(plan.unpruned), *_outcome_notes(plan)),
+            notes=tuple(notes),
             details={
-                "widths": widths,
+                "widths": [
+                    {"layer": layer, "before": width, "after": after.get(layer, 0)}
+                    for layer, width in before.items()
+                ],
+                "removed": [block.id for block in plan.removed],
                 "unpruned": [{"layer": u.layer, "reason": u.reason} for u in plan.unpruned],
                 "align": plan.align,
                 **({"latency": plan.figures} if plan.figures else {}),
@@ -126,43 +155,22 @@ class Prune(Stage):
         )
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
-        """The checkpoint, loaded again, gives what the unpruned model gives with the same channels masked."""
-        import torch
-
+        """The checkpoint, loaded again, gives what the model gave before it was saved."""
         from deploycompress.graph.feeds import parity_feeds
         from deploycompress.model import checkpoint
-        from deploycompress.model.parity import compare, to_numpy
-        from deploycompress.pruning.apply import apply
-        from deploycompress.pruning.discovery import trace_groups
-        from deploycompress.pruning.masked import masked
+        from deploycompress.model.recorded import apart_from_record
 
-        pruned_path = outcome.artifacts[0].path
-        document = read_json(pruned_path.parent / KEPT)
-        kept = {id: torch.tensor(channels) for id, channels in document["kept"].items()}
-        unpruned = checkpoint.load(inputs["source"][0].path, context.model)
-        groups = [g for g in trace_groups(unpruned, context.model, self.config.exclude)[0] if g.id in kept]
-        reference = masked(unpruned, groups, kept)
-        apply(unpruned, groups, kept)
-        loaded = checkpoint.load(pruned_path, context.model)
-        figures = {"masked_relative": 0.0, "checkpoint_relative": 0.0}
-        for feed in parity_feeds(context.model, context.data.loader("val")):
-            with torch.no_grad():
-                candidate = to_numpy(context.model.call(loaded, feed))
-                others = {"masked_relative": reference, "checkpoint_relative": unpruned}
-                for name, other in others.items():
-                    expected = to_numpy(context.model.call(other, feed))
-                    figures[name] = max(figures[name], compare(expected, candidate).relative)
-        context.emit(Event("parity", "pruned equals masked, and its checkpoint loads", figures))
-        for name, what in (
-            ("masked_relative", "the unpruned model with the same channels masked"),
-            ("checkpoint_relative", "what was saved"),
-        ):
-            if figures[name] > TOLERANCE:
-                raise StageFailed(
-                    f"the pruned model differs from {what} by {figures[name]:.2g} of the largest output, expected at "
-                    f"most {TOLERANCE:g}; leave the layers at fault out with exclude, and report this"
-                )
-        return figures
+        path = outcome.artifacts[0].path
+        loaded = checkpoint.load(path, context.model)
+        feeds = parity_feeds(context.model, context.data.loader("val"))
+        apart = apart_from_record(loaded, context.model, feeds, path.parent / OUTPUTS)
+        context.emit(Event("parity", "its checkpoint loads", {"checkpoint_relative": apart}))
+        if apart > TOLERANCE:
+            raise StageFailed(
+                f"the checkpoint, loaded again, differs from the pruned model by {apart:.2g} of the largest output, "
+                f"expected at most {TOLERANCE:g}; please report this"
+            )
+        return {"checkpoint_relative": apart}
 
     # ------------------------------------------------------------ the parts of a run
 
@@ -183,6 +191,7 @@ class Prune(Stage):
             self.config.exclude,
             self.config.on_unreachable,
             lambda groups, worth: self._scores(module, groups, worth, context),
+            self._block_scores(module, context) if self.config.blocks else None,
         )
         if target.latency is None:
             return plan_by_counting(request)
@@ -209,6 +218,40 @@ class Prune(Stage):
         module.to("cpu")
         return scores
 
+    def _block_scores(self, module: nn.Module, context: RunContext) -> ScoreBlocks:
+        """Bound to the data; a rehearsal tries it too."""
+
+        def score_blocks(
+            groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], blocks: Sequence[Block]
+        ) -> dict[str, Tensor]:
+            from deploycompress.pruning.block_scores import with_blocks
+            from deploycompress.recovery.training import device
+
+            batches = list(islice(self._calibration(context), BLOCK_BATCHES))
+            module.to(device())
+            found = with_blocks(module, groups, scores, blocks, batches, context.task, context.model.call)
+            module.to("cpu")
+            return found
+
+        return score_blocks
+
+    def _repair(self, pruned: nn.Module, unpruned: nn.Module, plan: Plan, context: RunContext) -> Repaired:
+        from deploycompress.recovery.repair import repair
+        from deploycompress.recovery.training import device
+
+        repaired = repair(
+            pruned.to(device()),
+            unpruned.to(device()),
+            plan.groups,
+            plan.kept,
+            list(islice(self._calibration(context), REPAIR_BATCHES)),
+            list(islice(context.data.loader("val"), REPAIR_BATCHES)),
+            context.task,
+            context.model,
+        )
+        repaired.module.to("cpu")
+        return repaired
+
     def _make_criterion(self) -> Criterion:
         name, options = _criterion(self.config.criterion)
         try:
@@ -219,8 +262,10 @@ class Prune(Stage):
 
     def _batches(self, criterion: Criterion, context: RunContext) -> Iterator[Batch]:
         """Training samples under the evaluation transform, every class in its share."""
-        if not criterion.needs_data:
-            return
+        if criterion.needs_data:
+            yield from self._calibration(context)
+
+    def _calibration(self, context: RunContext) -> Iterator[Batch]:
         most = REHEARSAL_BATCHES if context.rehearsal else self.config.batches
         for batch in islice(context.data.loader("calibration"), most):
             if context.stopping():
@@ -235,43 +280,3 @@ def _criterion(value: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, Mappi
     if len(value) != 1:
         raise ValueError("expected one criterion: a name, or {name: {option: value}}")
     return next(iter(value.items()))
-
-
-def _shares(cost: Cost, original: Cost) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for name in ("macs", "params"):
-        figures |= {name: cost[name], f"{name}_ratio": cost[name] / max(1.0, original[name])}
-    return figures
-
-
-def _latency(plan: Plan) -> dict[str, float]:
-    """As it was measured with untrained weights, beside the unpruned model."""
-    latency_ms, unpruned_ms = plan.allocated.cost["latency"], plan.original["latency"]
-    return {"latency_ms": latency_ms, "latency_ratio": latency_ms / unpruned_ms}
-
-
-def _validated(module: nn.Module, context: RunContext) -> dict[str, float]:
-    """The task's metrics before any recovery."""
-    from deploycompress.recovery.evaluation import evaluate
-
-    figures, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
-    return {f"val_{name}": value for name, value in figures.items()}
-
-
-def _notes(unpruned: Sequence[Unpruned]) -> Iterator[Note]:
-    """One for each reason: a model may have a hundred layers of the same kind."""
-    counts = Counter(u.reason for u in unpruned)
-    for reason, count in counts.items():
-        layers = [u.layer for u in unpruned if u.reason == reason]
-        others = f" (and {count - 1} more such layers)" if count > 1 else ""
-        yield Note("left_whole", f"{reason}{others}", layers[0])
-
-
-def _outcome_notes(plan: Plan) -> Iterator[Note]:
-    yield from plan.notes
-    if not plan.allocated.reached:
-        yield Note(
-            "warning", f"the target is not reached: the least that can be had is {plan.allocated.shortfall}"
-        )
-    elif not plan.kept:
-        yield Note("decision", "nothing was pruned: the model meets its target as it is")

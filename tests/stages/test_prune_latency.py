@@ -1,0 +1,97 @@
+"""The prune stage with a latency target: everything is measured, in the real runtime."""
+
+from dataclasses import replace
+
+import pytest
+
+from deploycompress.config.schema import InputSpec, ModelConfig
+from deploycompress.engine.store import FileStore
+from deploycompress.errors import StageFailed
+from deploycompress.model import checkpoint
+from deploycompress.model.source import SourceModel
+from deploycompress.stages.prune import Prune
+
+MODEL = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return nn.functional.relu(x + self.b(nn.functional.relu(self.norm(self.a(x)))))
+
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), Block(64), Block(64),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )
+"""
+
+
+@pytest.fixture
+def context(run_context, tmp_path):
+    (tmp_path / "wide_model.py").write_text(MODEL)
+    inputs = {"image": InputSpec(shape=("batch", 1, 8, 8))}
+    model = SourceModel(ModelConfig(build=f"{tmp_path / 'wide_model.py'}:build", inputs=inputs), 0)
+    events = []
+    made = run_context(events=events)
+    return replace(made, model=model, store=FileStore(tmp_path / "store")), events
+
+
+def prune(context, source, workdir, **config):
+    stage = Prune(Prune.Config.model_validate(config))
+    workdir.mkdir()
+    outcome = stage.run({"source": (source,)}, workdir, context)
+    return outcome, stage.ensures({"source": (source,)}, outcome, context)
+
+
+def test_a_latency_is_settled_on_a_measured_plan_and_measured_once(context, checkpoint_of, tmp_path):
+    context, events = context
+    source = checkpoint_of(context)
+    outcome, figures = prune(context, source, tmp_path / "one", target={"latency": "60%", "macs": "70%"})
+    assert outcome.details["reached"] and outcome.metrics["latency_ratio"] <= 0.6
+    assert outcome.metrics["macs_ratio"] <= 0.7 and outcome.metrics["masked_relative"] < 1e-5
+    latency = outcome.details["latency"]
+    assert latency["measured"] <= latency["target"] < latency["unpruned"]
+    assert {"predicted", "measured"} == set(latency["plans"][0])
+    assert latency["prediction"]["align"] in (4, 8, 16, 32)
+    assert outcome.details["align"] == latency["prediction"]["align"]
+    module = checkpoint.load(outcome.artifacts[0].path, context.model)
+    widths = {row["layer"]: row["after"] for row in outcome.details["widths"]}
+    assert widths["0"] == module[0].out_channels
+    # The tables are in the store now: nothing but whole models is measured again.
+    measured = [e.message for e in events if "latency table:" in e.message]
+    events.clear()
+    prune(context, source, tmp_path / "two", target={"latency": "80%"}, compensate=False)
+    assert measured and not any("latency table:" in e.message for e in events)
+
+
+def test_a_latency_that_cannot_be_had(context, checkpoint_of, tmp_path):
+    context, _ = context
+    source = checkpoint_of(context)
+    wish = {"target": {"latency": "100 ns"}, "compensate": False, "criterion": "magnitude"}
+    with pytest.raises(StageFailed, match=r"cannot be reached: of \d+ plans that were measured the fastest takes"):
+        prune(context, source, tmp_path / "one", **wish)
+    outcome, _ = prune(context, source, tmp_path / "two", **wish, on_unreachable="best")
+    assert outcome.details["reached"] is False
+    assert any("the target is not reached: the least that can be had is latency" in n.message for n in outcome.notes)
+
+
+def test_a_rehearsal_measures_nothing(context, checkpoint_of, tmp_path):
+    context, events = context
+    rehearsal = replace(context, rehearsal=True, store=None)
+    outcome, _ = prune(rehearsal, checkpoint_of(context), tmp_path / "one", target={"latency": "60%"})
+    assert outcome.metrics["macs_ratio"] <= 0.6 and "latency_ms" not in outcome.metrics
+    assert not any("plans measured" in e.message for e in events)
+
+
+def test_the_machine_is_in_the_key_of_a_measured_target_only(context):
+    context, _ = context
+    measured = Prune(Prune.Config.model_validate({"target": {"latency": "2 ms"}}))
+    counted = Prune(Prune.Config.model_validate({"target": {"macs": "50%"}}))
+    assert measured.depends(context)["place"]["device"]["cores"] >= 1 and counted.depends(context) == {}
+    assert measured.reads() == {"target"} and counted.reads() == frozenset()
