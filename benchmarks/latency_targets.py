@@ -90,6 +90,7 @@ def run(build: str, share: str, target: TargetConfig, store: FileStore) -> dict[
                 (),
                 "best",
                 lambda groups, worth: score(GroupNorm(), module, groups, (), None, model.call, worth),  # type: ignore[arg-type]
+                None,
             ),
             Bench(place, store, Path(folder), _say),
         )

@@ -52,12 +52,12 @@ def prune(context, source, workdir, **config):
 def test_a_latency_is_settled_on_a_measured_plan_and_measured_once(context, checkpoint_of, tmp_path):
     context, events = context
     source = checkpoint_of(context)
-    outcome, figures = prune(context, source, tmp_path / "one", target={"latency": "60%", "macs": "70%"})
+    outcome, _ = prune(context, source, tmp_path / "one", target={"latency": "60%", "macs": "70%"})
     assert outcome.details["reached"] and outcome.metrics["latency_ratio"] <= 0.6
     assert outcome.metrics["macs_ratio"] <= 0.7 and outcome.metrics["masked_relative"] < 1e-5
     latency = outcome.details["latency"]
     assert latency["measured"] <= latency["target"] < latency["unpruned"]
-    assert {"predicted", "measured"} == set(latency["plans"][0])
+    assert {"predicted", "measured", "confirmed"} == set(latency["plans"][0])
     assert latency["prediction"]["align"] in (4, 8, 16, 32)
     assert outcome.details["align"] == latency["prediction"]["align"]
     module = checkpoint.load(outcome.artifacts[0].path, context.model)
@@ -74,11 +74,15 @@ def test_a_latency_that_cannot_be_had(context, checkpoint_of, tmp_path):
     context, _ = context
     source = checkpoint_of(context)
     wish = {"target": {"latency": "100 ns"}, "compensate": False, "criterion": "magnitude"}
-    with pytest.raises(StageFailed, match=r"cannot be reached: of \d+ plans that were measured the fastest takes"):
+    with pytest.raises(
+        StageFailed, match=r"cannot be reached: of \d+ plans that were measured the fastest takes"
+    ):
         prune(context, source, tmp_path / "one", **wish)
     outcome, _ = prune(context, source, tmp_path / "two", **wish, on_unreachable="best")
     assert outcome.details["reached"] is False
-    assert any("the target is not reached: the least that can be had is latency" in n.message for n in outcome.notes)
+    assert any(
+        "the target is not reached: the least that can be had is latency" in n.message for n in outcome.notes
+    )
 
 
 def test_a_rehearsal_measures_nothing(context, checkpoint_of, tmp_path):

@@ -25,7 +25,7 @@ from deploycompress.pruning.latency.whole import WholeModels
 PROBED_SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.125)  # of the widths, around which each probe is drawn
 SCATTER = 0.2
 WITHOUT = 0.3  # of the blocks are out, in the probes that are without some
-BLOCKS, BLOCK_MS = 6, 60.0
+BLOCKS, BLOCK_MS = 12, 30.0  # many short ones: a burst of something else must not reach the median
 UNMEASURED_ALIGN = 16  # where operators cannot be timed: suits every kernel we know of
 
 
@@ -103,9 +103,11 @@ def _probes(
 
     def make(folder: Path) -> None:
         whole = WholeModels(module, module, model, groups, blocks, bench.place, bench.workdir, bench.progress)
-        probes = whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
+        ratios = whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
         full = {group.id: group.width for group in groups}
-        measured = [*probes, Probe(full, whole.unpruned_ms)]
+        measured = [
+            Probe(p, r * whole.unpruned_ms) for p, r in zip((*plans, full), (*ratios, 1.0), strict=True)
+        ]
         write_json(
             folder / "probes.json",
             {"unit": "ms", "probes": [{"widths": p.widths, "latency": p.latency_ms} for p in measured]},

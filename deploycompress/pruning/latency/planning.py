@@ -75,8 +75,8 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
             return None
         return allocate(request.allocation, groups, scores, costs, budget, blocks=blocks).widths
 
-    def limit_ms() -> float:
-        return request.target.latency_ms(whole.unpruned_ms)
+    def limit() -> float:
+        return request.target.latency_ms(whole.unpruned_ms) / whole.unpruned_ms
 
     settled = settle(
         whole,
@@ -84,21 +84,17 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
         predict=lambda widths: costs.at(widths)[LATENCY],
         loss=lambda widths: _lost(groups, blocks, scores, widths),
         smallest=smallest,
-        limit_ms=limit_ms,
+        limit=limit,
         say=bench.say,
     )
     if not settled.reached and request.on_unreachable == "fail":
-        raise StageFailed(_unreachable(settled, limit_ms(), groups, found.unpruned))
+        raise StageFailed(_unreachable(settled, limit(), groups, found.unpruned))
     chosen = settled.chosen
-    cost = {**costs.at(chosen.widths), LATENCY: chosen.latency_ms}
-    shortfall = (
-        "" if settled.reached else f"latency {_of(chosen.latency_ms, settled.unpruned_ms, limit_ms())}"
-    )
+    cost = {**costs.at(chosen.widths), LATENCY: chosen.ratio * settled.unpruned_ms}
+    shortfall = "" if settled.reached else f"latency {_of(settled, limit())}"
     allocated = Allocated(chosen.widths, cost, settled.reached, shortfall)
     full[LATENCY] = settled.unpruned_ms
-    return _plan(
-        groups, blocks, found.unpruned, allocated, scores, full, fitted, _figures(settled, limit_ms())
-    )
+    return _plan(groups, blocks, found.unpruned, allocated, scores, full, fitted, _figures(settled, limit()))
 
 
 def _plan(
@@ -153,29 +149,34 @@ def _lost(
     return channels + sum(float(scores[block.id].sum()) for block in taken(blocks, widths))
 
 
-def _of(latency_ms: float, unpruned_ms: float, limit_ms: float) -> str:
+def _of(settled: Settled, limit: float) -> str:
+    ratio, unpruned_ms = settled.chosen.ratio, settled.unpruned_ms
     return (
-        f"{latency_ms:.3g} ms, {latency_ms / unpruned_ms:.1%} of the unpruned model's {unpruned_ms:.3g} ms "
-        f"(target {limit_ms:.3g} ms, {limit_ms / unpruned_ms:.1%})"
+        f"{ratio * unpruned_ms:.3g} ms, {ratio:.1%} of the unpruned model's {unpruned_ms:.3g} ms "
+        f"(target {limit * unpruned_ms:.3g} ms, {limit:.1%})"
     )
 
 
 def _unreachable(
-    settled: Settled, limit_ms: float, groups: Sequence[ChannelGroup], unpruned: Sequence[Unpruned]
+    settled: Settled, limit: float, groups: Sequence[ChannelGroup], unpruned: Sequence[Unpruned]
 ) -> str:
     whole = f" and {len(unpruned)} layers left whole" if unpruned else ""
     return (
         f"the latency target cannot be reached: of {len(settled.tried)} plans that were measured the fastest takes "
-        f"{_of(settled.chosen.latency_ms, settled.unpruned_ms, limit_ms)}, with {len(groups)} groups to choose from"
-        f"{whole}. Raise the target, or set on_unreachable: best"
+        f"{_of(settled, limit)}, with {len(groups)} groups to choose from{whole}. "
+        "Raise the target, or set on_unreachable: best"
     )
 
 
-def _figures(settled: Settled, limit_ms: float) -> dict[str, Any]:
+def _figures(settled: Settled, limit: float) -> dict[str, Any]:
+    unpruned_ms = settled.unpruned_ms
     return {
         "unit": "ms",
-        "unpruned": settled.unpruned_ms,
-        "target": limit_ms,
-        "measured": settled.chosen.latency_ms,
-        "plans": [{"predicted": t.predicted_ms, "measured": t.latency_ms} for t in settled.tried],
+        "unpruned": unpruned_ms,
+        "target": limit * unpruned_ms,
+        "measured": settled.chosen.ratio * unpruned_ms,
+        "plans": [
+            {"predicted": t.predicted_ms, "measured": t.ratio * unpruned_ms, "confirmed": t.confirmed}
+            for t in settled.tried
+        ],
     }

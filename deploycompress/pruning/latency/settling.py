@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploycompress.pruning.latency.prediction import Widths
 from deploycompress.pruning.latency.whole import WholeModels
@@ -13,21 +13,22 @@ SPREAD = (0.95, 1.0, 1.05)  # of the corrected budget: three plans a round, so t
 NARROWER_SPREAD = (0.985, 1.0, 1.015)  # once the correction is known
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
-BLOCKS, BLOCK_MS = 8, 60.0
-CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS = 12, 120.0
+BLOCKS, BLOCK_MS = 12, 40.0
+CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS = 24, 80.0
 
 Allocate = Callable[
     [float], Widths | None
-]  # a limit on the predicted latency in ms -> a plan, None where there is none
+]  # a limit on the predicted latency in ms -> a plan, None: there is none
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One plan that was measured."""
+    """One plan that was measured; ``ratio`` of its latency to the unpruned model's."""
 
     widths: Widths
     predicted_ms: float
-    latency_ms: float
+    ratio: float
+    confirmed: bool = False  # measured for longer
 
 
 @dataclass(frozen=True)
@@ -47,68 +48,90 @@ def settle(
     predict: Callable[[Widths], float],
     loss: Callable[[Widths], float],
     smallest: Widths,
-    limit_ms: Callable[[], float],
+    limit: Callable[[], float],
     say: Callable[[str, Mapping[str, float]], None] = lambda message, figures: None,
 ) -> Settled:
-    """Correct the predicted budget until the measured latency is at most ``limit_ms`` and at least 97 % of it.
+    """Correct the predicted budget until the measured latency is at most ``limit`` and at least 97 % of it.
 
-    ``limit_ms``: asked again after each measurement, since a share is of the unpruned model's latency. Of the
-    plans within the limit the one that loses least is taken; one that is slower than a wider one never is.
-    ``allocate`` may lose what it likes: only what was measured counts.
+    ``limit``: as a share of the unpruned model's latency; asked again after each measurement, since an absolute
+    one depends on that. Of the plans within the limit the one that loses least is taken, measured for longer
+    first; one that is slower than a wider one never is. Only what was measured counts, whatever was predicted.
     """
-    tried: list[Tried] = []
+    search = _Search(whole, predict, limit)
     correction = 1.0  # measured over predicted
     for round in range(ROUNDS):
         spread = SPREAD if round == 0 else NARROWER_SPREAD
-        plans = _new([allocate(share * AIM * limit_ms() / correction) for share in spread], tried)
-        if round == 0 and not plans:
+        budgets = [share * AIM * limit() * whole.unpruned_ms / correction for share in spread]
+        plans = search.new([allocate(budget) for budget in budgets])
+        if not plans and round == 0:
             plans = [smallest]
         if not plans:
             break  # the grid has nothing nearer
-        tried += _measure(whole, plans, predict, BLOCKS, BLOCK_MS)
-        nearest = min(tried, key=lambda t: abs(t.latency_ms - AIM * limit_ms()))
-        correction = nearest.latency_ms / nearest.predicted_ms
-        say(
-            "plans measured", {"round": round + 1.0, "limit_ms": limit_ms(), "nearest_ms": nearest.latency_ms}
+        search.measure(plans)
+        nearest = search.nearest()
+        if search.close(nearest):
+            nearest = search.confirm(nearest)
+        correction = nearest.ratio * whole.unpruned_ms / nearest.predicted_ms
+        say("plans measured", {"round": round + 1.0, "limit": limit(), "nearest": nearest.ratio})
+        if nearest.confirmed and search.close(nearest):
+            break
+    if not search.fitting() and search.new([smallest]):
+        search.measure([smallest])
+    chosen = search.best(loss)
+    fastest = min(search.tried, key=lambda t: t.ratio)
+    return Settled(chosen or fastest, chosen is not None, whole.unpruned_ms, tuple(search.tried))
+
+
+class _Search:
+    """The plans measured so far."""
+
+    def __init__(
+        self, whole: WholeModels, predict: Callable[[Widths], float], limit: Callable[[], float]
+    ) -> None:
+        self._whole, self._predict, self._limit = whole, predict, limit
+        self.tried: list[Tried] = []
+
+    def new(self, plans: Sequence[Widths | None]) -> list[Widths]:
+        known = [t.widths for t in self.tried]
+        found: list[Widths] = []
+        for plan in plans:
+            if plan is not None and plan not in known and plan not in found:
+                found.append(plan)
+        return found
+
+    def measure(self, plans: Sequence[Widths]) -> None:
+        ratios = self._whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
+        self.tried += [Tried(p, self._predict(p), r) for p, r in zip(plans, ratios, strict=True)]
+
+    def confirm(self, plan: Tried) -> Tried:
+        """The same plan, measured for longer; this figure replaces the first."""
+        (ratio,) = self._whole.measure([plan.widths], blocks=CONFIRMING_BLOCKS, block_ms=CONFIRMING_BLOCK_MS)
+        confirmed = replace(plan, ratio=ratio, confirmed=True)
+        self.tried[self.tried.index(plan)] = confirmed
+        return confirmed
+
+    def nearest(self) -> Tried:
+        return min(self.tried, key=lambda t: abs(t.ratio - AIM * self._limit()))
+
+    def close(self, plan: Tried) -> bool:
+        return CLOSE * self._limit() <= plan.ratio <= self._limit()
+
+    def fitting(self) -> list[Tried]:
+        return [t for t in self.tried if t.ratio <= self._limit() and not self._slower_than_wider(t)]
+
+    def best(self, loss: Callable[[Widths], float]) -> Tried | None:
+        """Of what fits the one that loses least; what a longer measurement finds too slow is passed over."""
+        while fitting := self.fitting():
+            best = min(fitting, key=lambda t: (loss(t.widths), t.ratio))
+            if best.confirmed:
+                return best
+            self.confirm(best)
+        return None
+
+    def _slower_than_wider(self, plan: Tried) -> bool:
+        return any(
+            other.ratio < plan.ratio
+            and other.widths != plan.widths
+            and all(other.widths[id] >= width for id, width in plan.widths.items())
+            for other in self.tried
         )
-        if CLOSE * limit_ms() <= nearest.latency_ms <= limit_ms():
-            confirmed = _measure(whole, [nearest.widths], predict, CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS)[0]
-            tried[tried.index(nearest)] = confirmed
-            correction = confirmed.latency_ms / confirmed.predicted_ms
-            if CLOSE * limit_ms() <= confirmed.latency_ms <= limit_ms():
-                break
-    if not any(t.latency_ms <= limit_ms() for t in tried) and smallest not in [t.widths for t in tried]:
-        tried += _measure(whole, [smallest], predict, BLOCKS, BLOCK_MS)
-    fitting = [t for t in tried if t.latency_ms <= limit_ms() and not _slower_than_wider(t, tried)]
-    chosen = min(fitting, key=lambda t: (loss(t.widths), t.latency_ms), default=None)
-    fastest = min(tried, key=lambda t: t.latency_ms)
-    return Settled(chosen or fastest, chosen is not None, whole.unpruned_ms, tuple(tried))
-
-
-def _new(plans: Sequence[Widths | None], tried: Sequence[Tried]) -> list[Widths]:
-    known = [t.widths for t in tried]
-    found: list[Widths] = []
-    for plan in plans:
-        if plan is not None and plan not in known and plan not in found:
-            found.append(plan)
-    return found
-
-
-def _measure(
-    whole: WholeModels,
-    plans: Sequence[Widths],
-    predict: Callable[[Widths], float],
-    blocks: int,
-    block_ms: float,
-) -> list[Tried]:
-    probes = whole.measure(plans, blocks=blocks, block_ms=block_ms)
-    return [Tried(probe.widths, predict(probe.widths), probe.latency_ms) for probe in probes]
-
-
-def _slower_than_wider(plan: Tried, tried: Sequence[Tried]) -> bool:
-    return any(
-        other.latency_ms < plan.latency_ms
-        and all(other.widths[id] >= width for id, width in plan.widths.items())
-        for other in tried
-        if other.widths != plan.widths
-    )

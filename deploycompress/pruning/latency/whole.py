@@ -20,7 +20,7 @@ from deploycompress.pruning.apply import apply
 from deploycompress.pruning.blocks import Block
 from deploycompress.pruning.groups import ChannelGroup, choose
 from deploycompress.pruning.latency.bench import Place
-from deploycompress.pruning.latency.prediction import Probe, Widths
+from deploycompress.pruning.latency.prediction import Widths
 from deploycompress.pruning.planning import taken
 
 BASELINE = "unpruned"
@@ -29,8 +29,8 @@ BASELINE = "unpruned"
 class WholeModels:
     """Measures ``module`` at given widths of its groups; latency does not depend on what its weights are.
 
-    ``unpruned`` is what shares are of; where ``module`` was pruned before, it is the wider one. Every figure is the unpruned model's latency times the paired ratio to it, so that all of them can be
-    compared although the machine was not the same from one minute to the next.
+    ``unpruned`` is what shares are of; where ``module`` was pruned before, it is the wider one. Figures
+    are paired ratios to it, so that they can be compared although the machine was not the same all the time.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class WholeModels:
         """Median latency of the unpruned model over all jobs so far; before the first what was expected."""
         return median(self._unpruned_ms) if self._unpruned_ms else self._expected_ms
 
-    def measure(self, plans: Sequence[Widths], *, blocks: int, block_ms: float) -> list[Probe]:
-        """The latency of each plan, interleaved with the unpruned model.
+    def measure(self, plans: Sequence[Widths], *, blocks: int, block_ms: float) -> list[float]:
+        """Each plan's latency as a share of the unpruned model's, measured interleaved with it.
 
         Raises StageFailed when a plan does not export or run, EnvironmentMissing when the device fails.
         """
@@ -82,12 +82,8 @@ class WholeModels:
             least_samples=3 * blocks,
         )
         self._unpruned_ms.append(measured[BASELINE].latency_ms.p50)
-        found = []
-        for id, plan in zip(ids, plans, strict=True):
-            speedup = measured[id].speedup
-            assert speedup is not None
-            found.append(Probe(dict(plan), self.unpruned_ms / speedup.value))
-        return found
+        speedups = [measured[id].speedup for id in ids]
+        return [1 / speedup.value for speedup in speedups if speedup is not None]
 
     def _pruned(self, widths: Widths) -> nn.Module:
         module = copy.deepcopy(self._module)

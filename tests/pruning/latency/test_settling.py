@@ -1,0 +1,78 @@
+"""The truth loop against a machine of known latencies, which the prediction gets wrong."""
+
+import pytest
+
+from deploycompress.pruning.latency.settling import AIM, CLOSE, settle
+
+GRID = tuple(range(8, 257, 8))
+
+
+class Machine:
+    """Latency of one group of ``width`` channels; an unpruned one of 256 takes 8 ms. ``noise``: of short blocks."""
+
+    unpruned_ms = 8.0
+
+    def __init__(self, ratio, noise=0.0):
+        self.ratio, self.noise, self.jobs = ratio, noise, 0
+
+    def measure(self, plans, *, blocks, block_ms):
+        self.jobs += 1
+        off = self.noise if blocks < 20 else 0.0
+        return [self.ratio(plan["g"]) * (1 - off) for plan in plans]
+
+
+def allocate(budget_ms):
+    """The widest that is predicted to fit, where latency is predicted to be a straight line."""
+    fitting = [{"g": w} for w in GRID if predict({"g": w}) <= budget_ms]
+    return max(fitting, key=lambda plan: plan["g"], default=None)
+
+
+def predict(widths):
+    return 8.0 * widths["g"] / 256
+
+
+def settled(machine, share, **given):
+    return settle(
+        machine,
+        given.get("allocate", allocate),
+        predict=predict,
+        loss=lambda plan: 256 - plan["g"],
+        smallest={"g": GRID[0]},
+        limit=lambda: share,
+    )
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.35])
+@pytest.mark.parametrize("noise", [0.0, 0.04])
+def test_a_wrong_prediction_is_corrected_until_the_measured_latency_is_close(share, noise):
+    machine = Machine(lambda width: 0.1 + 0.9 * (width / 256) ** 1.5, noise)
+    found = settled(machine, share)
+    assert found.reached and found.chosen.confirmed
+    # One step of the grid is at most 5 % of the latency here.
+    assert 0.95 * share <= found.chosen.ratio <= share
+    assert machine.jobs <= 12
+
+
+def test_the_nearest_of_the_grid_where_nothing_is_within_three_percent():
+    machine = Machine(lambda width: 1.0 if width > 128 else 0.4)
+    found = settled(machine, 0.5)
+    assert found.reached and found.chosen.widths["g"] <= 128 and found.chosen.ratio == 0.4
+
+
+def test_a_plan_slower_than_a_wider_one_is_not_taken():
+    bump = {120: 0.49, 128: 0.3, 136: 0.6}
+    machine = Machine(lambda width: bump.get(width, width / 256))
+    plans = iter([{"g": 120}, {"g": 128}, {"g": 136}])
+    found = settled(machine, 0.5, allocate=lambda budget: next(plans, None))
+    assert found.chosen.widths == {"g": 128}
+
+
+def test_what_cannot_be_reached_is_said_with_the_fastest():
+    machine = Machine(lambda width: 0.6 + 0.4 * width / 256)
+    found = settled(machine, 0.5)
+    assert not found.reached
+    assert found.chosen.widths["g"] == GRID[0]
+
+
+def test_the_aim_lies_inside_the_window():
+    assert CLOSE < AIM < 1
