@@ -26,6 +26,7 @@ PROBED_SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.125)  # of the widths, ar
 SCATTER = 0.2
 WITHOUT = 0.3  # of the blocks are out, in the probes that are without some
 BLOCKS, BLOCK_MS = 12, 30.0  # many short ones: a burst of something else must not reach the median
+MEASURED_AGAIN = 0.1  # of the latency that a probe is off from the fit to all of them
 UNMEASURED_ALIGN = 16  # where operators cannot be timed: suits every kernel we know of
 
 
@@ -69,31 +70,27 @@ def fitted_costs(
     gridded = tuple(replace(g, grid=thinned(g.grid)) for g in on_grid(groups, chosen))
     by_id = {group.id: group for group in gridded}
     points = sorted({p.anywhere() for row in found for p in row.points(by_id)}, key=repr)
-    probes = _probes(module, model, gridded, blocks, bench)
+    whole = WholeModels(module, module, model, gridded, blocks, bench.place, bench.workdir, bench.progress)
     if notes:
-        table = _by_macs(points, found, probes)
+        whole.measure([], blocks=BLOCKS, block_ms=BLOCK_MS)
+        table = _by_macs(points, found, whole.unpruned_ms)
     else:
         table = measured_table(points, bench.place, bench.store, bench.progress)
     costs = LatencyCosts(found, gridded, table, {b.id: frozenset(b.layers) for b in blocks})
-    error = costs.fit(probes)
+    error = costs.fit(_probes(model, _drawn(gridded, blocks), costs, whole, bench))
     return Fitted(costs, gridded, chosen, error, len(points), tuple(notes))
 
 
-def _by_macs(points: Sequence[Operator], found: Sequence[Row], probes: Sequence[Probe]) -> Latencies:
+def _by_macs(points: Sequence[Operator], found: Sequence[Row], unpruned_ms: float) -> Latencies:
     """Every operator's share of the unpruned model's latency is that of its MACs."""
     total = sum(row.operator.macs for row in found)
-    unpruned_ms = max(probe.latency_ms for probe in probes)
     return {point: unpruned_ms * point.macs / total for point in points}
 
 
 def _probes(
-    module: nn.Module,
-    model: Model,
-    groups: Sequence[ChannelGroup],
-    blocks: Sequence[Block],
-    bench: Bench,
+    model: Model, plans: Sequence[dict[str, int]], costs: LatencyCosts, whole: WholeModels, bench: Bench
 ) -> list[Probe]:
-    plans = _drawn(groups, blocks)
+    """The plans and the unpruned model, measured; those that the fit is far off from a second time."""
     key = {
         **bench.place.key,
         "model": model.digest,
@@ -102,16 +99,21 @@ def _probes(
     }
 
     def make(folder: Path) -> None:
-        whole = WholeModels(module, module, model, groups, blocks, bench.place, bench.workdir, bench.progress)
-        ratios = whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
-        full = {group.id: group.width for group in groups}
-        measured = [
-            Probe(p, r * whole.unpruned_ms) for p, r in zip((*plans, full), (*ratios, 1.0), strict=True)
+        measured = dict(enumerate(whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)))
+
+        def probes() -> list[Probe]:
+            found = [Probe(plans[i], ratio * whole.unpruned_ms) for i, ratio in measured.items()]
+            return [*found, Probe(costs.full, whole.unpruned_ms)]
+
+        costs.fit(probes())
+        doubtful = [
+            i for i, probe in enumerate(probes()[:-1]) if costs.relative_error(probe) > MEASURED_AGAIN
         ]
-        write_json(
-            folder / "probes.json",
-            {"unit": "ms", "probes": [{"widths": p.widths, "latency": p.latency_ms} for p in measured]},
-        )
+        if doubtful:
+            again = whole.measure([plans[i] for i in doubtful], blocks=BLOCKS, block_ms=BLOCK_MS)
+            measured.update(zip(doubtful, again, strict=True))
+        document = [{"widths": p.widths, "latency": p.latency_ms} for p in probes()]
+        write_json(folder / "probes.json", {"unit": "ms", "probes": document})
 
     folder = bench.store.folder("latency-probes", key, make)
     return [Probe(p["widths"], p["latency"]) for p in read_json(folder / "probes.json")["probes"]]

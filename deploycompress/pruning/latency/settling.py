@@ -8,9 +8,14 @@ from dataclasses import dataclass, replace
 from deploycompress.pruning.latency.prediction import Widths
 from deploycompress.pruning.latency.whole import WholeModels
 
-ROUNDS = 5
-SPREAD = (0.95, 1.0, 1.05)  # of the corrected budget: three plans a round, so that one of them is near
+ROUNDS = 6
+SPREAD: tuple[float, ...] = (
+    0.95,
+    1.0,
+    1.05,
+)  # of the corrected budget: three plans a round, so that one of them is near
 NARROWER_SPREAD = (0.985, 1.0, 1.015)  # once the correction is known
+LOWER = 0.97  # of all of them, where that finds nothing new
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
 BLOCKS, BLOCK_MS = 12, 40.0
@@ -59,23 +64,26 @@ def settle(
     """
     search = _Search(whole, predict, limit)
     correction = 1.0  # measured over predicted
+    spread = SPREAD
     for round in range(ROUNDS):
-        spread = SPREAD if round == 0 else NARROWER_SPREAD
         budgets = [share * AIM * limit() * whole.unpruned_ms / correction for share in spread]
         plans = search.new([allocate(budget) for budget in budgets])
-        if not plans and round == 0:
-            plans = [smallest]
-        if not plans:
+        if plans:
+            search.measure(plans)
+        elif round == 0:
+            search.measure([smallest])
+        elif search.best(loss) is not None:
             break  # the grid has nothing nearer
-        search.measure(plans)
         nearest = search.nearest()
-        if search.close(nearest):
+        if search.close(nearest) and not nearest.confirmed:
             nearest = search.confirm(nearest)
         correction = nearest.ratio * whole.unpruned_ms / nearest.predicted_ms
         say("plans measured", {"round": round + 1.0, "limit": limit(), "nearest": nearest.ratio})
         if nearest.confirmed and search.close(nearest):
             break
-    if not search.fitting() and search.new([smallest]):
+        # Nothing new nearby: look further down.
+        spread = NARROWER_SPREAD if plans else tuple(share * LOWER for share in spread)
+    if search.best(loss) is None and search.new([smallest]):
         search.measure([smallest])
     chosen = search.best(loss)
     fastest = min(search.tried, key=lambda t: t.ratio)
