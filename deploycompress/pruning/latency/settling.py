@@ -9,13 +9,9 @@ from deploycompress.pruning.latency.prediction import Widths
 from deploycompress.pruning.latency.whole import WholeModels
 
 ROUNDS = 6
-SPREAD: tuple[float, ...] = (
-    0.95,
-    1.0,
-    1.05,
-)  # of the corrected budget: three plans a round, so that one of them is near
-NARROWER_SPREAD = (0.985, 1.0, 1.015)  # once the correction is known
-LOWER = 0.97  # of all of them, where that finds nothing new
+FIRST = (0.95, 1.0, 1.05)  # of the predicted budget: three plans at once, so that one of them is near
+SPREAD = 0.012  # around a corrected budget, times the round
+BRACKET = 1.003  # what two predictions differ by, so that there may be a plan between them
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
 BLOCKS, BLOCK_MS = 12, 40.0
@@ -63,11 +59,8 @@ def settle(
     first; one that is slower than a wider one never is. Only what was measured counts, whatever was predicted.
     """
     search = _Search(whole, predict, limit)
-    correction = 1.0  # measured over predicted
-    spread = SPREAD
     for round in range(ROUNDS):
-        budgets = [share * AIM * limit() * whole.unpruned_ms / correction for share in spread]
-        plans = search.new([allocate(budget) for budget in budgets])
+        plans = search.new([allocate(budget_ms) for budget_ms in search.budgets_ms(round)])
         if plans:
             search.measure(plans)
         elif round == 0:
@@ -77,12 +70,9 @@ def settle(
         nearest = search.nearest()
         if search.close(nearest) and not nearest.confirmed:
             nearest = search.confirm(nearest)
-        correction = nearest.ratio * whole.unpruned_ms / nearest.predicted_ms
         say("plans measured", {"round": round + 1.0, "limit": limit(), "nearest": nearest.ratio})
         if nearest.confirmed and search.close(nearest):
             break
-        # Nothing new nearby: look further down.
-        spread = NARROWER_SPREAD if plans else tuple(share * LOWER for share in spread)
     if search.best(loss) is None and search.new([smallest]):
         search.measure([smallest])
     chosen = search.best(loss)
@@ -106,6 +96,26 @@ class _Search:
             if plan is not None and plan not in known and plan not in found:
                 found.append(plan)
         return found
+
+    def budgets_ms(self, round: int) -> list[float]:
+        """Predicted latencies to plan for next.
+
+        Between the nearest plans on both sides of the limit, where there are such; else around what the limit
+        is after the nearest plan's error, a little wider every time.
+        """
+        if not self.tried:
+            return [share * self._aim_ms() for share in FIRST]
+        below = max((t for t in self.tried if t.ratio <= self._limit()), key=_ratio, default=None)
+        above = min((t for t in self.tried if t.ratio > self._limit()), key=_ratio, default=None)
+        if below and above and above.predicted_ms > BRACKET * below.predicted_ms:
+            step = (above.predicted_ms - below.predicted_ms) / 4
+            return [below.predicted_ms + step, below.predicted_ms + 2 * step, below.predicted_ms + 3 * step]
+        nearest = self.nearest()
+        centre = self._aim_ms() * nearest.predicted_ms / (nearest.ratio * self._whole.unpruned_ms)
+        return [centre * (1 - SPREAD * round), centre, centre * (1 + SPREAD * round)]
+
+    def _aim_ms(self) -> float:
+        return AIM * self._limit() * self._whole.unpruned_ms
 
     def measure(self, plans: Sequence[Widths]) -> None:
         ratios = self._whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
@@ -143,3 +153,7 @@ class _Search:
             and all(other.widths[id] >= width for id, width in plan.widths.items())
             for other in self.tried
         )
+
+
+def _ratio(plan: Tried) -> float:
+    return plan.ratio

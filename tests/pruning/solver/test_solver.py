@@ -84,7 +84,7 @@ def test_exact_is_the_best_of_all_and_greedy_keeps_the_limits(seed, with_block, 
     assert best is not None
     found, quick = exact(p), greedy(p)
     assert found is not None and quick is not None
-    assert p.met(found) and p.loss(found) <= best[0] * 1.0021  # the gap that is asked of HiGHS
+    assert p.met(found) and p.loss(found) <= best[0] * 1.0051  # the gap that is asked of HiGHS
     assert p.met(quick) and p.loss(quick) >= best[0] - 1e-9
 
 
