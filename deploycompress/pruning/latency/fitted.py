@@ -95,6 +95,7 @@ def _probes(
         **bench.place.key,
         "model": model.digest,
         "batch_size": bench.place.target.batch_size,
+        "full": dict(costs.full),
         "plans": plans,
     }
 

@@ -34,11 +34,16 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     """
     model, module = request.model, request.module
     original = model.build()
-    whole_groups = find_groups(original, model, request.exclude).groups
-    whole_blocks = request.blocks(original, whole_groups)
-    fitted = fitted_costs(original, model, whole_groups, whole_blocks, request.align, bench)
-    bench.say("latency table measured, prediction fitted", fitted.figures)
     found = find_groups(module, model, request.exclude)
+    basis = find_groups(original, model, request.exclude)
+    known = {group.id for group in basis.groups}
+    if any(group.id not in known for group in found.groups):  # it has layers that a fresh build has not
+        whole, basis = module, found
+    else:
+        whole = original
+    whole_blocks = request.blocks(whole, basis.groups)
+    fitted = fitted_costs(whole, model, basis.groups, whole_blocks, request.align, bench)
+    bench.say("latency table measured, prediction fitted", fitted.figures)
     groups = _on_grids_of(fitted.groups, found.groups)
     blocks = [block for block in request.blocks(module, groups) if block.id in {b.id for b in whole_blocks}]
     present = {group.id: group.width for group in (*fitted.groups, *groups)}
@@ -65,7 +70,7 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
             blocks=blocks,
         )
         return _plan(groups, blocks, found.unpruned, least, scores, full, fitted, {})
-    whole = WholeModels(
+    measured = WholeModels(
         original, module, model, groups, blocks, bench.place, bench.workdir, bench.progress, unpruned_ms
     )
 
@@ -76,10 +81,10 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
         return allocate(request.allocation, groups, scores, costs, budget, blocks=blocks).widths
 
     def limit() -> float:
-        return request.target.latency_ms(whole.unpruned_ms) / whole.unpruned_ms
+        return request.target.latency_ms(measured.unpruned_ms) / measured.unpruned_ms
 
     settled = settle(
-        whole,
+        measured,
         within,
         predict=lambda widths: costs.at(widths)[LATENCY],
         loss=lambda widths: _lost(groups, blocks, scores, widths),
