@@ -11,6 +11,7 @@ from deploycompress.pruning.latency.whole import WholeModels
 ROUNDS = 6
 FIRST = (0.95, 1.0, 1.05)  # of the predicted budget: three plans at once, so that one of them is near
 SPREAD = 0.012  # around a corrected budget, times the round
+CLOSING = (0.995, 1.0, 1.005)  # of the limit itself, at the end
 BRACKET = 1.003  # what two predictions differ by, so that there may be a plan between them
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
@@ -73,6 +74,9 @@ def settle(
         say("plans measured", {"round": round + 1.0, "limit": limit(), "nearest": nearest.ratio})
         if nearest.confirmed and search.close(nearest):
             break
+    last = search.new([allocate(budget_ms) for budget_ms in search.closing_ms()])
+    if last:
+        search.measure(last)
     if search.best(loss) is None and search.new([smallest]):
         search.measure([smallest])
     chosen = search.best(loss)
@@ -113,6 +117,12 @@ class _Search:
         nearest = self.nearest()
         centre = self._aim_ms() * nearest.predicted_ms / (nearest.ratio * self._whole.unpruned_ms)
         return [centre * (1 - SPREAD * round), centre, centre * (1 + SPREAD * round)]
+
+    def closing_ms(self) -> list[float]:
+        """Predicted latencies of plans at the limit itself: the best of a coarse grid may be in its last per cent."""
+        nearest = self.nearest()
+        at_limit = self._limit() * nearest.predicted_ms / nearest.ratio
+        return [share * at_limit for share in CLOSING]
 
     def _aim_ms(self) -> float:
         return AIM * self._limit() * self._whole.unpruned_ms
