@@ -33,7 +33,10 @@ def build():
 
 
 @pytest.fixture
-def context(run_context, tmp_path):
+def context(run_context, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "deploycompress.pruning.latency.fitted.PROBED_SHARES", (0.75, 0.5, 0.25)
+    )  # each is an export
     (tmp_path / "wide_model.py").write_text(MODEL)
     inputs = {"image": InputSpec(shape=("batch", 1, 8, 8))}
     model = SourceModel(ModelConfig(build=f"{tmp_path / 'wide_model.py'}:build", inputs=inputs), 0)
