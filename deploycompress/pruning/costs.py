@@ -18,6 +18,7 @@ from deploycompress.contracts import Model
 from deploycompress.model.architecture import named_tensors
 from deploycompress.pruning.groups import ChannelGroup
 from deploycompress.pruning.layers import Axis, Layer, describe
+from deploycompress.pruning.layers import tensor as bare_tensor
 
 Cost = Mapping[str, float]  # "macs", "params", "size" (bytes), "channels"; other costs may join
 
@@ -115,7 +116,7 @@ class WidthCosts:
                 if place not in found:
                     layer = parts.get(member.layer)
                     if member.layer in bare:
-                        width = module.get_parameter(member.layer).shape[bare[member.layer]]
+                        width = bare_tensor(module, member.layer).shape[bare[member.layer]]
                     else:
                         assert isinstance(layer, Layer)
                         width = layer.widths[member.axis]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import starmap
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from deploycompress.contracts import Model
@@ -16,8 +17,11 @@ from deploycompress.errors import StageFailed
 from deploycompress.pruning.closure import NotFollowed, Reached, closure
 from deploycompress.pruning.dependency_graph import is_bare_parameter, is_output, trace
 from deploycompress.pruning.groups import ChannelGroup, Found, Member, Unpruned
+from deploycompress.pruning.labelled_groups import labelled_groups
 from deploycompress.pruning.layers import Axis, Layer, describe
+from deploycompress.pruning.propagation import OUTPUT
 from deploycompress.pruning.screening import screen
+from deploycompress.pruning.segments import Uneven, segments, shared_layers
 
 ROOTS = (_ConvNd, nn.Linear)
 
@@ -29,14 +33,34 @@ class _LeftWhole(Exception):
 def find_groups(module: nn.Module, model: Model, exclude: Sequence[str] = ()) -> Found:
     """Every group of ``module`` that can be pruned: traced, checked and tried out on random inputs.
 
-    ``exclude``: patterns (``layer4.*``) of layers whose output channels stay. Nothing is raised for a model
-    that cannot be pruned: all its layers are then left whole.
+    Labels that travel through a forward pass show most groups; where they do not, the dependency graph is
+    asked. ``exclude``: patterns (``layer4.*``) of layers whose output channels stay. Nothing is raised for a
+    model that cannot be pruned: all its layers are then left whole.
     """
-    candidates, unpruned = trace_groups(module, model, exclude)
+    candidates, unpruned = labelled_groups(module, model, exclude)
     good, failed = screen(module, model, candidates)
+    reasons = {u.layer: u.reason for u in (*unpruned, *failed)}
+    if set(reasons.values()) - {OUTPUT}:
+        others = [g for g in trace_groups(module, model, exclude)[0] if g.id in reasons and _apart(g, good)]
+        found, _ = screen(module, model, others, beside=good)
+        good += found
+        for group in found:
+            for member in group.members:
+                reasons.pop(member.layer, None) if member.axis == "out" else None
     order = {name: i for i, (name, _) in enumerate(module.named_modules())}
-    every = sorted([*unpruned, *failed], key=lambda u: order.get(u.layer, -1))
+    good.sort(key=lambda group: order[group.id])
+    every = sorted(starmap(Unpruned, reasons.items()), key=lambda u: order.get(u.layer, -1))
     return Found(tuple(good), tuple(every))
+
+
+def _apart(group: ChannelGroup, others: Sequence[ChannelGroup]) -> bool:
+    """Whether no position of ``group`` is in another group."""
+    taken = {
+        (m.layer, m.axis, position) for g in others for m in g.members for position in m.positions.tolist()
+    }
+    return not any(
+        (m.layer, m.axis, position) in taken for m in group.members for position in m.positions.tolist()
+    )
 
 
 def trace_groups(
@@ -65,7 +89,7 @@ class _Walk:
         self.unpruned: list[Unpruned] = []
         self.owners: dict[tuple[str, Axis], dict[int, str]] = {}  # whose each position is
         self.seen: set[str] = set()
-        self.shared = _shared(graph.model)
+        self.shared = shared_layers(graph.model)
 
     def visit(self, name: str, part: nn.Module, exclude: Sequence[str]) -> None:
         if name in self.seen:
@@ -83,9 +107,9 @@ class _Walk:
             self._claim(name, members)
             width = members[0].channels.numel()
             self.groups.append(
-                ChannelGroup(name, width, tuple(members), _segments(members, width, self._layer))
+                ChannelGroup(name, width, tuple(members), segments(members, width, self._layer))
             )
-        except _LeftWhole as reason:
+        except (_LeftWhole, Uneven) as reason:
             self.unpruned.append(Unpruned(name, str(reason)))
 
     def _reached(self, part: nn.Module) -> list[Reached]:
@@ -150,54 +174,6 @@ class _Walk:
             return int(node.module.shape[node.pruning_dim])
         layer = self._layer(self.names[node.module]) if node.module in self.names else None
         return layer.widths.get(axis) if isinstance(layer, Layer) else None
-
-
-def _shared(module: nn.Module) -> dict[str, str]:
-    """Layer -> another layer that uses one of its parameters too."""
-    first: dict[int, str] = {}
-    found: dict[str, str] = {}
-    for name, part in module.named_modules():
-        for parameter in part.parameters(recurse=False):
-            other = first.setdefault(id(parameter), name)
-            if other != name:
-                found |= {name: other, other: name}
-    return found
-
-
-def _segments(members: list[Member], width: int, layers: Any) -> Tensor:
-    """[width] which segment each channel is in. Raises _LeftWhole when the segments are not equally large.
-
-    Two channels are in one segment when every member has them in the same runs, and equally often: then a
-    width alone says how many positions of every axis stay.
-    """
-    labels: list[tuple[Any, ...]] = [() for _ in range(width)]
-    for member in members:
-        run_size = _run_size(member, layers)
-        runs: list[list[int]] = [[] for _ in range(width)]
-        for channel, position in zip(member.channels.tolist(), member.positions.tolist(), strict=True):
-            runs[channel].append(position // run_size)
-        labels = [(*label, *sorted(run), None) for label, run in zip(labels, runs, strict=True)]
-    distinct = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    segments = torch.tensor([distinct[label] for label in labels])
-    sizes = segments.bincount().tolist()
-    if len(set(sizes)) > 1:
-        raise _LeftWhole(f"its channels go separate ways in unequal parts ({_some(sizes)})")
-    if sizes[0] == 1:
-        raise _LeftWhole(f"each of its {width} channels goes a way of its own")
-    return segments
-
-
-def _run_size(member: Member, layers: Any) -> int:
-    """Positions of one run of a grouped layer; more than there are where all of them are one run."""
-    if member.dim is not None:
-        return 2**62
-    layer = layers(member.layer)
-    assert isinstance(layer, Layer)
-    return layer.widths[member.axis] // layer.runs if layer.runs > 1 else 2**62
-
-
-def _some(sizes: list[int]) -> str:
-    return " + ".join(map(str, sizes[:6])) + (" ..." if len(sizes) > 6 else "")
 
 
 def producing_layers(module: nn.Module) -> Iterator[tuple[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,8 +33,20 @@ def describe(module: nn.Module) -> Layer | str:
     """The layer, or why it is not cut."""
     for types, make in _KINDS:
         if isinstance(module, types):
-            return make(module)
+            made = make(module)
+            return made if isinstance(made, str) else _with_extras(module, made)
     return f"{type(module).__name__} is not a kind of layer that is cut"
+
+
+def _with_extras(module: nn.Module, layer: Layer) -> Layer:
+    """A subclass may have tensors of its own with an entry for each output channel (a gain)."""
+    width = layer.widths.get("out", 1)
+    extras: dict[str, Mapping[Axis, int]] = {
+        name: {"out": own.shape.index(width)}
+        for name, own in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if name not in layer.tensors and own.numel() == width > 1 and width in own.shape
+    }
+    return replace(layer, tensors={**layer.tensors, **extras}) if extras else layer
 
 
 def has_both_axes(layer: Layer) -> bool:
@@ -166,6 +178,13 @@ def _cut_grouped(
                 part = part.index_select(dim, (keep[axis][inside] - run * size).to(part.device))
         parts.append(part)
     return torch.cat(parts)
+
+
+def tensor(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of that path."""
+    owner, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(module.get_submodule(owner), leaf)
+    return found
 
 
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:

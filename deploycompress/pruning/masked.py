@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
-from deploycompress.pruning.layers import Axis, Layer, cut, describe
+from deploycompress.pruning.layers import Axis, Layer, cut, describe, tensor
 
 
 def masked(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> nn.Module:
@@ -25,8 +25,8 @@ def masked(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> nn.
         for (name, axis), gone in removed_positions(groups, kept).items():
             dim = bare.get(name)
             if dim is not None:
-                parameter = copied.get_parameter(name)
-                parameter.index_fill_(dim, gone.to(parameter.device), 0.0)
+                bare_tensor = tensor(copied, name)
+                bare_tensor.index_fill_(dim, gone.to(bare_tensor.device), 0.0)
             else:
                 _mask(copied.get_submodule(name), axis, gone)
     return copied
@@ -39,21 +39,21 @@ def _mask(part: nn.Module, axis: Axis, gone: Tensor) -> None:
         part.register_forward_hook(_over_the_rest(part, layer, gone))
         return
     for name, dims in layer.tensors.items():
-        tensor = getattr(part, name, None)
-        if tensor is None or axis not in dims or name == "running_var":
+        own = getattr(part, name, None)
+        if own is None or axis not in dims or name == "running_var":
             continue
         if layer.runs > 1 and len(dims) == 2 and dims[axis] == 1:
-            _mask_inner(tensor, layer, axis, gone)
+            _mask_inner(own, layer, axis, gone)
         else:
-            tensor.index_fill_(dims[axis], gone.to(tensor.device), 0.0)
+            own.index_fill_(dims[axis], gone.to(own.device), 0.0)
 
 
-def _mask_inner(tensor: Tensor, layer: Layer, axis: Axis, gone: Tensor) -> None:
+def _mask_inner(weight: Tensor, layer: Layer, axis: Axis, gone: Tensor) -> None:
     """Dimension 1 of a grouped weight counts inside a run; the runs lie along dimension 0."""
-    size, rows = layer.widths[axis] // layer.runs, tensor.shape[0] // layer.runs
+    size, rows = layer.widths[axis] // layer.runs, weight.shape[0] // layer.runs
     for position in gone.tolist():
         run, inside = divmod(position, size)
-        tensor[run * rows : (run + 1) * rows, inside] = 0.0
+        weight[run * rows : (run + 1) * rows, inside] = 0.0
 
 
 def _over_the_rest(norm: nn.Module, layer: Layer, gone: Tensor) -> Callable[..., Tensor]:

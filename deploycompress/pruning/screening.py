@@ -23,34 +23,30 @@ TOLERANCE = 1e-3  # of max|y|; a channel in the wrong place is off by far more
 
 
 def screen(
-    module: nn.Module, model: Model, groups: Sequence[ChannelGroup]
+    module: nn.Module, model: Model, groups: Sequence[ChannelGroup], beside: Sequence[ChannelGroup] = ()
 ) -> tuple[list[ChannelGroup], list[Unpruned]]:
-    """Which groups can be pruned, and why not the others.
+    """Which groups can be pruned, and why not the others; ``beside``: groups that can be already.
 
-    All at once where that works, which is the rule; else one by one, and then as many together as agree.
+    All at once where that works, which is the rule; else by halves, until each that does not work is alone.
     """
     if not groups:
         return [], []
     subject = _livened(module, model)
-    if _problem(subject, model, groups) is None:
-        return list(groups), []
-    good, failed = [], []
-    for group in groups:
-        problem = _problem(subject, model, [group])
+    good: list[ChannelGroup] = []
+    failed: list[Unpruned] = []
+    pending = [list(groups)]
+    while pending:
+        part = pending.pop()
+        problem = _problem(subject, model, [*beside, *good, *part])
         if problem is None:
-            good.append(group)
+            good += part
+        elif len(part) > 1:
+            pending += [part[len(part) // 2 :], part[: len(part) // 2]]
         else:
-            failed.append(Unpruned(group.id, problem))
-    if not good or _problem(subject, model, good) is None:
-        return good, failed
-    together: list[ChannelGroup] = []
-    for group in good:
-        problem = _problem(subject, model, [*together, group])
-        if problem is None:
-            together.append(group)
-        else:
-            failed.append(Unpruned(group.id, f"together with other groups {problem}"))
-    return together, failed
+            alone = _problem(subject, model, part) if beside or good else problem
+            failed.append(Unpruned(part[0].id, alone or f"together with other groups {problem}"))
+    order = {group.id: i for i, group in enumerate(groups)}
+    return sorted(good, key=lambda g: order[g.id]), sorted(failed, key=lambda u: order[u.layer])
 
 
 def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]) -> str | None:
