@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,7 @@ def main() -> None:
     target = arguments.results / "zoo.json"
     records: dict[str, Record] = json.loads(target.read_text())["models"] if target.exists() else {}
     versions = _versions()
-    due = [
-        e for e in chosen if arguments.again or records.get(_key(e), {}).get("versions") != versions
-    ]
+    due = [e for e in chosen if arguments.again or records.get(_key(e), {}).get("versions") != versions]
     print(f"{len(chosen)} models, {len(chosen) - len(due)} of them finished")
     for number, entry in enumerate(due, 1):
         record = _probe(entry, versions)
@@ -67,7 +66,9 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--suite", action="append", choices=list(SUITES), help="default: all of them")
     parser.add_argument("--model", action="append", help="only models of this name")
     parser.add_argument("--again", action="store_true", help="run finished ones too")
@@ -99,10 +100,8 @@ def _probe(entry: Entry, versions: Mapping[str, str]) -> Record:
             except subprocess.TimeoutExpired:
                 code = None
             finally:
-                try:
+                with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
                 process.wait()
         seconds = time.monotonic() - started
         report = json.loads(report_file.read_text()) if report_file.exists() else None
@@ -140,7 +139,8 @@ def _record(
 
 def _short(environment: Mapping[str, Any]) -> Record:
     """What a latency ratio depends on; the libraries are in ``versions``."""
-    return {name: environment.get(name) for name in ("machine", "cpu", "cores") if name in environment}
+    machine = environment.get("machine", {})
+    return {name: machine[name] for name in ("cpu", "cores", "virtual") if name in machine}
 
 
 def _versions() -> dict[str, str]:
@@ -192,7 +192,9 @@ def table(records: Mapping[str, Record]) -> str:
         if not of:
             continue
         lines += ["", f"## {suite}", ""]
-        lines += ["| model | family | ok | reached | MACs | parameters | latency | s | left whole, and why | error |"]
+        lines += [
+            "| model | family | ok | reached | MACs | parameters | latency | s | left whole, and why | error |"
+        ]
         lines += ["|---|---|---|---|---|---|---|---|---|---|"]
         for r in of:
             cells = [r["name"], r["family"], _yes(r["ok"]), _yes(r["reached"])]

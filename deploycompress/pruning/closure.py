@@ -83,6 +83,8 @@ def _mapped(mapping: Any, pairs: np.ndarray) -> np.ndarray:
     match mapping:
         case index_mapping._FlattenIndexMapping():
             stride = mapping._stride
+            if stride < 1:
+                raise NotFollowed(f"a reshape has the stride {stride}")
             if mapping.reverse:
                 return _pack(channels, positions // stride)
             if len(pairs) * stride > MOST_PAIRS:

@@ -16,7 +16,8 @@ from deploycompress.contracts import Model
 from deploycompress.pruning.groups import ChannelGroup, Member, Unpruned
 from deploycompress.pruning.labels import FREE
 from deploycompress.pruning.layers import Layer, describe
-from deploycompress.pruning.propagation import Place, Trace, propagate
+from deploycompress.pruning.operators import Place
+from deploycompress.pruning.propagation import Trace, propagate
 from deploycompress.pruning.segments import Uneven, segments, shared_layers
 
 ROOTS = (_ConvNd, nn.Linear)
@@ -73,6 +74,19 @@ class _Channels:
                 self._freeze(classes, f"{name} shares its weight with {shared[name]}")
             if axis == "out" and any(fnmatchcase(name, pattern) for pattern in exclude):
                 self._freeze(classes, f"excluded by the configuration ({name})")
+
+        self._freeze_crossed(bare)
+
+    def _freeze_crossed(self, bare: set[Place]) -> None:
+        """A bare tensor is cut along one dimension."""
+        met: dict[str, list[np.ndarray]] = defaultdict(list)
+        for place in bare:
+            classes = self.class_of[self.trace.places[place].numpy()]
+            if any(len(self.places[c]) > 1 for c in np.unique(classes).tolist()):
+                met[place[0]].append(classes)
+        for name, several in met.items():
+            if len(several) > 1:
+                self._freeze(np.concatenate(several), f"{name} has them along {len(several)} dimensions")
 
     def _freeze(self, classes: np.ndarray, reason: str) -> None:
         for found in np.unique(classes[classes >= 0]).tolist():

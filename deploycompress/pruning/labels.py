@@ -78,7 +78,9 @@ class Ties:
         dims = max(first.ndim, second.ndim)
         a, b = (t.view((1,) * (dims - t.ndim) + t.shape) if t.ndim < dims else t for t in (first, second))
         needed = varying(a) | varying(b)
-        a, b = torch.broadcast_tensors(_core(a, needed), _core(b, needed))
+        a, b = _core(a, needed), _core(b, needed)
+        shape = np.broadcast_shapes(tuple(a.shape), tuple(b.shape))
+        a, b = a.expand(shape), b.expand(shape)
         apart = (a != b) & (a != FREE) & (b != FREE)
         if bool(apart.any()):
             pairs = torch.stack([a[apart], b[apart]], 1).numpy()
@@ -94,8 +96,10 @@ class Ties:
 
     def gather(self, layer: Layer, dim: int) -> Tensor:
         """[size of ``dim``] one label for each index; all that share an index go together."""
-        return self.gather_over(layer, set(range(layer.ndim)) - {dim % layer.ndim}).reshape(-1).expand(
-            layer.shape[dim]
+        return (
+            self.gather_over(layer, set(range(layer.ndim)) - {dim % layer.ndim})
+            .reshape(-1)
+            .expand(layer.shape[dim])
         )
 
     def gather_over(self, layer: Layer, dims: Iterable[int]) -> Layer:
@@ -112,7 +116,7 @@ class Ties:
 
     def classes(self) -> tuple[np.ndarray, dict[int, str]]:
         """[labels] the class of each, and the classes that are never removed with their reasons."""
-        pairs = np.concatenate(self._pairs) if self._pairs else np.zeros((0, 2), np.int64)
+        pairs = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *self._pairs]), axis=0)
         ones = np.ones(len(pairs), np.int8)
         graph = coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(self.count, self.count))
         _, found = connected_components(graph, directed=False)

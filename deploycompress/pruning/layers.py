@@ -21,12 +21,14 @@ class Layer:
 
     A layer that gives back the channels it gets (a normalisation, a depthwise convolution) has "out" only.
     ``runs``: grouped convolutions and group normalisation work on that many equal runs of channels.
+    ``multiplier``: outputs that a depthwise convolution makes of each input.
     """
 
     widths: Mapping[Axis, int]
     tensors: Mapping[str, Mapping[Axis, int]]
     attributes: Mapping[Axis, tuple[str, ...]]
     runs: int = 1
+    multiplier: int = 1
 
 
 def describe(module: nn.Module) -> Layer | str:
@@ -60,13 +62,15 @@ def has_both_axes(layer: Layer) -> bool:
 def _convolution(module: nn.Module) -> Layer:
     assert isinstance(module, _ConvNd)
     groups, c_in, c_out = module.groups, module.in_channels, module.out_channels
-    if groups > 1 and groups == c_in == c_out:
+    transposed = isinstance(module, _ConvTransposeNd)
+    if groups > 1 and groups == c_in and c_out % groups == 0 and (c_out == c_in or not transposed):
         return Layer(
             {"out": c_out},
             {"weight": {"out": 0}, "bias": {"out": 0}},
             {"out": ("in_channels", "out_channels", "groups")},
+            multiplier=c_out // groups,
         )
-    out_dim, in_dim = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
+    out_dim, in_dim = (1, 0) if transposed else (0, 1)
     return Layer(
         {"out": c_out, "in": c_in},
         {"weight": {"out": out_dim, "in": in_dim}, "bias": {"out": 0}},
@@ -156,7 +160,8 @@ def cut(module: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
     for axis, indices in keep.items():
         for attribute in layer.attributes.get(axis, ()):
             old = getattr(module, attribute)
-            setattr(module, attribute, (len(indices),) if isinstance(old, tuple) else len(indices))
+            size = len(indices) // (1 if attribute == "out_channels" else layer.multiplier)
+            setattr(module, attribute, (size,) if isinstance(old, tuple) else size)
 
 
 def _cut_grouped(

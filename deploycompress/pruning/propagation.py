@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,20 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils._pytree import tree_leaves
 
 from deploycompress.contracts import Model
-from deploycompress.pruning.labels import FREE, Layer, Ties, along, is_free, resized, tidy, varying
-from deploycompress.pruning.layers import Axis, describe
+from deploycompress.pruning.labels import FREE, Layer, Ties, along, resized, varying
 from deploycompress.pruning.layers import Layer as Kind
-from deploycompress.pruning.movements import MOVES, REDUCTIONS, SUMS, reduced_dims
+from deploycompress.pruning.layers import describe
+from deploycompress.pruning.operators import Operators, Place
 
 SAMPLES = 2
 OUTPUT = "its channels are the model's outputs"
-PRODUCT = "they are multiplied with one another, as in attention"
-
-Place = tuple[str, Axis | int]  # a layer and its axis, or a bare tensor and its dimension
 
 
 @dataclass
@@ -45,7 +40,7 @@ def propagate(module: nn.Module, model: Model) -> Trace:
         with torch.no_grad(), mode:
             outputs = model.call(module, model.example(SAMPLES))
         for tensor in outputs.values():
-            for layer in mode.layers(tensor):
+            for layer in mode.operators.layers(tensor):
                 found.ties.freeze(layer, OUTPUT)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -53,13 +48,13 @@ def propagate(module: nn.Module, model: Model) -> Trace:
     return found
 
 
-class _Propagation(TorchDispatchMode):
+class _Propagation(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Known kinds of layers are met as modules, through hooks; all between them operator by operator."""
 
     def __init__(self, module: nn.Module, found: Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found, self.ties = found, found.ties
-        self.known: Any = WeakTensorKeyDictionary()  # tensor -> its layers
+        self.operators = Operators(module, found.ties, found.places)
         self.inside: nn.Module | None = None
         self.kinds: dict[nn.Module, tuple[str, Kind]] = {}
         self.hooks: list[Any] = []
@@ -69,31 +64,10 @@ class _Propagation(TorchDispatchMode):
                 self.kinds[part] = (name, kind)
                 self.hooks.append(part.register_forward_pre_hook(self._enter, with_kwargs=True))
                 self.hooks.append(part.register_forward_hook(self._leave, with_kwargs=True))
-        self.bare = {id(t): (name, t) for name, t in module.named_parameters()}
-        self.bare |= {id(t): (name, t) for name, t in module.named_buffers() if t.is_floating_point()}
 
     def close(self) -> None:
         for hook in self.hooks:
             hook.remove()
-
-    # ------------------------------------------------------------ labels of tensors
-
-    def layers(self, tensor: Any) -> list[Layer]:
-        if not isinstance(tensor, Tensor):
-            return []
-        if tensor not in self.known and id(tensor) in self.bare:
-            name, _ = self.bare[id(tensor)]
-            self.known[tensor] = []
-            for dim, size in enumerate(tensor.shape):
-                if size > 1:
-                    labels = self.found.places.setdefault((name, dim), self.ties.new(size))
-                    self.known[tensor].append(along(labels, dim, tensor.shape))
-        found: list[Layer] = self.known.get(tensor, [])
-        return found
-
-    def _set(self, tensor: Any, layers: Sequence[Layer]) -> None:
-        if isinstance(tensor, Tensor):
-            self.known[tensor] = [tidied for layer in layers if not is_free(tidied := tidy(layer))]
 
     # ------------------------------------------------------------ layers as modules
 
@@ -113,7 +87,7 @@ class _Propagation(TorchDispatchMode):
         if "in" in kind.widths:
             self._transform(part, name, kind, given, output)
         elif isinstance(part, nn.Embedding):
-            self._set(output, [self._made(name, kind, -1, output)])
+            self.operators.set(output, [self._made(name, kind, -1, output)])
         else:
             self._pass_on(part, name, kind, given, output)
 
@@ -126,7 +100,7 @@ class _Propagation(TorchDispatchMode):
         else:
             dim, acts_on = given.ndim - 1, set()
         layers = [self._made(name, kind, dim, output)]
-        for layer in self.layers(given):
+        for layer in self.operators.layers(given):
             if dim in varying(layer):
                 self._meet((name, "in"), self.ties.gather(layer, dim))
             elif varying(layer) & acts_on:
@@ -134,23 +108,25 @@ class _Propagation(TorchDispatchMode):
             else:
                 layers.append(resized(layer, output.shape))
         self.found.places.setdefault((name, "in"), torch.full((kind.widths["in"],), FREE))
-        self._set(output, layers)
+        self.operators.set(output, layers)
 
     def _pass_on(self, part: nn.Module, name: str, kind: Kind, given: Tensor, output: Tensor) -> None:
         """A normalisation, a depthwise convolution, a PReLU: each channel stays what it is."""
-        width = kind.widths["out"]
-        layers = self.layers(given)
+        width, read = kind.widths["out"], kind.widths["out"] // kind.multiplier
+        layers = self.operators.layers(given)
         dims = [1, -1] if given.shape[-1] != width or not isinstance(part, nn.LayerNorm) else [-1]
         if isinstance(part, nn.LayerNorm) and given.ndim > 1 and given.shape[1] == given.shape[-1] == width:
             dims = [-1] if any(given.ndim - 1 in varying(layer) for layer in layers) else [1]
-        dim = next((d % given.ndim for d in dims if given.ndim > 1 and given.shape[d] == width), given.ndim - 1)
+        dim = next(
+            (d % given.ndim for d in dims if given.ndim > 1 and given.shape[d] == read), given.ndim - 1
+        )
         passed = []
         for layer in layers:
             if dim in varying(layer):
-                if given.shape[dim] != width:
+                if given.shape[dim] != read:
                     self.ties.freeze(layer, f"{name} does not read them channel by channel")
                     continue
-                labels = self.ties.gather(layer, dim)
+                labels = self.ties.gather(layer, dim).repeat_interleave(kind.multiplier)
                 self._meet((name, "out"), labels)
                 passed.append(along(labels, dim, output.shape))
             elif isinstance(part, _ConvNd) and varying(layer) & set(range(dim + 1, given.ndim)):
@@ -158,7 +134,7 @@ class _Propagation(TorchDispatchMode):
             else:
                 passed.append(resized(layer, output.shape))
         self.found.places.setdefault((name, "out"), torch.full((width,), FREE))
-        self._set(output, passed)
+        self.operators.set(output, passed)
 
     def _made(self, name: str, kind: Kind, dim: int, output: Tensor) -> Layer:
         """The output channels of a layer: the same labels whenever it is called."""
@@ -189,139 +165,6 @@ class _Propagation(TorchDispatchMode):
         result = func(*args, **kwargs)
         if self.inside is None:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            if any(self.layers(t) for t in tensors):
-                self._follow(str(func.overloadpacket.__name__), func, args, kwargs, tensors, result)
+            if any(self.operators.layers(t) for t in tensors):
+                self.operators.follow(str(func.overloadpacket.__name__), func, args, kwargs, tensors, result)
         return result
-
-    def _follow(
-        self, name: str, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], result: Any
-    ) -> None:
-        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if name in MOVES:
-            self._move(func, args, kwargs, tensors, result)
-        elif name in REDUCTIONS:
-            self._reduce(name, args, tensors[0], outputs)
-        elif name in ("mm", "bmm", "addmm", "baddbmm", "convolution") or "attention" in name:
-            self._product(name, args, kwargs, tensors, outputs)
-        elif len(outputs) == 1 and _broadcasts(tensors, outputs[0]):
-            self._set(outputs[0], self._together(tensors, outputs[0].shape))
-        elif outputs and all(o.ndim == tensors[0].ndim for o in outputs):
-            for output in outputs:  # a pooling, an interpolation: some dimensions change, the others stay
-                self._set(output, self._resize(name, tensors[0], output))
-        else:
-            for tensor in tensors:
-                self._freeze(tensor, f"the operator {name} is not understood")
-
-    def _freeze(self, tensor: Tensor, reason: str) -> None:
-        for layer in self.layers(tensor):
-            self.ties.freeze(layer, reason)
-
-    def _move(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], result: Any) -> None:
-        """What moves elements moves their labels."""
-        stacks = _aligned([self.layers(t) for t in tensors])
-        results: list[list[Tensor]] = []
-        for stack in stacks:
-            replaced = {id(t): layer for t, layer in zip(tensors, stack, strict=True)}
-
-            def labels_of(tensor: Tensor, replaced: dict[int, Layer | None] = replaced) -> Tensor:
-                layer = replaced.get(id(tensor))
-                if layer is not None:
-                    return layer
-                return torch.zeros((), dtype=torch.int64).expand(tensor.shape) if tensor.is_floating_point() else tensor
-
-            moved_args, moved_kwargs = tree_map_only(Tensor, labels_of, (args, kwargs))
-            moved = MOVES[func.overloadpacket.__name__](func, *moved_args, **moved_kwargs)
-            results.append([t for t in tree_leaves(moved) if isinstance(t, Tensor)])
-        for i, output in enumerate(t for t in tree_leaves(result) if isinstance(t, Tensor)):
-            self._set(output, [moved[i] for moved in results])
-
-    def _reduce(self, name: str, args: Any, tensor: Tensor, outputs: list[Tensor]) -> None:
-        dims, keepdim = reduced_dims(name, args, tensor, outputs[0])
-        layers = []
-        for layer in self.layers(tensor):
-            if varying(layer) <= dims:
-                if name not in SUMS:
-                    self.ties.freeze(layer, f"the operator {name} takes them together")
-                continue
-            gathered = self.ties.gather_over(layer, dims)
-            if not keepdim:
-                for dim in sorted(dims, reverse=True):
-                    gathered = gathered.squeeze(dim)
-            layers.append(gathered)
-        for output in outputs:
-            self._set(output, [resized(layer, output.shape) for layer in layers])
-
-    def _product(
-        self, name: str, args: Any, kwargs: Any, tensors: list[Tensor], outputs: list[Tensor]
-    ) -> None:
-        if name == "convolution":
-            given, weight, groups = args[0], args[1], args[8]
-            if groups == given.shape[1] == weight.shape[0]:  # depthwise: a blur
-                layers = []
-                for layer in self.layers(given):
-                    if varying(layer) == {1}:
-                        self._tie_to_weight(layer, weight)
-                        layers.append(resized(layer, outputs[0].shape))
-                    else:
-                        self.ties.freeze(layer, "a convolution mixes neighbours among them")
-                self._set(outputs[0], layers)
-                return
-        for tensor in tensors:
-            self._freeze(tensor, PRODUCT if "conv" not in name else "a convolution whose weight is computed")
-
-    def _tie_to_weight(self, layer: Layer, weight: Tensor) -> None:
-        channels = self.ties.gather(layer, 1)
-        for own in self.layers(weight):
-            if varying(own) == {0}:
-                self.ties.tie(channels, self.ties.gather(own, 0))
-
-    def _together(self, tensors: list[Tensor], shape: torch.Size) -> list[Layer]:
-        """Element by element: labels that vary along the same dimensions meet."""
-        found: list[Layer] = []
-        for tensor in tensors:
-            for layer in self.layers(tensor):
-                spread = layer.view((1,) * (len(shape) - layer.ndim) + layer.shape) if layer.ndim < len(shape) else layer
-                spread = spread.expand(shape)
-                same = next((i for i, other in enumerate(found) if varying(other) & varying(spread)), None)
-                if same is None:
-                    found.append(spread)
-                else:
-                    self.ties.tie(found[same], spread)
-                    found[same] = torch.where(found[same] == FREE, spread, found[same])
-        return found
-
-    def _resize(self, name: str, tensor: Tensor, output: Tensor) -> list[Layer]:
-        found = []
-        for layer in self.layers(tensor):
-            dims = varying(layer)
-            if any(tensor.shape[d] != output.shape[d] for d in dims):
-                self.ties.freeze(layer, f"the operator {name} is not understood")
-            else:
-                found.append(resized(layer, output.shape))
-        return found
-
-
-def _broadcasts(tensors: list[Tensor], output: Tensor) -> bool:
-    try:
-        return torch.broadcast_shapes(*(t.shape for t in tensors)) == output.shape
-    except RuntimeError:
-        return False
-
-
-def _aligned(layers: list[list[Layer]]) -> list[list[Layer | None]]:
-    """Stacks of one layer of each tensor (None where it has none): those that vary along the same dimensions."""
-    stacks: list[list[Layer | None]] = []
-    for i, own in enumerate(layers):
-        for layer in own:
-            for stack in stacks:
-                kinds = [varying(other) for other in stack if other is not None]
-                if stack[i] is None and any(k & varying(layer) for k in kinds):
-                    stack[i] = layer
-                    break
-            else:
-                fresh: list[Layer | None] = [None] * len(layers)
-                fresh[i] = layer
-                stacks.append(fresh)
-    return stacks
-
-

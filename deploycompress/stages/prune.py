@@ -123,14 +123,15 @@ class Prune(Stage):
         from deploycompress.model import checkpoint
         from deploycompress.model.parity import compare, to_numpy
         from deploycompress.pruning.apply import apply
-        from deploycompress.pruning.discovery import trace_groups
+        from deploycompress.pruning.discovery import find_groups
         from deploycompress.pruning.masked import masked
 
         pruned_path = outcome.artifacts[0].path
         document = read_json(pruned_path.parent / KEPT)
         kept = {id: torch.tensor(channels) for id, channels in document["kept"].items()}
         unpruned = checkpoint.load(inputs["source"][0].path, context.model)
-        groups = [g for g in trace_groups(unpruned, context.model, self.config.exclude)[0] if g.id in kept]
+        found = find_groups(unpruned, context.model, self.config.exclude)
+        groups = [g for g in found.groups if g.id in kept]
         reference = masked(unpruned, groups, kept)
         apply(unpruned, groups, kept)
         loaded = checkpoint.load(pruned_path, context.model)
