@@ -42,7 +42,8 @@ def test_a_target_is_met_and_the_pruned_model_equals_the_masked_one(
     outcome, figures = prune(context, source, tmp_path / "work", **config)
     assert low <= outcome.metrics[name] <= high
     assert set(outcome.metrics) >= {"macs", "macs_ratio", "params", "params_ratio", "val_accuracy"}
-    assert figures["masked_relative"] < 1e-5 and figures["checkpoint_relative"] == 0
+    # The same weights at addresses of another alignment: kernels may add up in another order.
+    assert figures["masked_relative"] < 1e-5 and figures["checkpoint_relative"] < 1e-6
     assert damaged(source) is None
     artifact = outcome.artifacts[0]
     module = checkpoint.load(artifact.path, context.model)
