@@ -43,6 +43,8 @@ STAGES = Table(
     {
         "train": "deploycompress.stages.train:Train",
         "prune": "deploycompress.stages.prune:Prune",
+        "factorize": "deploycompress.stages.factorize:Factorize",
+        "sparsify": "deploycompress.stages.sparsify:Sparsify",
         "distill": "deploycompress.stages.distill:Distill",
         "export": "deploycompress.stages.export:Export",
         "quantize": "deploycompress.stages.quantize:Quantize",
@@ -57,8 +59,12 @@ CRITERIA = Table(
         "magnitude": "deploycompress.pruning.criteria.magnitude:Magnitude",
         "taylor": "deploycompress.pruning.criteria.taylor:Taylor",
         "fisher": "deploycompress.pruning.criteria.fisher:Fisher",
+        "hessian": "deploycompress.pruning.criteria.hessian:Hessian",
         "group_norm": "deploycompress.pruning.criteria.group_norm:GroupNorm",
         "lamp": "deploycompress.pruning.criteria.lamp:Lamp",
+        "bn_scale": "deploycompress.pruning.criteria.bn_scale:BnScale",
+        "fpgm": "deploycompress.pruning.criteria.fpgm:Fpgm",
+        "activation": "deploycompress.pruning.criteria.activation:Activation",
         "random": "deploycompress.pruning.criteria.random:Random",
     },
 )
@@ -68,6 +74,8 @@ ALLOCATIONS = Table(
     {
         "uniform": "deploycompress.pruning.allocations.uniform:Uniform",
         "global": "deploycompress.pruning.allocations.global_ranking:Global",
+        "latency": "deploycompress.pruning.allocations.latency:Latency",
+        "isomorphic": "deploycompress.pruning.allocations.isomorphic:Isomorphic",
     },
 )
 

@@ -25,6 +25,7 @@ from deploycompress.model import checkpoint
 from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.parity import compare, constant_outputs, to_numpy, worst
 from deploycompress.model.source import SourceModel
+from deploycompress.model.untrained import wake_zero_layers
 from deploycompress.pruning.allocations.uniform import Uniform
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.budget import Budget, allocate, worth
@@ -157,6 +158,7 @@ class _Subject:
         self.samples = model.example(SAMPLES)
 
     def prune(self) -> Figures:
+        wake_zero_layers(self.unpruned)
         # Untrained networks may give outputs of 1e-22, on which every comparison holds.
         reestimate_batchnorm(self.unpruned, [self.samples], self.model.call)
         varying = self._require_varying(self.unpruned, None)

@@ -44,6 +44,13 @@ class View:
         self.states = {step.directory: ("waiting", 0.0) for step in steps}
         self._say(f"{len(steps)} steps into {run_dir}")
 
+    def joined(self, step: Step, planned: Step) -> None:
+        """A step that was not planned; it is shown behind the one in whose place it stands."""
+        self.names[step.id] = step.directory
+        states = list(self.states.items())
+        at = [name for name, _ in states].index(planned.directory) + 1
+        self.states = dict([*states[:at], (step.directory, ("waiting", 0.0)), *states[at:]])
+
     def started(self, step_id: str) -> None:
         name = self.names.get(step_id, step_id)
         self.now = (name, time.monotonic(), "", None)

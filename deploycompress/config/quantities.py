@@ -25,6 +25,8 @@ UNITS: dict[str, dict[str, float]] = {
         "GiB": 2.0**30,
     },
     "count": {"K": 1e3, "M": 1e6, "G": 1e9},
+    "steps": {"step": 1.0, "steps": 1.0},
+    "epochs": {"epoch": 1.0, "epochs": 1.0},
 }
 EXAMPLES = {
     "percent": "50%",
@@ -32,6 +34,8 @@ EXAMPLES = {
     "time": "2 ms",
     "bytes": "300 KB",
     "count": "1.5 M",
+    "steps": "10 steps",
+    "epochs": "1 epoch",
     "number": "0.3",
 }
 
@@ -78,14 +82,22 @@ class Quantity:
 class _Of:
     """The pydantic side of a quantity with given dimensions and bounds."""
 
-    def __init__(self, *dimensions: str, above: float | None = None, at_most: float | None = None) -> None:
-        self.dimensions, self.above, self.at_most = dimensions, above, at_most
+    def __init__(
+        self,
+        *dimensions: str,
+        above: float | None = None,
+        at_most: float | None = None,
+        whole: bool = False,
+    ) -> None:
+        self.dimensions, self.above, self.at_most, self.whole = dimensions, above, at_most, whole
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def validate(raw: object) -> Quantity:
             quantity = Quantity.parse(raw, *self.dimensions)
             if self.above is not None and quantity.value <= self.above:
                 raise ValueError(f"must be more than {self.above:g}")
+            if self.whole and not quantity.value.is_integer():
+                raise ValueError("must be a whole number")
             share = quantity.dimension == "percent"
             if quantity.dimension == "number":
                 share = "count" not in self.dimensions
@@ -128,3 +140,5 @@ Points = Annotated[Quantity, _Of("points", "number")]  # a difference of accurac
 Level = Annotated[Quantity, _Of("percent", "number")]  # a level of accuracy
 Duration = Annotated[Quantity, _Of("time", above=0)]
 Size = Annotated[Quantity, _Of("bytes", above=0)]
+Steps = Annotated[Quantity, _Of("steps", above=0, whole=True)]  # of an optimiser
+Epochs = Annotated[Quantity, _Of("epochs", above=0, whole=True)]

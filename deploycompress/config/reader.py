@@ -51,7 +51,7 @@ def dump(config: PipelineConfig) -> str:
 
 
 def _dump_step(step: dict[str, Any]) -> dict[str, Any]:
-    options = {"id": step["id"], "from": step["source"], "timeout": step["timeout"]}
+    options = {key: step["source" if key == "from" else key] for key in steps.OPTIONS}
     return {step["stage"]: {k: v for k, v in options.items() if v is not None} | step["config"]}
 
 
@@ -205,6 +205,7 @@ class _Reader:
             id=raw["id"],
             source=self.source_file(options.source),
             timeout=options.timeout,
+            back_off=options.back_off,
             config=self.with_files(config, (*path, "config")),
         )
 

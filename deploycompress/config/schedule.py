@@ -8,6 +8,8 @@ from deploycompress.config.quantities import Quantity
 
 Schedule = Literal["linear", "exponential"]
 
+REMOVED = ("ratio", "sparsity")  # keys that say what goes, and not what remains
+
 
 def remaining(final: float, round: int, rounds: int, schedule: Schedule) -> float:
     """The share that remains after ``round`` of ``rounds``, from 1 down to ``final``.
@@ -23,23 +25,42 @@ def remaining(final: float, round: int, rounds: int, schedule: Schedule) -> floa
 def of_round(key: str, value: Any, round: int, rounds: int, schedule: Schedule) -> Any:
     """The target ``{key: value}`` of one round; ``value`` itself in the last one.
 
-    ``ratio`` is the share of the unpruned model's channels that is removed, every other key the share of
-    the unpruned model that remains. A value that is no quantity is left for validation to report.
-    Raises ValueError where the unpruned model's figure would have to be known.
+    ``ratio`` and ``sparsity`` are the share of the unpruned model's channels, or weights, that is removed, every
+    other key the share of the unpruned model that remains. A value that is no quantity is left for validation to
+    report. Raises ValueError where the unpruned model's figure would have to be known.
     """
     if round == rounds:
         return value
-    removed = key == "ratio"
+    quantity = _share(key, value, "follow a schedule")
+    if quantity is None:
+        return value
+    removed = key in REMOVED
+    left = remaining(1 - quantity.value if removed else quantity.value, round, rounds, schedule)
+    return _written(1 - left if removed else left, quantity)
+
+
+def halfway(key: str, good: Any, tried: Any) -> Any:
+    """Half-way from the target ``{key: good}`` (None: the unpruned model) to ``{key: tried}``; as for ``of_round``."""
+    quantity = _share(key, tried, "be halved")
+    if quantity is None:
+        return tried
+    reached = None if good is None else _share(key, good, "be halved")
+    start = 0.0 if key in REMOVED else 1.0
+    return _written(((reached.value if reached else start) + quantity.value) / 2, quantity)
+
+
+def _share(key: str, value: Any, what: str) -> Quantity | None:
+    """The share that a target names; None where validation has to say what is wrong. Raises ValueError."""
     try:
         quantity = Quantity.parse(value, "percent", "number", "time", "bytes", "count")
     except ValueError:
-        return value
-    if quantity.dimension != "percent" and not (removed and quantity.dimension == "number"):
+        return None
+    if quantity.dimension != "percent" and not (key in REMOVED and quantity.dimension == "number"):
         raise ValueError(
-            f"received {value}: an absolute target cannot follow a schedule; give the share that remains, as 50%"
+            f"received {value}: an absolute target cannot {what}; give the share that remains, as 50%"
         )
-    if not 0 < quantity.value <= 1:
-        return value  # validation says what is wrong with it
-    left = remaining(1 - quantity.value if removed else quantity.value, round, rounds, schedule)
-    share = 1 - left if removed else left
-    return f"{100 * share:.8g}%" if quantity.dimension == "percent" else float(f"{share:.10g}")
+    return quantity if 0 < quantity.value <= 1 else None
+
+
+def _written(share: float, like: Quantity) -> str | float:
+    return f"{100 * share:.8g}%" if like.dimension == "percent" else float(f"{share:.10g}")

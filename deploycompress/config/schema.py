@@ -93,6 +93,15 @@ class StepOptions(StrictModel):
         None, alias="from", description="A step id, original, baseline or a file; else what comes before"
     )
     timeout: Duration | None = Field(None, description="Ends the step with exit code 4: 30 min")
+    back_off: Points | None = Field(
+        None, description="Of a round of a repeat, which sets it: the most that the metric may drop"
+    )
+
+
+class BackOff(StrictModel):
+    """A round after which the primary metric on the validation split is too low is undone and halved."""
+
+    max_drop: Points = Field(description="Below the model before the first round: 2 pp")
 
 
 class Repeat(StrictModel):
@@ -102,6 +111,9 @@ class Repeat(StrictModel):
     stages: list[Any] = Field(min_length=1, description="Steps, as in the list around this one")
     schedule: Literal["linear", "exponential"] = Field(
         "exponential", description="How the remaining share goes from 100% to the target"
+    )
+    back_off: BackOff | None = Field(
+        None, description="Undo a round that costs too much, and try half of its step: {max_drop: 2 pp}"
     )
 
 
@@ -118,6 +130,7 @@ class StepConfig(StrictModel):
     id: str
     source: str | None = None  # ``from`` in YAML: a step id, original, baseline or a file
     timeout: Duration | None = None
+    back_off: Points | None = None
     config: SerializeAsAny[StrictModel]
 
 

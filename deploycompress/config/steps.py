@@ -18,7 +18,8 @@ from deploycompress.config.schema import Repeat
 from deploycompress.config.validation import validate
 from deploycompress.config.wording import listed, shown
 
-OPTIONS = ("id", "from", "timeout")  # of every step, beside its stage's own configuration
+OPTIONS = ("id", "from", "timeout", "back_off")  # of every step, beside its stage's own configuration
+SPARSITY = "sparsity"  # beside what stands under `target`, it follows the schedule of a repeat
 RESERVED = (
     "model",
     "baseline",
@@ -147,9 +148,21 @@ def _steps(document: Document, steps: list[Written]) -> Iterator[tuple[dict[str,
             done.add(step.repeat)
             settings = document.value(step.repeat)
             inner = [s for s in steps if s.repeat == step.repeat]
+            _check_back_off(document, step.repeat, inner)
             for round in range(1, settings["repeat"] + 1):
                 for one in inner:
                     yield _step(document, one, f"{one.id}@{round}", steps, round, settings)
+
+
+def _check_back_off(document: Document, path: KeyPath, inner: list[Written]) -> None:
+    settings = document.value(path)
+    if not settings.get("back_off"):
+        return
+    if settings["repeat"] == 1:
+        document.report((*path, "repeat"), "received 1, expected at least 2 rounds where there is back_off")
+    if not any(scheduled(_body(document, step)) for step in inner):
+        message = "there is no step to halve: none of the stages has a target or a sparsity"
+        document.report((*path, "back_off"), message, key=True)
 
 
 def _step(
@@ -166,10 +179,16 @@ def _step(
         options["from"] = _in_round(options["from"], step, steps, round, document)
     whole = step.config if isinstance(document.value(step.path), dict) else step.path
     origins: Origins = {(): whole, ("config",): whole, ("options",): whole}
-    data = {"stage": step.stage, "id": id, "options": options, "config": body}
+    data: dict[str, Any] = {"stage": step.stage, "id": id, "options": options, "config": body}
     if round:
-        rounds = repeat["repeat"]
-        data["round"] = {"number": round, "of": rounds, "schedule": repeat.get("schedule", "exponential")}
+        back_off, shape = repeat.get("back_off"), repeat.get("schedule", "exponential")
+        data["round"] = {
+            "number": round,
+            "of": repeat["repeat"],
+            "schedule": shape,
+            "back_off": bool(back_off),
+        }
+        options |= {"back_off": back_off["max_drop"]} if back_off else {}
     return data, origins
 
 
@@ -220,16 +239,30 @@ def _check_ids(document: Document) -> None:
             document.report(
                 path, "inside a repeat an id gets its round (@1, @2 ...) by itself; leave '@' out"
             )
+        elif "back_off" in step["options"] and ("round" not in step and "@" not in step["id"]):
+            message = "it belongs to a repeat: {repeat: 3, stages: [...], back_off: {max_drop: 2 pp}}"
+            document.report(("stages", index, "options", "back_off"), message, key=True)
         seen.add(step["id"])
 
 
 def _apply_schedules(document: Document) -> None:
     for index, step in enumerate(document.data["stages"]):
-        target, round = step["config"].get("target"), step.pop("round", None)
-        if round is None or not isinstance(target, dict):
-            continue
-        for key, value in target.items():
+        round = step.pop("round", None)
+        for path, block in scheduled(step["config"]).items() if round is not None else ():
+            key = path[-1]
+            number, of, shape = round["number"], round["of"], round["schedule"]
             try:
-                target[key] = schedule.of_round(key, value, round["number"], round["of"], round["schedule"])
+                if round["back_off"]:
+                    schedule.halfway(key, None, block[key])
+                block[key] = schedule.of_round(key, block[key], number, of, shape)
             except ValueError as error:
-                document.report(("stages", index, "config", "target", key), str(error))
+                document.report(("stages", index, "config", *path), str(error))
+
+
+def scheduled(config: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Path within a step's configuration of what goes to its end round by round -> the mapping that holds it."""
+    target = config.get("target")
+    found: dict[tuple[str, ...], Any] = {}
+    found |= {("target", key): target for key in target} if isinstance(target, dict) else {}
+    found |= {(SPARSITY,): config} if config.get(SPARSITY) is not None else {}
+    return found

@@ -50,6 +50,8 @@ def serve(check: Callable[[str], Any], runtime: Any) -> int:
             if command["do"] == "open":
                 opened = Opened(command, check, runtime)
                 answer = opened.start()
+            elif command["do"] == "profile":
+                answer = {"operators_ns": Opened(command, check, runtime).profile()}
             else:
                 assert opened is not None
                 answer = {"samples_ns": opened.block()}
@@ -74,15 +76,7 @@ class Opened:
 
     def start(self) -> Document:
         """Load, run for the first time, warm up. Milliseconds, and the peak of resident memory in bytes."""
-        missing = self.runtime.missing()
-        if missing is not None:
-            raise Failure("missing", missing)
-        path = Path(self.candidate["file"])
-        if path.suffix == ".onnx":
-            try:
-                self.check(str(path))
-            except ValueError as error:
-                raise Failure("refused", str(error)) from error
+        self.require()
         import_ms, versions = timed(self.import_libraries)
         load_ms, session = timed(self.load)
         self.call = session.bind(self.feed(session))
@@ -99,6 +93,29 @@ class Opened:
             "outputs": outputs,
             "peak_memory_bytes": peak_memory_bytes(),
         }
+
+    def profile(self) -> Document:
+        """Operator, by its name in the file -> nanoseconds of every call."""
+        self.require()
+        profile = getattr(self.runtime, "profile", None)
+        if profile is None:
+            raise Failure("unsupported", "this runtime does not tell what a single operator takes")
+        path, calls = Path(self.candidate["file"]), int(self.command["profile_calls"])
+        feed = {name: np.load(file, allow_pickle=False) for name, file in self.command["feed"].items()}
+        found: Document = profile(path, self.candidate["options"], feed, calls)
+        return found
+
+    def require(self) -> None:
+        """The runtime is there, and the file may be given to it."""
+        missing = self.runtime.missing()
+        if missing is not None:
+            raise Failure("missing", missing)
+        path = Path(self.candidate["file"])
+        if path.suffix == ".onnx":
+            try:
+                self.check(str(path))
+            except ValueError as error:
+                raise Failure("refused", str(error)) from error
 
     def import_libraries(self) -> Document:
         modules = {name: importlib.import_module(name) for name in self.runtime.libraries}

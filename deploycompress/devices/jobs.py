@@ -135,9 +135,28 @@ def run_job(
 
     Raises EnvironmentMissing when the device is busy or away, or its result is not to be believed.
     """
-    name = str(device.facts()["name"])
+    settings = {
+        "blocks": plan.blocks,
+        "block_ms": plan.block_ms,
+        "warmup_ms": plan.warmup_ms,
+        "least_samples": plan.block_samples,
+        "enough_samples": plan.enough_samples,
+        "deadline_s": _deadline_s(len(candidates), plan),
+    }
+    job, document = execute(device, candidates, feed, settings, progress)
+    return read_result(document, job, str(device.facts()["name"]))
+
+
+def execute(
+    device: Device,
+    candidates: Sequence[Candidate],
+    feed: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Push, start, wait and pull: the job as it was sent, and what the device answered, not yet read."""
     with tempfile.TemporaryDirectory(prefix="deploycompress-push-") as folder:
-        job, files = _describe(Path(folder), candidates, feed, plan)
+        job, files = _describe(Path(folder), candidates, feed, settings)
         device.push(files)
         id = device.start(job)
         try:
@@ -147,14 +166,17 @@ def run_job(
                 if state["state"] == "ended":
                     break
                 time.sleep(POLL_S)
-            return read_result(device.pull(id), job, name)
+            return job, device.pull(id)
         finally:
             with contextlib.suppress(OSError):
                 device.stop(id)
 
 
 def _describe(
-    folder: Path, candidates: Sequence[Candidate], feed: Mapping[str, np.ndarray], plan: Plan
+    folder: Path,
+    candidates: Sequence[Candidate],
+    feed: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """The job, and the files it needs by digest."""
     paths: dict[str, Path] = {}  # by their name in the job folder
@@ -181,12 +203,7 @@ def _describe(
         "files": digests,
         "feed": inputs,
         "candidates": described,
-        "blocks": plan.blocks,
-        "block_ms": plan.block_ms,
-        "warmup_ms": plan.warmup_ms,
-        "least_samples": plan.block_samples,
-        "enough_samples": plan.enough_samples,
-        "deadline_s": _deadline_s(len(candidates), plan),
+        **settings,
     }
     return job, {**files, digest_file(runner): runner}
 

@@ -58,6 +58,26 @@ def read_result(document: Mapping[str, Any], job: Mapping[str, Any], device: str
 
     A job that could not be run at all (device busy, files damaged on the way) is raised as well.
     """
+    read = _checked(document, job, device)
+    states = tuple(State(**state.model_dump()) for state in read.blocks)
+    entries = {id: _entry(entry, job["blocks"], id, device) for id, entry in read.candidates.items()}
+    return Result(entries, states)
+
+
+def read_profile(
+    document: Mapping[str, Any], job: Mapping[str, Any], device: str
+) -> Mapping[str, Mapping[str, tuple[int, ...]] | Failed]:
+    """Of a profiling job: candidate -> operator -> nanoseconds. Checked and raised as ``read_result`` does."""
+    entries = _checked(document, job, device).candidates
+    return {
+        id: Failed(entry.error.kind, entry.error.message)
+        if entry.error is not None
+        else {name: tuple(samples) for name, samples in entry.operators_ns.items()}
+        for id, entry in entries.items()
+    }
+
+
+def _checked(document: Mapping[str, Any], job: Mapping[str, Any], device: str) -> _Result:
     try:
         read = _Result.model_validate(document)
     except ValidationError as error:
@@ -79,9 +99,7 @@ def read_result(document: Mapping[str, Any], job: Mapping[str, Any], device: str
         raise EnvironmentMissing(
             f"device {device}: it measured {sorted(read.candidates)}, expected {sorted(expected)}"
         )
-    states = tuple(State(**state.model_dump()) for state in read.blocks)
-    entries = {id: _entry(read.candidates[id], job["blocks"], id, device) for id in expected}
-    return Result(entries, states)
+    return read
 
 
 def _entry(entry: _Entry, blocks: int, id: str, device: str) -> Timing | Failed:
@@ -123,13 +141,14 @@ class _Output(_Form):
 
 class _Entry(_Form):
     error: _Error | None
-    blocks_ns: list[_Block]
+    blocks_ns: list[_Block] = []
     load_ms: float | None = Field(default=None, ge=0)
     first_inference_ms: float | None = Field(default=None, ge=0)
     peak_memory_bytes: int | None = Field(default=None, ge=0)
     steady: bool = False
     outputs: dict[str, _Output] = {}
     versions: dict[str, str] = {}
+    operators_ns: dict[str, list[Annotated[int, Field(ge=0, le=LONGEST_NS)]]] = {}
 
 
 class _State(_Form):

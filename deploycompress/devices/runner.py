@@ -29,6 +29,7 @@ from typing import Any, Callable
 from deploycompress.devices.candidate import Document, Failure, serve
 
 SCHEMA = 1
+SETTINGS = ("feed", "block_ms", "warmup_ms", "least_samples", "enough_samples", "profile_calls")
 CHECK_EVERY_S = 0.2
 LAST_RESORT_S = 30  # after the deadline
 THIS_FILE = os.path.abspath(__file__)  # before the job folder becomes the current one
@@ -55,7 +56,7 @@ def main(arguments: list[str], check: Callable[[str], Any], runtime: Any) -> int
         with _Lock(job):
             _last_resort(job["deadline_s"] + LAST_RESORT_S)
             result["files"] = lay_out(job["files"])
-            measure(job, result)
+            profile(job, result) if job.get("profile_calls") else measure(job, result)
     except Failure as failure:
         result["error"] = failure.to_json()
     write_aside(Path("result.json"), result)
@@ -91,6 +92,21 @@ def measure(job: Document, result: Document) -> None:
             child.end()
 
 
+def profile(job: Document, result: Document) -> None:
+    """Fill in ``result["candidates"]`` with the time that each operator of each candidate takes."""
+    deadline = time.monotonic() + job["deadline_s"]
+    for number, candidate in enumerate(job["candidates"]):
+        id = candidate["id"]
+        report(number / len(job["candidates"]), "profiling " + id)
+        result["candidates"][id] = {"error": None}
+        children = {id: Child(number, candidate, job)}
+        try:
+            attempt(children, result["candidates"], id, {"do": "profile"}, deadline)
+        finally:
+            for child in children.values():
+                child.end()
+
+
 def attempt(
     children: dict[str, Child], entries: Document, id: str, command: Document, deadline: float
 ) -> None:
@@ -119,8 +135,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        keys = ("feed", "block_ms", "warmup_ms", "least_samples", "enough_samples")
-        self.first = {"candidate": candidate, **{key: job[key] for key in keys}}
+        self.first = {"candidate": candidate, **{key: job[key] for key in SETTINGS if key in job}}
         self.received = b""
 
     def ask(self, command: Document, deadline: float) -> Document:

@@ -22,7 +22,8 @@ from deploycompress.artifact import (
     write_text,
 )
 from deploycompress.config.schema import PipelineConfig
-from deploycompress.contracts import Event
+from deploycompress.contracts import Event, MetricInfo
+from deploycompress.engine import rounds
 from deploycompress.engine.context import asking_context
 from deploycompress.engine.interrupts import Interrupts, catch
 from deploycompress.engine.keys import rehearsal_fact, step_key
@@ -43,6 +44,7 @@ class Listener(Protocol):
     """Whoever shows the run to a person."""
 
     def planned(self, run_dir: Path, steps: Sequence[Step]) -> None: ...
+    def joined(self, step: Step, planned: Step) -> None: ...  # in the place of a planned one
     def started(self, step_id: str) -> None: ...
     def event(self, event: Event) -> None: ...
     def finished(self, record: StepRecord) -> None: ...
@@ -97,6 +99,7 @@ class _Run:
         self.records = {step.id: StepRecord(step.id, step.stage_name, step.directory) for step in self.steps}
         self.made: dict[str, tuple[Artifact, ...]] = {}
         self.digests: Mapping[str, str] = {}
+        self.primary: MetricInfo | None = None
         self.rehearsal: dict[str, Any] = {"state": "skipped", "seconds": 0.0}
         self.failure: DeployCompressError | None = None
         self.started = datetime.now(UTC)
@@ -123,10 +126,13 @@ class _Run:
     def steps_in_order(self, rehearsal: bool) -> None:
         """Every step, until one fails; the failure is kept for the report."""
         try:
-            for step in self.steps:
-                self.interrupts.check()
-                self._step(step)
-                if step.id == MODEL and rehearsal:
+            for part in rounds.parts(self.steps):
+                if isinstance(part, rounds.Repeat):
+                    assert self.primary is not None
+                    rounds.make(part, self.primary, self)
+                    continue
+                self._step(part)
+                if part.id == MODEL and rehearsal:
                     self._rehearse()
         except DeployCompressError as error:
             self.failure = error
@@ -146,13 +152,52 @@ class _Run:
         render(report, self.run_dir)
         return report
 
+    # ------------------------------------------------------------ rounds that may be undone
+
+    def attempt(self, step: Step, planned: Step) -> None:
+        """One step of a round, or of a smaller one in its place; see ``rounds.Runner``."""
+        if step.id not in self.records:
+            record = StepRecord(step.id, step.stage_name, step.directory)
+            self.records = _before(self.records, self._next_round(planned), record)
+            self.listener.joined(step, planned)
+        self._step(step, None if step is planned else planned.id)
+        self.made[planned.id] = self.made[step.id]
+
+    def undo(self, attempt: rounds.Round, planned: rounds.Round, reason: str) -> None:
+        for step in attempt:
+            self.records[step.id] = replace(self.records[step.id], undone=reason)
+        self.listener.event(Event("decision", reason, step=attempt[-1].id))
+
+    def settle(self, planned: rounds.Round, good: rounds.Round | None, source: str | None) -> None:
+        for number, step in enumerate(planned):
+            if self.records[step.id].state == "not_run":
+                del self.records[step.id]
+            self.made[step.id] = self.made[good[number].id if good is not None else str(source)]
+
+    def validated(self, step_id: str | None, or_before: bool) -> float | None:
+        sources = {step.id: step.source for step in self.steps}
+        while step_id is not None and self.primary is not None:
+            metrics = read_json(self.run_dir / self.records[step_id].directory / MANIFEST)["metrics"]
+            if f"val_{self.primary.name}" in metrics:
+                return float(metrics[f"val_{self.primary.name}"])
+            step_id = sources.get(step_id) if or_before else None
+        return None
+
+    def _next_round(self, planned: Step) -> str | None:
+        """The first planned step after the round of ``planned``."""
+        number = planned.id.rpartition("@")[2]
+        later = [step.id for step in self.steps[self.steps.index(planned) :]]
+        return next((id for id in later if id.rpartition("@")[2] != number), None)
+
     # ------------------------------------------------------------ steps
 
-    def _step(self, step: Step) -> None:
+    def _step(self, step: Step, planned: str | None = None) -> None:
+        """Reuse it or make it; ``planned``: the id of the planned step in whose place it stands."""
+        self.interrupts.check()
         started = time.monotonic()
         self.listener.started(step.id)
         try:
-            reused = self._reuse_or_make(step)
+            reused = self._reuse_or_make(step, planned)
         except (DeployCompressError, OSError) as problem:
             error = of_system(problem) if isinstance(problem, OSError) else problem
             if error is None:
@@ -164,10 +209,11 @@ class _Run:
         sign(folder, step, reused=reused)
         self.made[step.id] = read_artifacts(folder) or (self.made[step.source] if step.source else ())
         if step.id == MODEL:
-            self.digests = read_json(folder / MANIFEST)["details"]["digests"]
+            details = read_json(folder / MANIFEST)["details"]
+            self.digests, self.primary = details["digests"], MetricInfo(**details["primary"])
         self._finish(step, state="done", seconds=time.monotonic() - started, reused=reused)
 
-    def _reuse_or_make(self, step: Step) -> bool:
+    def _reuse_or_make(self, step: Step, planned: str | None) -> bool:
         """Put the step's folder into the run directory; True when it was in the store already."""
         inputs = {name: artifacts_for(step, name, self.made) for name in step.sources}
         for name, given in inputs.items():
@@ -179,7 +225,7 @@ class _Run:
         destination = self.run_dir / step.directory
         if step.id == MODEL or not step.stage.reusable:
             with self.store.workdir() as workdir:
-                self._work(step, key, inputs, workdir)
+                self._work(step, planned, key, inputs, workdir)
                 copy_folder(workdir, destination)
             return False
         with self.store.lock_step(
@@ -188,7 +234,7 @@ class _Run:
             found = self.store.find(key, lambda reason: self._say(step, f"stored result set aside: {reason}"))
             if found is None:
                 with self.store.workdir() as workdir:
-                    self._work(step, key, inputs, workdir)
+                    self._work(step, planned, key, inputs, workdir)
                     publish(workdir, self.store.step(key))
             stored = found or self.store.step(key)
             if not _same(stored, destination):
@@ -196,10 +242,16 @@ class _Run:
         return found is not None
 
     def _work(
-        self, step: Step, key: Mapping[str, Any], inputs: Mapping[str, tuple[Artifact, ...]], workdir: Path
+        self,
+        step: Step,
+        planned: str | None,
+        key: Mapping[str, Any],
+        inputs: Mapping[str, tuple[Artifact, ...]],
+        workdir: Path,
     ) -> None:
         given = {name: [a.to_json(self.run_dir) for a in artifacts] for name, artifacts in inputs.items()}
-        self._job(step.id, workdir, key=key, inputs=given)
+        place = {} if planned is None else {"planned": planned, "config": key["config"]}
+        self._job(step.id, workdir, key=key, inputs=given, **place)
         run_worker(self.run_dir, step.id, self.listener.event, self.interrupts, step.timeout_s)
 
     def _rehearse(self) -> None:
@@ -269,6 +321,15 @@ def _keep_history(run_dir: Path) -> None:
     history = run_dir / "history"
     history.mkdir(exist_ok=True)
     report.replace(history / f"{began}.report.json")
+
+
+def _before(
+    records: Mapping[str, StepRecord], next_id: str | None, record: StepRecord
+) -> dict[str, StepRecord]:
+    """The records with another one, before that of ``next_id``; at the end where there is none."""
+    order = list(records)
+    order.insert(order.index(next_id) if next_id is not None else len(order), record.id)
+    return {id: records.get(id, record) for id in order}
 
 
 def _same(stored: Path, copy: Path) -> bool:

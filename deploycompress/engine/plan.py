@@ -24,6 +24,7 @@ class Step:
     directory: str
     sources: Mapping[str, tuple[str, ...] | Path]
     timeout_s: float | None = None
+    max_drop: float | None = None  # of a round of a repeat that backs off
 
     @property
     def source(self) -> str | None:
@@ -64,7 +65,9 @@ class _Flow:
             for key, ref in stage.inputs().items()
         }
         timeout_s = config.timeout.value / 1000 if config and config.timeout else None
-        self.steps.append(Step(id, name, stage, f"{len(self.steps):02d}-{id}", sources, timeout_s))
+        max_drop = config.back_off.value if config and config.back_off else None
+        directory = f"{len(self.steps):02d}-{id}"
+        self.steps.append(Step(id, name, stage, directory, sources, timeout_s, max_drop))
         if id == BASELINE:
             self.baseline = id
         elif stage.produces:
@@ -103,7 +106,8 @@ def _asked(wanted: list[tuple[str, str, Stage, StepConfig]], ref: str) -> bool:
 def _model_stage(config: PipelineConfig) -> Stage:
     from deploycompress.stages.model import InitialModel
 
-    return InitialModel(InitialModel.Config(weights=config.model.weights))
+    backs_off = any(step.back_off is not None for step in config.stages)
+    return InitialModel(InitialModel.Config(weights=config.model.weights, judged=backs_off))
 
 
 def _baseline_stage(wanted: list[tuple[str, str, Stage, StepConfig]]) -> Stage:

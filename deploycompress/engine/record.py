@@ -25,6 +25,7 @@ class StepRecord:
     reused: bool = False
     seconds: float = 0.0
     error: Mapping[str, Any] | None = None
+    undone: str = ""  # why what it made did not go on
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

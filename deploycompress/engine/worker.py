@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,7 +83,10 @@ def _do(run_dir: Path, step_id: str, emit: Callable[[Event], None], stopping: _S
     if step_id == REHEARSAL:
         rehearse(steps, workdir, context)
         return
-    step = next(s for s in steps if s.id == step_id)
+    step = next(s for s in steps if s.id == job.get("planned", step_id))
+    if "planned" in job:  # a smaller round in the place of one that was undone
+        stage = type(step.stage)
+        step = replace(step, id=step_id, stage=stage(stage.Config.model_validate(job["config"])))
     inputs = {
         name: tuple(Artifact.from_json(entry, run_dir) for entry in entries)
         for name, entries in job["inputs"].items()

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from deploycompress.config.base import StrictModel
 from deploycompress.errors import StageFailed
+from deploycompress.model.attention import replacement
+from deploycompress.model.passthrough import take_out, taken_out
 
 # Sizes a layer keeps of itself. Nothing else is ever written into a module.
 ALLOWED = frozenset(
@@ -43,21 +46,46 @@ ALLOWED = frozenset(
         "input_size",
         "proj_size",
         "dim",
+        "n_heads",
+        "n_head",
+        "heads",
+        "nhead",
+        "num_kv_heads",
+        "num_key_value_heads",
+        "attn_dim",
+        "kv_dim",
+        "inner_dim",
+        "all_head_dim",
+        "split_size",
+        "nf",
+        "nx",
     }
 )
 LARGEST = 2**24  # of a size: far above any layer, far below what would exhaust memory by itself
 MOST_DIMENSIONS = 8
+MOST_REMOVED = 2**16
 
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
 Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=MOST_DIMENSIONS)]
 
 
 class Edit(StrictModel):
-    """What to set in one module of a fresh build."""
+    """What to set in one module of a fresh build.
+
+    ``type`` is the module's own, or the one that ``deploycompress.model.attention`` puts in its place.
+    """
 
     path: str
     type: str
-    attributes: dict[str, Size | Sizes] = Field(min_length=1)
+    attributes: dict[str, Size | Sizes] = {}
+
+
+class Factors(StrictModel):
+    """A layer of a fresh build in whose place two stand, with ``rank`` channels between them."""
+
+    path: Annotated[str, Field(min_length=1)]
+    type: str
+    rank: Size
 
 
 class TensorForm(StrictModel):
@@ -69,15 +97,27 @@ class TensorForm(StrictModel):
 
 
 class Architecture(StrictModel):
-    """The edits, every tensor's form, and which names share one tensor (alias -> the name it is kept under)."""
+    """What makes the model of a fresh build: layers in two factors first, blocks taken out, then the edits of sizes.
 
+    ``removed``: paths of the blocks. Also every tensor's form, and which names share one tensor (alias -> the
+    name it is kept under).
+    """
+
+    factors: tuple[Factors, ...] = ()
+    removed: tuple[str, ...] = Field((), max_length=MOST_REMOVED)
     edits: tuple[Edit, ...] = ()
     tensors: dict[str, TensorForm]
     ties: dict[str, str] = {}
 
 
-def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
-    """What makes ``module`` of ``fresh``. Raises StageFailed naming what cannot be described."""
+def describe(module: nn.Module, fresh: nn.Module, factors: tuple[Factors, ...] = ()) -> Architecture:
+    """What makes ``module`` of a fresh build. Raises StageFailed naming what cannot be described.
+
+    ``fresh``: the build, with ``factors`` in their places already; the blocks that are out of ``module`` are
+    taken out of it.
+    """
+    removed = taken_out(module)
+    take_out(fresh, [path for path in removed if path in modules_of(fresh)])
     own, built = modules_of(module), modules_of(fresh)
     for path in own.keys() | built.keys():
         if path not in built:
@@ -86,17 +126,25 @@ def describe(module: nn.Module, fresh: nn.Module) -> Architecture:
             raise _undescribed(f"module {path} ({type_name(built[path])}) of a fresh build is gone")
     edits = []
     for path, part in own.items():
-        if type(part) is not type(built[path]):
+        same_class = _same_class(part, built[path])
+        if not same_class and type(part) is not replacement(built[path]):
             raise _undescribed(
                 f"module {path or '(root)'} is a {type_name(part)}; a fresh build has a {type_name(built[path])}"
             )
         changed = dict(_changed(path, part, built[path]))
-        if changed:
+        if changed or not same_class:
             edits.append(Edit(path=path, type=type_name(part), attributes=changed))
     tensors, ties = tensor_forms(module)
     if tensor_forms(fresh)[1] != ties:
         raise _undescribed(f"other names share a tensor ({pairs(ties)}) than in a fresh build")
-    return Architecture(edits=tuple(edits), tensors=tensors, ties=ties)
+    return Architecture(factors=factors, removed=removed, edits=tuple(edits), tensors=tensors, ties=ties)
+
+
+def _same_class(part: nn.Module, built: nn.Module) -> bool:
+    """Parametrisations (weight normalisation) give every module a class of its own, made from the same base."""
+    if is_parametrized(part) and is_parametrized(built):
+        return type(part).__bases__ == type(built).__bases__
+    return type(part) is type(built)
 
 
 def type_name(module: nn.Module) -> str:

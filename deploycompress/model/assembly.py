@@ -22,19 +22,29 @@ from deploycompress.model.architecture import (
     tensor_forms,
     type_name,
 )
+from deploycompress.model.attention import allow_any_heads, replacement
+from deploycompress.model.passthrough import take_out
 
 
 def edit(fresh: nn.Module, architecture: Architecture) -> None:
-    """Set the sizes of ``architecture`` in ``fresh``. Raises StageFailed when they do not belong to it.
+    """Take blocks out of ``fresh`` and set sizes in it. Raises StageFailed for what does not belong to it.
 
-    The document may come from anyone: only allow-listed sizes are set, only where a fresh build has one of
-    the same type, and nothing is imported or called.
+    The document may come from anyone: only submodules are taken out, only allow-listed sizes are set, only
+    where a fresh build has one of the same type, and nothing is imported or called. A class changes only to
+    the one that stands in for it.
     """
+    for path in architecture.removed:
+        if not path or path not in modules_of(fresh):
+            raise StageFailed(f"architecture.json takes out a block {path!r} that the model has not")
+        take_out(fresh, [path])
     modules = modules_of(fresh)
     for change in architecture.edits:
         part = modules.get(change.path)
         if part is None:
             raise StageFailed(f"architecture.json names a module {change.path!r} that the model has not")
+        other = replacement(part)
+        if other is not None and change.type == _class_name(other):
+            allow_any_heads(part)
         if change.type != type_name(part):
             raise StageFailed(
                 f"architecture.json says that {change.path or '(root)'} is a {change.type}; "
@@ -49,6 +59,10 @@ def edit(fresh: nn.Module, architecture: Architecture) -> None:
                     + ("" if name in ALLOWED else " and only sizes of layers may be set")
                 )
             setattr(part, name, value)
+
+
+def _class_name(kind: type[nn.Module]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def put_tensors(fresh: nn.Module, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:

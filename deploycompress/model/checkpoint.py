@@ -21,7 +21,9 @@ from deploycompress.contracts import Model
 from deploycompress.errors import DeployCompressError, StageFailed
 from deploycompress.model.architecture import Architecture, describe, named_tensors, type_name
 from deploycompress.model.assembly import edit, put_tensors
+from deploycompress.model.lowrank import find_factors, put_factors
 from deploycompress.model.source import seeded
+from deploycompress.model.sparse import mark_sparse, sparse_weights
 from deploycompress.model.weights import first_nonfinite
 
 WEIGHTS = "model.safetensors"
@@ -59,6 +61,7 @@ class Document(StrictModel):
     build: str = ""
     architecture: Architecture
     probe: Probe
+    sparse: tuple[str, ...] = ()  # parameters whose zeros are kept in training
     versions: dict[str, str] = {}
 
 
@@ -76,14 +79,17 @@ def save(module: nn.Module, folder: Path, model: Model, *, build: str = "") -> N
         raise StageFailed(f"the model is not kept: {bad}")
     fresh = model.build()
     probe = _probe(_on_host(module), model)
+    factors = find_factors(module, fresh)
+    put_factors(fresh, factors)
     _probe(fresh, model)  # modules that remember a shape when they run then do so on both sides
-    architecture = describe(module, fresh)
+    architecture = describe(module, fresh, factors)
     document = Document(
         schema=1,
         model=type_name(module),
         build=build,
         architecture=architecture,
         probe=probe,
+        sparse=sparse_weights(module),
         versions={"deploycompress": __version__, "torch": torch.__version__},
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,9 +167,18 @@ def load(folder: Path, model: Model) -> nn.Module:
     if bad is not None:
         raise StageFailed(f"{folder / WEIGHTS}: {bad}")
     module = model.build()
+    put_factors(module, document.architecture.factors)
     edit(module, document.architecture)
     put_tensors(module, document.architecture, tensors)
     module.eval()
+    unknown = [
+        name for name in document.sparse if name not in dict(module.named_parameters(remove_duplicate=False))
+    ]
+    if unknown:
+        raise StageFailed(
+            f"architecture.json says that {unknown[0]} is sparse; the model has no such parameter"
+        )
+    mark_sparse(module, document.sparse)
     _check_probe(module, model, document.probe, folder)
     return module
 

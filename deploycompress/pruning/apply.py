@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from deploycompress.errors import StageFailed
+from deploycompress.model.attention import allow_any_heads
+from deploycompress.model.passthrough import take_out
 from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
-from deploycompress.pruning.layers import Axis, Layer, cut, describe, put, tensor
+from deploycompress.pruning.layers import Axis, Layer, bare_tensor, cut, describe, put
+
+if TYPE_CHECKING:
+    from deploycompress.pruning.blocks import Block
 
 
-def apply(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> None:
-    """Prune ``module`` in place to the channels ``kept``; groups that are not named stay whole.
+def apply(
+    module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept, removed: Sequence[Block] = ()
+) -> None:
+    """Prune ``module`` in place to the channels ``kept``, without the blocks ``removed``.
 
-    The dependency graph was read once, from the whole model, and every tensor is cut once: what one group
+    Groups that are not named stay whole; those inside a removed block go with it.
+
+    The groups were found once, in the whole model, and every tensor is cut once: what one group
     does to a layer cannot shift what another one means. Raises StageFailed when a realised width is not the
     planned one.
     """
+    gone_too = {id for block in removed for id in block.groups}
+    groups = [group for group in groups if group.id not in gone_too]
     bare = {m.layer: m.dim for g in groups for m in g.members if m.dim is not None}
     keep: dict[str, dict[Axis, Tensor]] = {}
     for (name, axis), gone in removed_positions(groups, kept).items():
         dim = bare.get(name)
-        width = tensor(module, name).shape[dim] if dim is not None else _width(module, name, axis)
+        width = bare_tensor(module, name).shape[dim] if dim is not None else _width(module, name, axis)
         everything = torch.arange(width)
         keep.setdefault(name, {})[axis] = everything[~torch.isin(everything, gone)]
     for name, axes in keep.items():
@@ -32,7 +44,7 @@ def apply(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> None
             cut(module.get_submodule(name), axes)
         else:
             owner, _, leaf = name.rpartition(".")
-            whole = tensor(module, name).detach()
+            whole = bare_tensor(module, name).detach()
             put(module.get_submodule(owner), leaf, whole.index_select(dim, axes["out"].to(whole.device)))
     for name, axes in keep.items():
         for axis, indices in axes.items():
@@ -41,6 +53,44 @@ def apply(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> None
                     f"layer {name} has {_width(module, name, axis)} {axis}put channels after pruning; "
                     f"planned are {len(indices)}"
                 )
+    _tell_owners(module, groups, kept, keep)
+    for group in groups:
+        stay = kept.get(group.id, torch.arange(group.width))
+        made = [m for m in group.members if (m.layer, m.axis) == (group.id, "out")]
+        planned = sum(
+            len(member.at(stay)) for member in made
+        )  # packed queries, keys and values: three of each
+        realised = _width(module, group.id, "out")
+        if realised != planned:
+            raise StageFailed(
+                f"group {group.id} has {realised} channels after pruning; planned are {planned}"
+            )
+    take_out(module, [block.id for block in removed])
+
+
+def _tell_owners(
+    module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept, touched: Iterable[str]
+) -> None:
+    """Attention modules learn how many heads they have, and go on without what their class takes for granted."""
+    for group in groups:
+        if group.heads is not None and group.id in kept:
+            owner = module.get_submodule(group.heads.owner)
+            units = len(kept[group.id]) // group.unit
+            for attribute, each in group.heads.attributes.items():
+                setattr(owner, attribute, units * each)
+    paths = {
+        ".".join(parts[:n]) for parts in (name.split(".") for name in touched) for n in range(len(parts) + 1)
+    }
+    for path in sorted(paths):
+        allow_any_heads(_child(module, path))
+
+
+def _child(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at ``path``; None where a bare parameter is."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _width(module: nn.Module, name: str, axis: Axis) -> int:
@@ -49,10 +99,10 @@ def _width(module: nn.Module, name: str, axis: Axis) -> int:
     layer = describe(part)
     if not isinstance(layer, Layer):
         raise StageFailed(f"layer {name} cannot be read after pruning: {layer}")
-    weight = getattr(part, "weight", None)
-    if weight is not None and "weight" in layer.tensors:
-        inner = layer.runs if layer.runs > 1 and len(layer.tensors["weight"]) == 2 else 1
-        for other, dim in layer.tensors["weight"].items():
+    weight = getattr(part, layer.weight, None)
+    if weight is not None and layer.weight in layer.tensors:
+        inner = layer.runs if layer.runs > 1 and len(layer.tensors[layer.weight]) == 2 else 1
+        for other, dim in layer.tensors[layer.weight].items():
             stacked = weight.shape[dim] * (inner if dim == 1 else 1)
             if stacked != layer.widths[other]:
                 raise StageFailed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from deploycompress.contracts import Allocation
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.pruning.costs import Cost, Costs
 from deploycompress.pruning.groups import ChannelGroup, Unpruned
+
+if TYPE_CHECKING:
+    from deploycompress.pruning.blocks import Block
 
 OnUnreachable = Literal["fail", "best"]
 
@@ -65,23 +68,27 @@ def allocate(
     *,
     on_unreachable: OnUnreachable = "fail",
     unpruned: Sequence[Unpruned] = (),
+    blocks: Sequence[Block] = (),
 ) -> Allocated:
     """The widths that ``allocation`` chooses, checked against grid and budget.
 
+    ``blocks``: what may be taken out as a whole, for an allocation that can; a block is 0 (out) or 1 wide.
     Where even the smallest widths are above the budget: StageFailed with ``fail``, the smallest with ``best``.
     Raises ConfigError for an allocation that breaks its promise.
     """
-    smallest = {group.id: group.grid[0] for group in groups}
+    smallest = smallest_widths(groups, blocks)
     least = costs.at(smallest)
     if not budget.met(least):
         shortfall = budget.exceeded(least)
         if on_unreachable == "fail":
             raise StageFailed(_unreachable(shortfall, groups, unpruned))
         return Allocated(smallest, least, False, shortfall)
-    widths = allocation(groups, scores, costs, budget)
+    with_blocks = {"blocks": blocks} if blocks else {}
+    widths = allocation(groups, scores, costs, budget, **with_blocks)
     name = type(allocation).__name__
+    gone = {id for block in blocks if widths.get(block.id) == 0 for id in block.groups}
     for group in groups:
-        if widths.get(group.id) not in group.grid:
+        if widths.get(group.id) not in ((0,) if group.id in gone else group.grid):
             raise ConfigError(
                 f"allocation {name}: received the width {widths.get(group.id)} for {group.id}; "
                 f"expected one of {list(group.grid)}"
@@ -90,6 +97,13 @@ def allocate(
     if not budget.met(cost):
         raise ConfigError(f"allocation {name}: its widths are above the budget: {budget.exceeded(cost)}")
     return Allocated(dict(widths), cost, True)
+
+
+def smallest_widths(groups: Sequence[ChannelGroup], blocks: Sequence[Block] = ()) -> dict[str, int]:
+    """Every group at the first width of its grid, every block and what is inside it gone."""
+    inside = {id for block in blocks for id in block.groups}
+    widths = {group.id: 0 if group.id in inside else group.grid[0] for group in groups}
+    return widths | {block.id: 0 for block in blocks}
 
 
 def _unreachable(shortfall: str, groups: Sequence[ChannelGroup], unpruned: Sequence[Unpruned]) -> str:
@@ -114,6 +128,25 @@ def worth(groups: Sequence[ChannelGroup], costs: Costs, budget: Budget) -> dict[
 
 
 # ---------------------------------------------------------------- what allocations share
+
+
+HALVINGS = 40  # of the interval in which a share is looked for
+
+
+def largest_share(
+    at_share: Callable[[float], Mapping[str, int]], costs: Costs, budget: Budget
+) -> Mapping[str, int]:
+    """The widths at the largest share in [0, 1] that meets the budget; those at 0 are known to."""
+    low, high = 0.0, 1.0
+    widths = at_share(low)
+    for _ in range(HALVINGS):
+        share = (low + high) / 2
+        tried = at_share(share)
+        if budget.met(costs.at(tried)):
+            low, widths = share, tried
+        else:
+            high = share
+    return widths
 
 
 def step_loss(group: ChannelGroup, scores: Tensor, narrower: int, wider: int) -> float:

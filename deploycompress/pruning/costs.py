@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from deploycompress.contracts import Model
 from deploycompress.model.architecture import named_tensors
 from deploycompress.pruning.groups import ChannelGroup
-from deploycompress.pruning.layers import Axis, Layer, describe
-from deploycompress.pruning.layers import tensor as bare_tensor
+from deploycompress.pruning.layers import Axis, Layer, bare_tensor, describe
+from deploycompress.pruning.multiplications import multiplications
+
+if TYPE_CHECKING:
+    from deploycompress.pruning.blocks import Block
 
 Cost = Mapping[str, float]  # "macs", "params", "size" (bytes), "channels"; other costs may join
 
@@ -27,7 +26,7 @@ class Costs(Protocol):
     """What allocations ask: any number of figures, by name, each of which never grows when a width falls."""
 
     def at(self, widths: Mapping[str, int]) -> Cost:
-        """The cost when group ``id`` has ``widths[id]`` channels."""
+        """The cost when group ``id`` has ``widths[id]`` channels; a block's width is 0 (out) or 1 (the default)."""
         ...
 
 
@@ -35,31 +34,60 @@ class Costs(Protocol):
 class _Terms:
     """Tensors whose size is ``coefficient`` times the widths of at most two axes; what one element costs."""
 
+    name: list[str] = field(default_factory=list)
     coefficient: list[float] = field(default_factory=list)
     first: list[int] = field(default_factory=list)
     second: list[int] = field(default_factory=list)
     per_element: list[tuple[float, float, float]] = field(default_factory=list)  # MACs, parameters, bytes
 
+    def add(
+        self, name: str, coefficient: float, axes: Sequence[int], per_element: tuple[float, float, float]
+    ) -> None:
+        self.name.append(name)
+        self.coefficient.append(coefficient)
+        self.first.append(axes[0] if axes else 0)
+        self.second.append(axes[1] if len(axes) > 1 else 0)
+        self.per_element.append(per_element)
+
 
 class WidthCosts:
     """Implements ``Costs`` exactly, from one measured pass of the unpruned model at batch size 1.
 
-    MACs are multiply-accumulates of convolutions and linear layers; what others multiply (attention products)
-    is a constant. ``size`` counts the bytes of parameters and buffers, ``channels`` those of all groups.
+    MACs are multiply-accumulates of convolutions, linear layers and attention products; those of two activations
+    outside of attention whose heads can be pruned are a constant. ``size`` counts the bytes of parameters and
+    buffers, ``channels`` those of all groups. ``blocks``: what ``at`` may be told to leave out, as a width of 0.
     """
 
-    def __init__(self, module: nn.Module, groups: Sequence[ChannelGroup], model: Model) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Sequence[ChannelGroup],
+        model: Model,
+        blocks: Sequence[Block] = (),
+    ) -> None:
         self._ids = [group.id for group in groups]
         self._widths = np.array([group.width for group in groups], dtype=np.float64)
-        passes, other_macs = _passes(module, model)
-        self._constant = np.array([other_macs, 0.0, 0.0])
+        self._blocks = [block.id for block in blocks]
+        inside = {id: number for number, block in enumerate(blocks, 1) for id in block.groups}
+        self._group_block = np.array([inside.get(group.id, 0) for group in groups], dtype=np.int64)
+        owners = {g.heads.owner: g for g in groups if g.heads is not None}
+        counted = multiplications(module, model, [*owners, *self._blocks])
+        self._constant = np.array([counted.elsewhere, 0.0, 0.0])
         # Axis 0 is "no axis": its width is always one.
         self._axis_width: list[float] = [1.0]
         self._per_channel: list[np.ndarray] = [np.zeros(len(groups))]
         terms = _Terms()
-        self._add_tensors(module, groups, passes, terms)
+        axes = self._add_tensors(module, groups, counted.of_parameter, terms)
+        for owner, group in owners.items():
+            # Every head multiplies as much as the others: queries by keys, and scores by values.
+            axis = axes[group.id, "out"]
+            each = counted.within.get(owner, 0.0) / self._axis_width[axis]
+            terms.add(f"{owner}.products", 1.0, [axis], (each, 0.0, 0.0))
+        for id in self._blocks:
+            terms.add(f"{id}.products", 1.0, [], (counted.within.get(id, 0.0), 0.0, 0.0))
         self._coefficient = np.array(terms.coefficient)
         self._first, self._second = np.array(terms.first), np.array(terms.second)
+        self._block = np.array([_block_of(name, self._blocks) for name in terms.name], dtype=np.int64)
         self._per_element = np.array(terms.per_element).reshape(-1, 3)
         self._full_axes = np.array(self._axis_width)
         self._share = np.array(self._per_channel).reshape(len(self._axis_width), len(groups))
@@ -68,18 +96,20 @@ class WidthCosts:
     def at(self, widths: Mapping[str, int]) -> Cost:
         kept = np.array([widths[id] for id in self._ids], dtype=np.float64)
         axes = self._full_axes - self._share @ (self._widths - kept)
-        elements = self._coefficient * axes[self._first] * axes[self._second]
+        # Block 0 is "no block": it is always there.
+        there = np.array([1, *(widths.get(id, 1) for id in self._blocks)], dtype=np.float64)
+        elements = self._coefficient * axes[self._first] * axes[self._second] * there[self._block]
         macs, params, size = self._constant + elements @ self._per_element
         return {
             "macs": float(round(macs)),
             "params": float(round(params)),
             "size": float(round(size)),
-            "channels": float(kept.sum()),
+            "channels": float(kept @ there[self._group_block]),
         }
 
     def _add_tensors(
-        self, module: nn.Module, groups: Sequence[ChannelGroup], passes: Mapping[str, float], terms: _Terms
-    ) -> None:
+        self, module: nn.Module, groups: Sequence[ChannelGroup], macs: Mapping[str, float], terms: _Terms
+    ) -> dict[tuple[str, Axis], int]:
         parts: dict[str, Layer | str] = {name: describe(part) for name, part in module.named_modules()}
         bare = {m.layer: m.dim for g in groups for m in g.members if m.dim is not None}
         axes = self._axes(parts, bare, module, groups)
@@ -95,11 +125,10 @@ class WidthCosts:
             if name in bare:
                 used = [axes[name, "out"]]
             widths = [self._axis_width[i] for i in used]
-            terms.coefficient.append(tensor.numel() / prod(widths) if used else float(tensor.numel()))
-            terms.first.append(used[0] if used else 0)
-            terms.second.append(used[1] if len(used) > 1 else 0)
-            macs = passes.get(owner, 0.0) if leaf == "weight" else 0.0
-            terms.per_element.append((macs, float(kind == "parameter"), float(tensor.element_size())))
+            each = macs.get(name, 0.0) / max(1, tensor.numel())
+            sizes = (each, float(kind == "parameter"), float(tensor.element_size()))
+            terms.add(name, tensor.numel() / prod(widths), used, sizes)
+        return axes
 
     def _axes(
         self,
@@ -133,49 +162,6 @@ def count(module: nn.Module, model: Model) -> Cost:
     return {name: value for name, value in full.items() if name != "channels"}
 
 
-# ---------------------------------------------------------------- the measured pass
-
-
-def _passes(module: nn.Module, model: Model) -> tuple[dict[str, float], float]:
-    """Layer -> how often each element of its weight is multiplied for one sample; and the MACs of all else."""
-    found: Counter[str] = Counter()
-    macs: Counter[str] = Counter()
-
-    def counting(name: str, part: _ConvNd | nn.Linear) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            if isinstance(part, _ConvNd):
-                spatial = arguments[0] if isinstance(part, _ConvTransposeNd) else output
-                positions = prod(spatial.shape[-(part.weight.ndim - 2) :]) * _batch(spatial, part)
-            else:
-                positions = output.numel() // max(1, output.shape[-1])
-            found[name] += positions
-            macs[name] += positions * part.weight.numel()
-
-        return hook
-
-    hooks = [
-        part.register_forward_hook(counting(name, part))
-        for name, part in module.named_modules()
-        if isinstance(part, (_ConvNd, nn.Linear))
-    ]
-    inputs = model.example(1)
-    batch = next(iter(inputs.values())).shape[0]
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    # With gradients, so that fused kernels that the counter does not know (attention) are not taken.
-    counter = FlopCounterMode(display=False)
-    training = module.training
-    module.eval()
-    try:
-        with torch.enable_grad(), counter:
-            model.call(module, {name: tensor.to(device) for name, tensor in inputs.items()})
-    finally:
-        module.train(training)
-        for hook in hooks:
-            hook.remove()
-    other = max(0.0, counter.get_total_flops() / 2 - sum(macs.values()))
-    return {name: n / batch for name, n in found.items()}, other / batch
-
-
-def _batch(tensor: Tensor, part: _ConvNd) -> int:
-    """Samples of a convolution's tensor; one where it has no batch dimension."""
-    return int(tensor.shape[0]) if tensor.ndim == part.weight.ndim else 1
+def _block_of(name: str, blocks: Sequence[str]) -> int:
+    """The place, from 1, of the block that a path lies in; 0 outside of all."""
+    return next((i for i, id in enumerate(blocks, 1) if name.startswith(f"{id}.")), 0)

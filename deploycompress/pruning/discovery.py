@@ -3,57 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import starmap
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from deploycompress.contracts import Model
+from deploycompress.pruning.attention.trial import Attention, find_attention
 from deploycompress.pruning.groups import ChannelGroup, Found, Unpruned
-from deploycompress.pruning.labelled_groups import ROOTS, labelled_groups
-from deploycompress.pruning.layers import Layer, describe
-from deploycompress.pruning.propagation import OUTPUT
+from deploycompress.pruning.labelled_groups import labelled_groups
+from deploycompress.pruning.layers import Layer, describe, is_transposed_linear
 from deploycompress.pruning.screening import screen
+
+ROOTS = (_ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
 def find_groups(module: nn.Module, model: Model, exclude: Sequence[str] = ()) -> Found:
     """Every group of ``module`` that can be pruned: traced, checked and tried out on random inputs.
 
-    Labels that travel through a forward pass show most groups; where they do not, the dependency graph is
-    asked. ``exclude``: patterns (``layer4.*``) of layers whose output channels stay. Nothing is raised for a
-    model that cannot be pruned: all its layers are then left whole.
+    ``exclude``: patterns (``layer4.*``) of layers whose output channels stay. Nothing is raised for a model
+    that cannot be pruned: all its layers are then left whole.
     """
-    candidates, unpruned = labelled_groups(module, model, exclude)
+    attention = find_attention(module, model)
+    candidates, unpruned = _traced_groups(module, model, exclude, attention)
     good, failed = screen(module, model, candidates)
-    reasons = {u.layer: u.reason for u in (*unpruned, *failed)}
-    if set(reasons.values()) - {OUTPUT}:
-        from deploycompress.pruning.graph_groups import trace_groups  # 2 s to import
-
-        others = [g for g in trace_groups(module, model, exclude)[0] if g.id in reasons and _apart(g, good)]
-        found, _ = screen(module, model, others, beside=good)
-        good += found
-        for group in found:
-            for member in group.members:
-                reasons.pop(member.layer, None) if member.axis == "out" else None
+    every = [_explained(item, attention) for item in (*unpruned, *failed)]
     order = {name: i for i, (name, _) in enumerate(module.named_modules())}
-    good.sort(key=lambda group: order[group.id])
-    every = sorted(starmap(Unpruned, reasons.items()), key=lambda u: order.get(u.layer, -1))
-    return Found(tuple(good), tuple(every))
+    return Found(tuple(good), tuple(sorted(every, key=lambda u: order[u.layer])))
 
 
-def _apart(group: ChannelGroup, others: Sequence[ChannelGroup]) -> bool:
-    """Whether no position of ``group`` is in another group."""
-    taken = {
-        (m.layer, m.axis, position) for g in others for m in g.members for position in m.positions.tolist()
-    }
-    return not any(
-        (m.layer, m.axis, position) in taken for m in group.members for position in m.positions.tolist()
-    )
+def trace_groups(
+    module: nn.Module, model: Model, exclude: Sequence[str] = ()
+) -> tuple[list[ChannelGroup], list[Unpruned]]:
+    """The groups as the trace shows them, not yet tried out; and the layers in no group."""
+    return _traced_groups(module, model, exclude, find_attention(module, model))
+
+
+def _traced_groups(
+    module: nn.Module, model: Model, exclude: Sequence[str], attention: Sequence[Attention]
+) -> tuple[list[ChannelGroup], list[Unpruned]]:
+    roots = [name for name, _ in producing_layers(module)]
+    groups, unpruned = labelled_groups(module, model, roots, attention, exclude)
+    return groups, [*unpruned, *_recurrent(module)]
 
 
 def producing_layers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Path and output width of every convolution and linear layer, in order."""
+    """Path and output width of every convolution and linear layer, in order; of packed attention too."""
     for name, part in module.named_modules():
-        if isinstance(part, ROOTS):
+        if isinstance(part, ROOTS) or is_transposed_linear(part):
             layer = describe(part)
-            width = layer.widths["out"] if isinstance(layer, Layer) else int(part.weight.shape[0])
-            yield name, width
+            if isinstance(layer, Layer):
+                yield name, layer.widths["out"]
+            elif not isinstance(part, nn.MultiheadAttention):
+                yield name, int(part.weight.shape[0])
+
+
+def _explained(item: Unpruned, attention: Sequence[Attention]) -> Unpruned:
+    """Layers of attention whose heads stay have that reason, whatever the labels made of them."""
+    for found in attention:
+        if found.layout is None and f"{item.layer}.".startswith(f"{found.path}."):
+            return Unpruned(item.layer, f"attention: {found.reason}")
+    return item
+
+
+def _recurrent(module: nn.Module) -> Iterator[Unpruned]:
+    """Recurrent layers are left whole."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.RNNBase):
+            yield Unpruned(name, str(describe(part)))

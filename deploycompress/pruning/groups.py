@@ -30,10 +30,24 @@ class Member:
     channels: Tensor
     positions: Tensor
     dim: int | None = None  # of a bare parameter
+    kind: str = ""  # the layer's type: Conv2d, BatchNorm2d
 
     def at(self, channels: Tensor) -> Tensor:
         """Positions of these channels, ascending."""
         return self.positions[torch.isin(self.channels, channels)].sort().values
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Channels that stay or go in whole attention heads.
+
+    ``units`` [width]: which head (or heads that share keys) each channel is of, equally many channels of each.
+    ``attributes``: what the attention module ``owner`` keeps of its size, and how much of it one unit is.
+    """
+
+    owner: str  # module path
+    units: Tensor
+    attributes: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,21 +64,42 @@ class ChannelGroup:
     members: tuple[Member, ...]
     segments: Tensor
     grid: tuple[int, ...] = ()
+    heads: Heads | None = None  # None: every channel stays or goes by itself
 
     @property
     def segment_count(self) -> int:
         return int(self.segments.max()) + 1
 
+    @property
+    def topology(self) -> tuple[tuple[str, str], ...]:
+        """Kinds and axes of all members: the same for groups whose layers hang together alike."""
+        return tuple(sorted((member.kind, member.axis) for member in self.members))
+
+    @property
+    def unit(self) -> int:
+        """How many channels stay or go together."""
+        return 1 if self.heads is None else self.width // (int(self.heads.units.max()) + 1)
+
+    @property
+    def step(self) -> int:
+        """Widths are multiples of it: a unit of every segment."""
+        return self.unit * self.segment_count
+
     def keep(self, scores: Tensor, width: int) -> Tensor:
         """The ``width`` best channels by ``scores`` [width of the group], equally many of every segment.
 
-        Of equal scores the first stays. Ascending; a smaller width keeps a subset of a larger one.
+        A unit's score is the sum of its channels'. Of equal scores the first stays. Ascending; a smaller width
+        keeps a subset of a larger one.
         """
-        each, rest = divmod(width, self.segment_count)
-        assert rest == 0, f"{self.id}: {width} channels in {self.segment_count} segments"
-        order = scores.argsort(descending=True, stable=True)
-        chosen = [order[self.segments[order] == s][:each] for s in range(self.segment_count)]
-        return torch.cat(chosen).sort().values
+        each, rest = divmod(width, self.step)
+        assert rest == 0, f"{self.id}: {width} channels in steps of {self.step}"
+        units = torch.arange(self.width) if self.heads is None else self.heads.units
+        count = self.width // self.unit
+        totals = torch.zeros(count, dtype=scores.dtype).index_add(0, units, scores)
+        segments = torch.zeros(count, dtype=torch.int64).index_copy(0, units, self.segments)
+        order = totals.argsort(descending=True, stable=True)
+        chosen = [order[segments[order] == s][:each] for s in range(self.segment_count)]
+        return torch.isin(units, torch.cat(chosen)).nonzero().flatten()
 
 
 @dataclass(frozen=True)
@@ -88,6 +123,8 @@ def on_grid(
 ) -> tuple[ChannelGroup, ...]:
     """Give every group the widths it may have: multiples of ``align`` that its segments share equally.
 
+    Groups of heads have whole heads, at least one, whatever ``align``: how wide a head is belongs to the model.
+
     At least 12.5 % of the width it has in the original model (``original_widths``, by group id) stays.
     """
     return tuple(
@@ -97,7 +134,8 @@ def on_grid(
 
 
 def _grid(group: ChannelGroup, align: int, original: int) -> tuple[int, ...]:
-    step = lcm(align, group.segment_count)
+    align = align if group.heads is None else group.unit
+    step = lcm(align, group.step)
     smallest = ceil(max(align, SMALLEST_SHARE * original) / step) * step
     return (*range(smallest, group.width, step), group.width)
 
@@ -105,8 +143,11 @@ def _grid(group: ChannelGroup, align: int, original: int) -> tuple[int, ...]:
 def choose(
     groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], widths: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """The channels each group keeps at the planned widths; groups that stay whole are left out."""
-    kept = {g.id: g.keep(scores[g.id], widths[g.id]) for g in groups if widths[g.id] < g.width}
+    """The channels each group keeps at the planned widths.
+
+    Groups that stay whole are left out, and those of width 0, which go with their block.
+    """
+    kept = {g.id: g.keep(scores[g.id], widths[g.id]) for g in groups if 0 < widths[g.id] < g.width}
     for id, channels in kept.items():
         if len(channels) != widths[id]:
             raise StageFailed(f"group {id} would keep {len(channels)} channels; planned are {widths[id]}")

@@ -22,6 +22,7 @@ class Layer:
     A layer that gives back the channels it gets (a normalisation, a depthwise convolution) has "out" only.
     ``runs``: grouped convolutions and group normalisation work on that many equal runs of channels.
     ``multiplier``: outputs that a depthwise convolution makes of each input.
+    ``weight``: the name of the tensor that turns channels into others.
     """
 
     widths: Mapping[Axis, int]
@@ -29,6 +30,7 @@ class Layer:
     attributes: Mapping[Axis, tuple[str, ...]]
     runs: int = 1
     multiplier: int = 1
+    weight: str = "weight"
 
 
 def describe(module: nn.Module) -> Layer | str:
@@ -37,11 +39,19 @@ def describe(module: nn.Module) -> Layer | str:
         if isinstance(module, types):
             made = make(module)
             return made if isinstance(made, str) else _with_extras(module, made)
+    if is_transposed_linear(module):
+        return _with_extras(module, _transposed_linear(module))
     return f"{type(module).__name__} is not a kind of layer that is cut"
 
 
-def _with_extras(module: nn.Module, layer: Layer) -> Layer:
-    """A subclass may have tensors of its own with an entry for each output channel (a gain)."""
+def _with_extras(module: nn.Module, layer: Layer) -> Layer | str:
+    """A subclass may have tensors of its own with an entry for each output channel (a gain).
+
+    Weight and spectral normalisation compute a weight from other tensors; these are not cut.
+    """
+    weight = getattr(module, layer.weight, None)
+    if weight is not None and not isinstance(weight, nn.Parameter):
+        return f"the weight of this {type(module).__name__} is computed from other tensors"
     width = layer.widths.get("out", 1)
     extras: dict[str, Mapping[Axis, int]] = {
         name: {"out": own.shape.index(width)}
@@ -85,6 +95,39 @@ def _linear(module: nn.Module) -> Layer:
         {"out": module.out_features, "in": module.in_features},
         {"weight": {"out": 0, "in": 1}, "bias": {"out": 0}},
         {"out": ("out_features",), "in": ("in_features",)},
+    )
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether it is a ``Conv1D`` of transformers (GPT-2): a linear layer whose weight is [in, out]."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and hasattr(module, "nf") and getattr(module.weight, "ndim", 0) == 2
+
+
+def _transposed_linear(module: nn.Module) -> Layer:
+    assert isinstance(module.weight, Tensor)
+    width_in, width_out = module.weight.shape
+    attributes: dict[Axis, tuple[str, ...]] = {"out": ("nf",)}
+    if hasattr(module, "nx"):
+        attributes["in"] = ("nx",)
+    return Layer(
+        {"out": width_out, "in": width_in}, {"weight": {"out": 1, "in": 0}, "bias": {"out": 0}}, attributes
+    )
+
+
+def _packed_attention(module: nn.Module) -> Layer | str:
+    """The projection to queries, keys and values; the one to the output is a layer of its own, ``out_proj``."""
+    assert isinstance(module, nn.MultiheadAttention)
+    weight = module.in_proj_weight
+    if weight is None:
+        return "attention with keys or values of another width than the queries"
+    if module.bias_k is not None or module.add_zero_attn:
+        return "attention with a learned or zero key beside those of its input"
+    return Layer(
+        {"out": weight.shape[0], "in": weight.shape[1]},
+        {"in_proj_weight": {"out": 0, "in": 1}, "in_proj_bias": {"out": 0}},
+        {"in": ("embed_dim", "kdim", "vdim")},
+        weight="in_proj_weight",
     )
 
 
@@ -135,6 +178,7 @@ _KINDS = (
     ((nn.GroupNorm,), _group_norm),
     ((nn.PReLU,), _prelu),
     ((nn.Embedding,), _embedding),
+    ((nn.MultiheadAttention,), _packed_attention),
 )
 
 
@@ -185,11 +229,11 @@ def _cut_grouped(
     return torch.cat(parts)
 
 
-def tensor(module: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of that path."""
+def bare_tensor(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its path. Raises AttributeError where there is none."""
     owner, _, leaf = name.rpartition(".")
-    found: Tensor = getattr(module.get_submodule(owner), leaf)
-    return found
+    tensor: Tensor = getattr(module.get_submodule(owner), leaf)
+    return tensor
 
 
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:

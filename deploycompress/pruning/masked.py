@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
-from deploycompress.pruning.layers import Axis, Layer, cut, describe, tensor
+from deploycompress.pruning.layers import Axis, Layer, bare_tensor, cut, describe
 
 
 def masked(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> nn.Module:
@@ -27,8 +27,8 @@ def masked(module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> nn.
         for (name, axis), gone in removed.items():
             dim = bare.get(name)
             if dim is not None:
-                bare_tensor = tensor(copied, name)
-                bare_tensor.index_fill_(dim, gone.to(bare_tensor.device), 0.0)
+                whole = bare_tensor(copied, name)
+                whole.index_fill_(dim, gone.to(whole.device), 0.0)
             else:
                 part = copied.get_submodule(name)
                 if not normalises_weight(part):

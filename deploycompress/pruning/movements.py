@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deploycompress.pruning.labels import resized, varying
+
 
 def _as_it_is(func: Any, *args: Any, **kwargs: Any) -> Any:
     return func(*args, **kwargs)
@@ -22,7 +24,9 @@ def _copied(func: Any, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _padded(func: Any, labels: Tensor, pad: Any, value: float = 0) -> Tensor:
-    return torch.constant_pad_nd(labels, pad, 0)
+    padded = torch.constant_pad_nd(labels, pad, 0)
+    dims = {labels.ndim - 1 - i // 2 for i, size in enumerate(pad) if size}
+    return padded if dims & varying(labels) else resized(labels, padded.shape)
 
 
 # operator -> how labels are moved; a reshape of labels may have to copy where that of the values did not
@@ -63,6 +67,12 @@ MOVES: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("clone", "detach", "alias", "contiguous", "lift_fresh", "_to_copy", "to"), _copied),
     "constant_pad_nd": _padded,
 }
+# They take a tensor for its shape and kind.
+CREATIONS = frozenset(
+    f"{prefix}{kind}{suffix}"
+    for kind in ("zeros", "ones", "full", "empty", "rand", "randn")
+    for prefix, suffix in (("new_", ""), ("", "_like"))
+) | {"new_empty_strided"}
 SUMS = frozenset({"sum", "linalg_vector_norm", "norm"})  # zeros change nothing in them
 REDUCTIONS = SUMS | {
     *("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "argmax", "argmin", "prod"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,28 +13,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deploycompress.contracts import Model
-from deploycompress.pruning.labels import FREE, Layer, Ties, along, resized, varying
+from deploycompress.pruning.labels import FREE, Layer, along, resized, varying
 from deploycompress.pruning.layers import Layer as Kind
 from deploycompress.pruning.layers import describe
-from deploycompress.pruning.operators import Operators, Place
+from deploycompress.pruning.operator_rules import Operators
+from deploycompress.pruning.places import Place, Places
 
 SAMPLES = 2
 OUTPUT = "its channels are the model's outputs"
 
 
-@dataclass
-class Trace:
-    """What a pass found: the labels of each place, position by position, and which labels go together."""
+@dataclass(frozen=True)
+class Heads:
+    """What groups of whole heads know already: labels need not say it.
 
-    ties: Ties = field(default_factory=Ties)
-    places: dict[Place, Tensor] = field(default_factory=dict)
-    reached: set[str] = field(default_factory=set)  # layers whose forward was called
+    ``claimed``: positions that are theirs. ``outlets``: path of a module that gives its heads to others unprojected
+    -> their channels.
+    """
+
+    claimed: Mapping[Place, Tensor] = field(default_factory=dict)
+    outlets: Mapping[str, int] = field(default_factory=dict)
 
 
-def propagate(module: nn.Module, model: Model) -> Trace:
+def propagate(module: nn.Module, model: Model, heads: Heads) -> Places:
     """Run ``module``, in evaluation mode on the CPU, on random inputs. Raises what its forward raises."""
-    found = Trace()
-    mode = _Propagation(module, found)
+    found = Places(module, heads.claimed)
+    mode = _Propagation(module, found, heads)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole transformer layer
     try:
@@ -51,19 +56,21 @@ def propagate(module: nn.Module, model: Model) -> Trace:
 class _Propagation(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Known kinds of layers are met as modules, through hooks; all between them operator by operator."""
 
-    def __init__(self, module: nn.Module, found: Trace) -> None:
+    def __init__(self, module: nn.Module, found: Places, heads: Heads) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found, self.ties = found, found.ties
-        self.operators = Operators(module, found.ties, found.places)
+        self.found, self.ties, self.heads = found, found.ties, heads
+        self.operators = Operators(module, found)
         self.inside: nn.Module | None = None
-        self.kinds: dict[nn.Module, tuple[str, Kind]] = {}
+        self.kinds: dict[nn.Module, tuple[str, Kind | str]] = {}
         self.hooks: list[Any] = []
         for name, part in module.named_modules():
             kind = describe(part)
-            if isinstance(kind, Kind) and kind.widths and not isinstance(part, nn.RNNBase):
+            if isinstance(part, nn.RNNBase) or _is_called(part, kind):
                 self.kinds[part] = (name, kind)
                 self.hooks.append(part.register_forward_pre_hook(self._enter, with_kwargs=True))
                 self.hooks.append(part.register_forward_hook(self._leave, with_kwargs=True))
+            if name in heads.outlets:
+                self.hooks.append(part.register_forward_hook(self._let_out(name)))
 
     def close(self) -> None:
         for hook in self.hooks:
@@ -80,16 +87,29 @@ class _Propagation(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self.inside = None
         given = next((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), None)
-        if given is None or not isinstance(output, Tensor):
-            return
         name, kind = self.kinds[part]
-        self.found.reached.add(name)
-        if "in" in kind.widths:
-            self._transform(part, name, kind, given, output)
-        elif isinstance(part, nn.Embedding):
-            self.operators.set(output, [self._made(name, kind, -1, output)])
-        else:
-            self._pass_on(part, name, kind, given, output)
+        if isinstance(kind, str):
+            self.operators.freeze(given, f"tied to {name}: {kind}")
+        elif given is not None and isinstance(output, Tensor):
+            self.found.reached.add(name)
+            if "in" in kind.widths:
+                self._transform(part, name, kind, given, output)
+            elif isinstance(part, nn.Embedding):
+                self.operators.set(output, [self._made(name, kind, -1, output)])
+            else:
+                self._pass_on(part, name, kind, given, output)
+
+    def _let_out(self, path: str) -> Any:
+        """The heads leave their module: its output has a label for each of their channels."""
+
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            width = self.heads.outlets[path]
+            first = next((t for t in tree_leaves(output) if isinstance(t, Tensor)), None)
+            if first is not None and first.shape[-1] == width:
+                labels = self.found.at((path, "heads"), width)
+                self.operators.set(first, [along(labels, first.ndim - 1, first.shape)])
+
+        return hook
 
     def _transform(self, part: nn.Module, name: str, kind: Kind, given: Tensor, output: Tensor) -> None:
         """A convolution or linear layer: reads channels and makes others."""
@@ -102,12 +122,12 @@ class _Propagation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         layers = [self._made(name, kind, dim, output)]
         for layer in self.operators.layers(given):
             if dim in varying(layer):
-                self._meet((name, "in"), self.ties.gather(layer, dim))
+                self.found.meet((name, "in"), self.ties.gather(layer, dim))
             elif varying(layer) & acts_on:
                 self.ties.freeze(layer, f"{name} mixes neighbours among them")
             else:
                 layers.append(resized(layer, output.shape))
-        self.found.places.setdefault((name, "in"), torch.full((kind.widths["in"],), FREE))
+        self.found.labels.setdefault((name, "in"), torch.full((kind.widths["in"],), FREE))
         self.operators.set(output, layers)
 
     def _pass_on(self, part: nn.Module, name: str, kind: Kind, given: Tensor, output: Tensor) -> None:
@@ -127,34 +147,18 @@ class _Propagation(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self.ties.freeze(layer, f"{name} does not read them channel by channel")
                     continue
                 labels = self.ties.gather(layer, dim).repeat_interleave(kind.multiplier)
-                self._meet((name, "out"), labels)
+                self.found.meet((name, "out"), labels)
                 passed.append(along(labels, dim, output.shape))
             elif isinstance(part, _ConvNd) and varying(layer) & set(range(dim + 1, given.ndim)):
                 self.ties.freeze(layer, f"{name} mixes neighbours among them")
             else:
                 passed.append(resized(layer, output.shape))
-        self.found.places.setdefault((name, "out"), torch.full((width,), FREE))
+        self.found.labels.setdefault((name, "out"), torch.full((width,), FREE))
         self.operators.set(output, passed)
 
     def _made(self, name: str, kind: Kind, dim: int, output: Tensor) -> Layer:
         """The output channels of a layer: the same labels whenever it is called."""
-        width = kind.widths["out"]
-        if (name, "out") not in self.found.places:
-            self.found.places[name, "out"] = self.ties.new(width)
-        return along(self.found.places[name, "out"], dim, output.shape)
-
-    def _meet(self, place: Place, labels: Tensor) -> None:
-        """``labels`` lie at ``place``; with those that lay there in an earlier call they go together."""
-        known = self.found.places.setdefault(place, labels)
-        if known is labels:
-            return
-        if len(known) != len(labels):
-            self.ties.freeze(torch.cat([known, labels]), f"{place[0]} is used at different widths")
-            return
-        self.ties.tie(known, labels)
-        for one, other in ((known, labels), (labels, known)):
-            if bool(((one == FREE) & (other != FREE)).any()):
-                self.ties.freeze(other[one == FREE], f"{place[0]} reads something else at the same positions")
+        return along(self.found.at((name, "out"), kind.widths["out"]), dim, output.shape)
 
     # ------------------------------------------------------------ operators
 
@@ -165,6 +169,11 @@ class _Propagation(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if self.inside is None:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            if any(self.operators.layers(t) for t in tensors):
+            if self.operators.concerns(tensors):
                 self.operators.follow(str(func.overloadpacket.__name__), func, args, kwargs, tensors, result)
         return result
+
+
+def _is_called(part: nn.Module, kind: Kind | str) -> bool:
+    """Whether it is a known layer that is used by a call; torch's attention multiplies with its parameters."""
+    return isinstance(kind, Kind) and bool(kind.widths) and not isinstance(part, nn.MultiheadAttention)

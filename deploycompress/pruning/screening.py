@@ -13,6 +13,7 @@ from deploycompress.errors import DeployCompressError
 from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.parity import compare, to_numpy
 from deploycompress.model.source import seeded
+from deploycompress.model.untrained import wake_zero_layers
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.groups import ChannelGroup, Unpruned
 from deploycompress.pruning.layers import Layer, describe
@@ -23,27 +24,27 @@ TOLERANCE = 1e-3  # of max|y|; a channel in the wrong place is off by far more
 
 
 def screen(
-    module: nn.Module, model: Model, groups: Sequence[ChannelGroup], beside: Sequence[ChannelGroup] = ()
+    module: nn.Module, model: Model, groups: Sequence[ChannelGroup]
 ) -> tuple[list[ChannelGroup], list[Unpruned]]:
-    """Which groups can be pruned, and why not the others; ``beside``: groups that can be already.
+    """Which groups can be pruned, and why not the others.
 
     All at once where that works, which is the rule; else by halves, until each that does not work is alone.
     """
     if not groups:
         return [], []
-    subject = _livened(module, model)
+    subject = livened(module, model)
     good: list[ChannelGroup] = []
     failed: list[Unpruned] = []
     pending = [list(groups)]
     while pending:
         part = pending.pop()
-        problem = _problem(subject, model, [*beside, *good, *part])
+        problem = _problem(subject, model, [*good, *part])
         if problem is None:
             good += part
         elif len(part) > 1:
             pending += [part[len(part) // 2 :], part[: len(part) // 2]]
         else:
-            alone = _problem(subject, model, part) if beside or good else problem
+            alone = _problem(subject, model, part) if good else problem
             failed.append(Unpruned(part[0].id, alone or f"together with other groups {problem}"))
     order = {group.id: i for i, group in enumerate(groups)}
     return sorted(good, key=lambda g: order[g.id]), sorted(failed, key=lambda u: order[u.layer])
@@ -80,25 +81,28 @@ def _reason(error: Exception) -> str:
 
 
 def _about_half(group: ChannelGroup) -> int:
-    """A number of channels that goes into the group's segments, and is less than all of them."""
-    each = group.width // group.segment_count
-    return max(1, each // 2) * group.segment_count
+    """A number of channels that goes into the group's segments and units, and is less than all of them."""
+    return max(1, group.width // group.step // 2) * group.step
 
 
-def _livened(module: nn.Module, model: Model) -> nn.Module:
+def livened(module: nn.Module, model: Model) -> nn.Module:
     """A copy in which every branch counts.
 
-    Zero-initialised normalisations and layer scales of 1e-6 would hide a channel in the wrong place, so the
+    Layers and normalisations of zeros, and layer scales of 1e-6, would hide a channel in the wrong place, so the
     parameters of normalisations and those in no known layer are drawn anew, and batch statistics follow.
     Where that makes the outputs overflow, the copy is as it was.
     """
     plain = copy.deepcopy(module).cpu().eval()
+    wake_zero_layers(plain)
     subject = copy.deepcopy(plain)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for part in subject.modules():
             layer = describe(part)
             if isinstance(layer, Layer) and "in" in layer.widths:
+                weight = getattr(part, "weight", None)
+                if weight is not None and not bool(weight.any()):  # an untrained head
+                    weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
                 continue
             for parameter in part.parameters(recurse=False):
                 if parameter.is_floating_point():

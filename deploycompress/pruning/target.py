@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pydantic import Field, model_validator
 
 from deploycompress.config.base import StrictModel
-from deploycompress.config.quantities import Quantity, Ratio, RemainingBytes, RemainingCount
+from deploycompress.config.quantities import Quantity, Ratio, Remaining, RemainingBytes, RemainingCount
 
 
 class Target(StrictModel):
     """What may remain; of several all must hold."""
 
+    latency: Remaining | None = Field(
+        None, description="Latency that remains, measured at the pipeline's target: 50%, or 3 ms"
+    )
     macs: RemainingCount | None = Field(None, description="Multiply-accumulates that remain: 50%, or 40 M")
     params: RemainingCount | None = Field(None, description="Parameters that remain: 50%, or 1.5 M")
     size: RemainingBytes | None = Field(
@@ -23,11 +26,13 @@ class Target(StrictModel):
     @model_validator(mode="after")
     def _one_at_least(self) -> Target:
         if not any(getattr(self, name) for name in type(self).model_fields):
-            raise ValueError("expected at least one of macs, params, size, ratio")
+            raise ValueError("expected at least one of latency, macs, params, size, ratio")
         return self
 
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
-        """The most that each cost may be; ``original``: the unpruned model's macs, params, size and channels."""
+        """The most that each cost may be; ``original``: the unpruned model's macs, params, size, channels and,
+        where a latency is asked for, latency in milliseconds.
+        """
         found = {
             name: _absolute(quantity, original[name])
             for name in ("macs", "params", "size")
@@ -35,7 +40,21 @@ class Target(StrictModel):
         }
         if self.ratio is not None:
             found["channels"] = (1 - self.ratio.value) * original["channels"]
+        if self.latency is not None:
+            found["latency"] = self.latency_ms(original["latency"])
         return found
+
+    def latency_ms(self, unpruned_ms: float) -> float:
+        """The most that the latency may be; of a share, of ``unpruned_ms``."""
+        assert self.latency is not None
+        return _absolute(self.latency, unpruned_ms)
+
+    def rehearsed(self) -> Target:
+        """The same with MACs in place of the latency, which a rehearsal does not measure."""
+        if self.latency is None:
+            return self
+        share = self.latency if self.latency.dimension == "percent" else Quantity.parse("50%", "percent")
+        return self.model_copy(update={"latency": None, "macs": self.macs or share})
 
 
 def _absolute(quantity: Quantity, full: float) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from deploycompress.contracts import Loader, Model, Outputs, Task
+from deploycompress.contracts import Batch, Loader, Model, Outputs, Task
 from deploycompress.errors import StageFailed
 
 
@@ -38,6 +41,47 @@ def evaluate(
     finally:
         module.train(training)
     return metrics.compute(), metrics.scores()
+
+
+def mean_loss(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    task: Task,
+    call: Callable[..., Any],
+    teacher: nn.Module | None = None,
+) -> float:
+    """The loss a sample, over ``batches``; in evaluation mode.
+
+    A batch without labels is held against what ``teacher`` answers: by the Kullback-Leibler divergence of its
+    classes, or the squared distance of other outputs. Raises StageFailed without a batch, or without either.
+    """
+    device = device_of(module)
+    total, samples = 0.0, 0
+    for net in (module, teacher):
+        if net is not None:
+            net.to(device).eval()
+    with torch.no_grad():
+        for batch in batches:
+            moved = batch.to(device)
+            outputs = Outputs(call(module, moved.inputs))
+            if moved.targets is not None:
+                loss = task.loss(outputs, moved)
+            elif teacher is not None:
+                loss = _distance(outputs.main, Outputs(call(teacher, moved.inputs)).main)
+            else:
+                raise StageFailed("there is no loss without labels; the data must have some here")
+            total, samples = total + float(loss) * moved.size, samples + moved.size
+    if not samples:
+        raise StageFailed("there is no batch to take the loss on; the data are empty")
+    return total / samples
+
+
+def _distance(answer: Tensor, reference: Tensor) -> Tensor:
+    if answer.ndim == 2 and answer.shape[1] > 1:
+        return nn.functional.kl_div(
+            answer.log_softmax(1), reference.log_softmax(1), reduction="batchmean", log_target=True
+        )
+    return 0.5 * (answer - reference).square().mean()
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -52,3 +52,13 @@ class Distillation:
             terms: Terms = self._loss.terms(outputs, teacher, batch)
             return terms
         return {"loss": self._loss(outputs, teacher, batch)}
+
+
+class Penalised:
+    """Another objective, and terms of the network's weights beside it."""
+
+    def __init__(self, objective: Objective, penalty: Callable[[], Terms]) -> None:
+        self._objective, self._penalty = objective, penalty
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Terms:
+        return {**self._objective(student, batch), **self._penalty()}

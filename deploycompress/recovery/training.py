@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from deploycompress.contracts import Event, RunContext
 from deploycompress.errors import Interrupted, StageFailed
 from deploycompress.model.source import seeded
+from deploycompress.model.sparse import Masks, keep_zeros, zero_masks
 from deploycompress.model.weights import first_nonfinite
 from deploycompress.recovery.evaluation import evaluate
 from deploycompress.recovery.objectives import Objective, Terms
@@ -25,15 +26,22 @@ from deploycompress.recovery.recipe import Recipe, learning_rate
 History = list[dict[str, float]]
 
 
-def fit(student: nn.Module, objective: Objective, recipe: Recipe, context: RunContext) -> History:
+def fit(
+    student: nn.Module,
+    objective: Objective,
+    recipe: Recipe,
+    context: RunContext,
+    after_epoch: Callable[[int], None] | None = None,
+) -> History:
     """Train ``student`` in place by ``recipe``; the figures of every epoch. It is left on the training device.
 
-    The last epoch's network is kept. A rehearsal goes forward and backward through one batch and changes no
-    weight. Raises StageFailed when a loss, a gradient or a weight is not finite, Interrupted when the run is
+    The last epoch's network is kept; the zeros of weights that are marked as sparse stay zero. A rehearsal goes forward and backward through one batch and changes no
+    weight. ``after_epoch`` is given how many epochs are done, and may change weights in place before the epoch's
+    figures are taken. Raises StageFailed when a loss, a gradient or a weight is not finite, Interrupted when the run is
     stopping, ConfigError when the data do not fit.
     """
     with _deterministic(context.seed):
-        loop = _Loop.open(student, objective, recipe, context)
+        loop = _Loop.open(student, objective, recipe, context, after_epoch)
         if context.rehearsal:
             loop.rehearse()
         history = [] if context.rehearsal else [loop.epoch(number) for number in range(recipe.epochs)]
@@ -63,13 +71,24 @@ class _Loop:
     recipe: Recipe
     context: RunContext
     started: float
+    zeros: Masks
+    after_epoch: Callable[[int], None] | None
     step: int = 0
 
     @classmethod
-    def open(cls, student: nn.Module, objective: Objective, recipe: Recipe, context: RunContext) -> _Loop:
+    def open(
+        cls,
+        student: nn.Module,
+        objective: Objective,
+        recipe: Recipe,
+        context: RunContext,
+        after_epoch: Callable[[int], None] | None,
+    ) -> _Loop:
         accelerator = Accelerator()
         net, optimizer = accelerator.prepare(student, _optimizer(student, recipe))
-        return cls(accelerator, net, optimizer, objective, recipe, context, time.monotonic())
+        zeros = zero_masks(student)
+        started = time.monotonic()
+        return cls(accelerator, net, optimizer, objective, recipe, context, started, zeros, after_epoch)
 
     def rehearse(self) -> None:
         batch = next(iter(self.context.data.loader("train", epoch=0)))
@@ -94,8 +113,11 @@ class _Loop:
             loss = self._backward(terms, f"epoch {number + 1}, batch {index + 1} of {batches}, lr {rate:.3g}")
             self.optimizer.step()
             self.optimizer.zero_grad()
+            keep_zeros(self.zeros)
             self.step += 1
             seen, total = seen + batch.size, total + loss * batch.size
+        if self.after_epoch is not None:
+            self.after_epoch(number + 1)
         return self._report(number, total / seen)
 
     def _backward(self, terms: Terms, where: str) -> float:

@@ -12,13 +12,13 @@ from typing import Any
 
 from deploycompress.artifact import MANIFEST, Artifact, read_json
 from deploycompress.config.schema import PipelineConfig
-from deploycompress.contracts import MetricInfo
+from deploycompress.contracts import MetricInfo, Note
 from deploycompress.errors import ConfigError, GateFailed, StageFailed
 from deploycompress.measure.measurement import Measurement
 from deploycompress.report.gates import Judgement, at_target, judge
 from deploycompress.report.paired import difference
 from deploycompress.report.shipping import selection
-from deploycompress.report.story import Step, lineage, purchases, validation, widths
+from deploycompress.report.story import Step, lineage, purchases, validation, widths, without_gain
 from deploycompress.report.verdict import Verdict
 
 SCHEMA = 1
@@ -54,6 +54,8 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     verdict, exit_code = _outcome(error, judged)
     chain = lineage(steps, baseline, None if judged.best is None else judged.best.artifact)
     here = {m.artifact: m for m in measurements if at_target(m, artifacts.get(m.artifact), config.target)}
+    remarks = without_gain(steps, here)
+    undone = {record["id"] for record in run["steps"] if record.get("undone")}
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "name": run["name"],
@@ -75,7 +77,9 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "gates": [_gate(v, error if judged.best is None else None) for v in judged.verdicts],
         "artifacts": [_artifact(a, run_dir, here.get(a.id)) for a in artifacts.values()],
         "measurements": [
-            _measurement(m, step, m is here.get(m.artifact)) for step in steps for m in step.measurements
+            _measurement(m, step, m is here.get(m.artifact), remarks)
+            for step in steps
+            for m in step.measurements
         ],
         "differences": _differences(scores, baseline),
         "per_class": details.get("per_class", {}),
@@ -83,7 +87,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "rehearsal": run.get("rehearsal"),
         "waterfall": purchases(chain, baseline, artifacts, here, primary.name),
         "validation": validation(steps, chain, primary.name),
-        "widths": widths(steps),
+        "widths": widths([s for s in steps if s.id not in undone]),
         "environment": _environment(bench, steps),
     }
     document["ships"] = selection(document)
@@ -168,9 +172,10 @@ def _artifact(artifact: Artifact, run_dir: Path, row: Measurement | None) -> dic
     return entry | {"metrics": {**entry["metrics"], **({} if row is None else row.metrics)}}
 
 
-def _measurement(row: Measurement, step: Step, here: bool) -> dict[str, Any]:
+def _measurement(row: Measurement, step: Step, here: bool, remarks: Mapping[str, str]) -> dict[str, Any]:
     samples = None if row.samples is None else f"{step.folder.name}/{row.samples}"
-    return row.to_json() | {"samples": samples, "at_target": here}
+    notes = [*row.notes, *([remarks[row.artifact]] if here and row.artifact in remarks else [])]
+    return row.to_json() | {"samples": samples, "at_target": here, "notes": notes}
 
 
 def _differences(scores: Mapping[str, Sequence[float]], baseline: str | None) -> dict[str, Any]:
@@ -193,12 +198,18 @@ def _stages(run: Mapping[str, Any], steps: Sequence[Step]) -> list[dict[str, Any
             "reused": record["reused"],
             "metrics": by_id.get(record["id"], {}).get("metrics", {}),
             "parity": by_id.get(record["id"], {}).get("parity", {}),
-            "notes": by_id.get(record["id"], {}).get("notes", []),
+            "notes": [*by_id.get(record["id"], {}).get("notes", []), *_undone(record)],
             "directory": record["directory"],
             "error": record["error"],
         }
         for record in run["steps"]
     ]
+
+
+def _undone(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Why a round of a repeat did not go on."""
+    reason = record.get("undone")
+    return [asdict(Note("decision", reason))] if reason else []
 
 
 def _environment(bench: Step | None, steps: Sequence[Step]) -> dict[str, Any]:

@@ -106,3 +106,18 @@ def widths(steps: Sequence[Step]) -> list[dict[str, Any]]:
             before = told.get(row["layer"], row)["before"]
             told[row["layer"]] = {"layer": row["layer"], "before": before, "after": row["after"]}
     return list(told.values())
+
+
+def without_gain(steps: Sequence[Step], rows: Mapping[str, Measurement]) -> dict[str, str]:
+    """Artefact id -> what to say of one with sparse weights that was not measured to be faster than the baseline.
+
+    ``rows``: artefact id -> its measurement at the target. Of a faster one nothing is said: what made it faster
+    (narrower layers, INT8) cannot be told apart from its zeros.
+    """
+    told = {}
+    for id, row in rows.items():
+        made = [step for step, _ in lineage(steps, None, id) if step.manifest["stage"] == "sparsify"]
+        if made and row.speedup is not None and row.speedup.low <= 1:
+            share = made[-1].manifest["metrics"]["sparsity"]
+            told[id] = f"{share:.0%} of its weights are zero: no gain on this runtime ({row.runtime})"
+    return told

@@ -13,6 +13,7 @@ from pydantic import Field
 from deploycompress.artifact import Artifact
 from deploycompress.contracts import Inputs, Loss, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError
+from deploycompress.pruning.shaping import Regularization, SoftPrune, open_shaping
 from deploycompress.recovery.recipe import Recipe
 from deploycompress.registry import LOSSES
 
@@ -35,22 +36,31 @@ class Distill(Stage):
         temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
         alpha: Annotated[float, Field(ge=0, le=1)] = 0.9  # weight of the teacher; 1: labels are not needed
         teacher: str = "original"  # or the id of a step
+        regularization: Regularization | None = None
+        soft_prune: SoftPrune | None = None
 
     def inputs(self) -> Mapping[str, Ref]:
         return {"source": "last", "teacher": self.config.teacher}
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
-        from deploycompress.recovery.objectives import Distillation
+        from deploycompress.recovery.objectives import Distillation, Objective, Penalised
         from deploycompress.recovery.training import device, fit
 
-        student = checkpoint.load(inputs["source"][0].path, context.model).to(device())
+        config = self.config
+        student = checkpoint.load(inputs["source"][0].path, context.model)
+        shaping = open_shaping(
+            student, context.model, config.epochs, config.regularization, config.soft_prune
+        )
+        student.to(device())
         teacher = checkpoint.load(inputs["teacher"][0].path, context.model).to(device())
         before = _validated(student, context)
         _reestimate(student, context)
         reestimated = _validated(student, context)
-        objective = Distillation(context.model, context.task, teacher, self._loss())
-        history = fit(student, objective, self.config, context)
+        objective: Objective = Distillation(context.model, context.task, teacher, self._loss())
+        if shaping.penalty is not None:
+            objective = Penalised(objective, shaping.penalty)
+        history = fit(student, objective, config, context, shaping.after_epoch)
         _reestimate(student, context)
         after = _validated(student, context)
         folder = workdir / "model"
@@ -58,7 +68,8 @@ class Distill(Stage):
         return Outcome(
             (Artifact.of("", "checkpoint", folder),),
             {f"val_{name}": value for name, value in after.items()}
-            | {f"val_{name}_before": value for name, value in before.items()},
+            | {f"val_{name}_before": value for name, value in before.items()}
+            | _sparsity(student),
             details={"epochs": history, "val_reestimated": reestimated},
         )
 
@@ -78,6 +89,14 @@ def _validated(student: nn.Module, context: RunContext) -> dict[str, float]:
     from deploycompress.recovery.evaluation import evaluate
 
     return evaluate(student, context.model, context.data.loader("val"), context.task)[0]
+
+
+def _sparsity(student: nn.Module) -> dict[str, float]:
+    """Of the weights that were made sparse before: training has kept their zeros."""
+    from deploycompress.model.sparse import share_of_zeros, sparse_weights
+
+    names = sparse_weights(student)
+    return {"sparsity": share_of_zeros(map(student.get_parameter, names))} if names else {}
 
 
 def _reestimate(student: nn.Module, context: RunContext) -> None:

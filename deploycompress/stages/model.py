@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ class InitialModel(Stage):
 
     class Config(StrictModel):
         weights: Path | None = None
+        judged: bool = False  # on the validation split: rounds that may be undone are compared with it
 
     def inputs(self) -> Mapping[str, Ref]:
         return {}
@@ -39,6 +41,7 @@ class InitialModel(Stage):
         from deploycompress.model.source import load_weights
         from deploycompress.model.weights import first_nonfinite
         from deploycompress.pruning.costs import count
+        from deploycompress.recovery.evaluation import evaluate
 
         module = context.model.build()
         if self.config.weights is not None:
@@ -49,6 +52,10 @@ class InitialModel(Stage):
             raise ConfigError(f"model.build: the untrained model is not sound: {bad}")
         _check_batch(module, "train", context.data.loader("train", epoch=0), context)
         _check_batch(module, "val", context.data.loader("val"), context)
+        judged: dict[str, float] = {}
+        if self.config.judged and self.config.weights is not None:
+            found, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
+            judged = {f"val_{name}": value for name, value in found.items()}
         checkpoint.save(module, workdir / "model", context.model)
         cost = count(module, context.model)
         figures = {name: cost[name] for name in ("params", "macs")}
@@ -57,8 +64,12 @@ class InitialModel(Stage):
         )
         return Outcome(
             (Artifact.of("", "checkpoint", workdir / "model"),),
-            figures,
-            details={"digests": {"model": context.model.digest, "data": context.data.digest}} | figures,
+            figures | judged,
+            details={
+                "digests": {"model": context.model.digest, "data": context.data.digest},
+                "primary": asdict(context.task.primary),
+                **figures,
+            },
         )
 
 

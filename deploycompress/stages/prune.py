@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -17,30 +17,18 @@ from deploycompress.config.base import StrictModel
 from deploycompress.contracts import Batch, Criterion, Event, Inputs, Note, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.pruning.target import Target
-from deploycompress.registry import ALLOCATIONS, CRITERIA
+from deploycompress.registry import ALLOCATIONS, CRITERIA, RUNTIMES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from deploycompress.pruning.budget import Allocated
     from deploycompress.pruning.costs import Cost
-    from deploycompress.pruning.groups import ChannelGroup, Found, Unpruned
+    from deploycompress.pruning.groups import ChannelGroup, Unpruned
+    from deploycompress.pruning.planning import Plan
 
-ALIGN = 8  # what ``auto`` means; every kernel that counts works on multiples of it
 KEPT = "kept.json"
 REHEARSAL_BATCHES = 2
 TOLERANCE = 1e-3  # of max|y|: pruned against masked, in float32
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is known before anything is cut; ``original`` is the cost of the unpruned model."""
-
-    groups: tuple[ChannelGroup, ...]
-    unpruned: tuple[Unpruned, ...]
-    allocated: Allocated
-    kept: Mapping[str, Tensor]
-    original: Cost
 
 
 class Prune(Stage):
@@ -54,13 +42,15 @@ class Prune(Stage):
     class Config(StrictModel):
         target: Target
         criterion: str | dict[str, dict[str, Any]] = Field(
-            "taylor", description="A name, or {name: {option: value}}: {magnitude: {norm: l1}}"
+            "fisher", description="A name, or {name: {option: value}}: {magnitude: {norm: l1}}"
         )
-        allocation: str = Field(
-            "global", description="How the widths are shared out: uniform, global, module:Name"
+        allocation: str | None = Field(
+            None,
+            description="How the widths are shared out: latency (the default for a latency), global (for all else), "
+            "isomorphic, uniform, module:Name",
         )
         align: Literal["auto"] | Annotated[int, Field(ge=1, le=512)] = Field(
-            "auto", description="Widths are multiples of it"
+            "auto", description="Widths are multiples of it; for a latency, auto is what is measured to pay"
         )
         batches: Annotated[int, Field(ge=1)] = Field(
             50, description="Calibration batches to score channels on, at most"
@@ -81,9 +71,26 @@ class Prune(Stage):
                 raise ValueError(f"unknown criterion {name!r}; known: {', '.join(CRITERIA)}, or module:Name")
             return value
 
+    def reads(self) -> frozenset[str]:
+        return frozenset({"target"}) if self.config.target.latency is not None else frozenset()
+
+    def depends(self, context: RunContext) -> Mapping[str, Any]:
+        """For a latency the machine that it is measured on."""
+        if self.config.target.latency is None:
+            return {}
+        from deploycompress.pruning.latency.bench import Place
+
+        return {"place": Place.of(context.target).key}
+
     def requires(self, context: RunContext) -> None:
         if find_spec("torch_pruning") is None:
             raise EnvironmentMissing("prune needs torch-pruning; install with: pip install torch-pruning")
+        if self.config.target.latency is not None:
+            missing = RUNTIMES.load(context.target.runtime)().missing()
+            if missing:
+                raise EnvironmentMissing(
+                    f"prune to a latency: the runtime {context.target.runtime} cannot run here: {missing}"
+                )
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
@@ -93,11 +100,13 @@ class Prune(Stage):
 
         module = checkpoint.load(inputs["source"][0].path, context.model)
         before = dict(producing_layers(module))
-        plan = self._plan(module, context)
+        plan = self._plan(module, workdir, context)
         apply(module, plan.groups, plan.kept)
         checkpoint.save(module, workdir / "model", context.model)
         write_json(workdir / KEPT, {"schema": 1, "kept": {id: c.tolist() for id, c in plan.kept.items()}})
         metrics = _shares(count(module, context.model), plan.original) | _validated(module, context)
+        if "latency" in plan.allocated.cost:
+            metrics |= _latency(plan)
         context.emit(Event("decision", "pruned", metrics))
         widths = [
             {"layer": layer, "before": before[layer], "after": after}
@@ -110,7 +119,8 @@ class Prune(Stage):
             details={
                 "widths": widths,
                 "unpruned": [{"layer": u.layer, "reason": u.reason} for u in plan.unpruned],
-                "align": self._align,
+                "align": plan.align,
+                **({"latency": plan.figures} if plan.figures else {}),
                 "reached": plan.allocated.reached,
             },
         )
@@ -123,15 +133,14 @@ class Prune(Stage):
         from deploycompress.model import checkpoint
         from deploycompress.model.parity import compare, to_numpy
         from deploycompress.pruning.apply import apply
-        from deploycompress.pruning.discovery import find_groups
+        from deploycompress.pruning.discovery import trace_groups
         from deploycompress.pruning.masked import masked
 
         pruned_path = outcome.artifacts[0].path
         document = read_json(pruned_path.parent / KEPT)
         kept = {id: torch.tensor(channels) for id, channels in document["kept"].items()}
         unpruned = checkpoint.load(inputs["source"][0].path, context.model)
-        found = find_groups(unpruned, context.model, self.config.exclude)
-        groups = [g for g in found.groups if g.id in kept]
+        groups = [g for g in trace_groups(unpruned, context.model, self.config.exclude)[0] if g.id in kept]
         reference = masked(unpruned, groups, kept)
         apply(unpruned, groups, kept)
         loaded = checkpoint.load(pruned_path, context.model)
@@ -157,37 +166,29 @@ class Prune(Stage):
 
     # ------------------------------------------------------------ the parts of a run
 
-    @property
-    def _align(self) -> int:
-        return ALIGN if self.config.align == "auto" else int(self.config.align)
-
-    def _plan(self, module: nn.Module, context: RunContext) -> _Plan:
+    def _plan(self, module: nn.Module, workdir: Path, context: RunContext) -> Plan:
         """Which channels stay; shares are of the unpruned model, also where this is not the first pruning."""
-        from deploycompress.pruning.budget import Budget, allocate, worth
-        from deploycompress.pruning.costs import WidthCosts, count
-        from deploycompress.pruning.discovery import find_groups, producing_layers
-        from deploycompress.pruning.groups import choose, on_grid
+        from deploycompress.pruning.latency.bench import Bench, Place
+        from deploycompress.pruning.latency.planning import plan_by_measuring
+        from deploycompress.pruning.planning import Request, plan_by_counting
 
-        found = find_groups(module, context.model, self.config.exclude)
-        original = context.model.build()
-        widths = dict(producing_layers(original))
-        groups = on_grid(found.groups, self._align, widths)
-        _say_groups(context, found, self._align)
-        channels = sum(widths[group.id] for group in groups)
-        full = {**count(original, context.model), "channels": float(channels)}
-        budget = Budget(self.config.target.limits(full), full)
-        costs = WidthCosts(module, groups, context.model)
-        scores = self._scores(module, groups, worth(groups, costs, budget), context)
-        allocated = allocate(
-            ALLOCATIONS.load(self.config.allocation)(),
-            groups,
-            scores,
-            costs,
-            budget,
-            on_unreachable=self.config.on_unreachable,
-            unpruned=found.unpruned,
+        target = self.config.target.rehearsed() if context.rehearsal else self.config.target
+        default = "global" if self.config.target.latency is None else "latency"
+        request = Request(
+            module,
+            context.model,
+            target,
+            ALLOCATIONS.load(self.config.allocation or default)(),
+            None if self.config.align == "auto" else int(self.config.align),
+            self.config.exclude,
+            self.config.on_unreachable,
+            lambda groups, worth: self._scores(module, groups, worth, context),
         )
-        return _Plan(groups, found.unpruned, allocated, choose(groups, scores, allocated.widths), full)
+        if target.latency is None:
+            return plan_by_counting(request)
+        with tempfile.TemporaryDirectory(dir=workdir, prefix="plans-") as folder:
+            place = Place.of(context.target)
+            return plan_by_measuring(request, Bench(place, context.store, Path(folder), context.emit))
 
     def _scores(
         self,
@@ -243,22 +244,18 @@ def _shares(cost: Cost, original: Cost) -> dict[str, float]:
     return figures
 
 
+def _latency(plan: Plan) -> dict[str, float]:
+    """As it was measured with untrained weights, beside the unpruned model."""
+    latency_ms, unpruned_ms = plan.allocated.cost["latency"], plan.original["latency"]
+    return {"latency_ms": latency_ms, "latency_ratio": latency_ms / unpruned_ms}
+
+
 def _validated(module: nn.Module, context: RunContext) -> dict[str, float]:
     """The task's metrics before any recovery."""
     from deploycompress.recovery.evaluation import evaluate
 
     figures, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
     return {f"val_{name}": value for name, value in figures.items()}
-
-
-def _say_groups(context: RunContext, found: Found, align: int) -> None:
-    figures = {
-        "groups": float(len(found.groups)),
-        "channels": float(sum(g.width for g in found.groups)),
-        "layers_left_whole": float(len(found.unpruned)),
-        "align": float(align),
-    }
-    context.emit(Event("decision", "dependency groups found and tried out", figures))
 
 
 def _notes(unpruned: Sequence[Unpruned]) -> Iterator[Note]:
@@ -270,8 +267,11 @@ def _notes(unpruned: Sequence[Unpruned]) -> Iterator[Note]:
         yield Note("left_whole", f"{reason}{others}", layers[0])
 
 
-def _outcome_notes(plan: _Plan) -> Iterator[Note]:
+def _outcome_notes(plan: Plan) -> Iterator[Note]:
+    yield from plan.notes
     if not plan.allocated.reached:
-        yield Note("warning", f"the target is not reached: at the smallest widths {plan.allocated.shortfall}")
+        yield Note(
+            "warning", f"the target is not reached: the least that can be had is {plan.allocated.shortfall}"
+        )
     elif not plan.kept:
         yield Note("decision", "nothing was pruned: the model meets its target as it is")

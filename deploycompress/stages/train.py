@@ -11,6 +11,7 @@ from pydantic import Field
 from deploycompress.artifact import Artifact
 from deploycompress.contracts import Inputs, Outcome, RunContext, Stage, Task
 from deploycompress.errors import ConfigError
+from deploycompress.pruning.shaping import Regularization, SoftPrune, open_shaping
 from deploycompress.recovery.recipe import Recipe
 
 
@@ -25,16 +26,25 @@ class Train(Stage):
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = (
             0.0  # share of the target that all classes get alike
         )
+        regularization: Regularization | None = None
+        soft_prune: SoftPrune | None = None
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
         from deploycompress.recovery.evaluation import evaluate
-        from deploycompress.recovery.objectives import Supervised
+        from deploycompress.recovery.objectives import Objective, Penalised, Supervised
         from deploycompress.recovery.training import fit
 
         student = checkpoint.load(inputs["source"][0].path, context.model)
         task = _smoothed(context.task, self.config.label_smoothing)
-        history = fit(student, Supervised(context.model, task), self.config, context)
+        config = self.config
+        shaping = open_shaping(
+            student, context.model, config.epochs, config.regularization, config.soft_prune
+        )
+        objective: Objective = Supervised(context.model, task)
+        if shaping.penalty is not None:
+            objective = Penalised(objective, shaping.penalty)
+        history = fit(student, objective, config, context, shaping.after_epoch)
         figures, _ = evaluate(student, context.model, context.data.loader("val"), context.task)
         folder = workdir / "model"
         checkpoint.save(student.to("cpu"), folder, context.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from deploycompress import registry
 from deploycompress.config.schedule import of_round, remaining
 
 PAIR = "  - prune: {target: {macs: 20%}, criterion: taylor}\n  - distill: {epochs: 8}\n"
@@ -43,7 +44,17 @@ def test_ratio_counts_what_is_removed() -> None:
     assert of_round("ratio", "75%", 1, 2, "exponential") == "50%"
     assert of_round("macs", "25%", 1, 2, "exponential") == "50%"
     assert of_round("macs", "25%", 2, 2, "exponential") == "25%"
+    assert of_round("sparsity", "75%", 1, 2, "exponential") == "50%"
     assert of_round("macs", "twenty", 1, 2, "linear") == "twenty"  # validation says what is wrong with it
+
+
+def test_sparsity_grows_from_round_to_round(reading, good, monkeypatch) -> None:
+    monkeypatch.setitem(registry.STAGES._entries, "sparsify", "deploycompress.stages.sparsify:Sparsify")
+    config = reading(good, repeat("repeat: 3\n    schedule: linear", "sparsify: {sparsity: 90%}", "distill"))
+    steps = [s.config.sparsity for s in config.stages if s.stage == "sparsify"]
+    assert [s.value for s in steps] == pytest.approx([0.3, 0.6, 0.9])
+    config = reading(good, repeat("repeat: 2", "sparsify: {pattern: '2:4'}", "distill"))
+    assert [s.config.sparsity for s in config.stages if s.stage == "sparsify"] == [None, None]
 
 
 def test_what_repeat_refuses(refused, reading, good) -> None:

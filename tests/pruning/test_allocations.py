@@ -9,14 +9,18 @@ from deploycompress.config.schema import InputSpec, ModelConfig
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model.source import SourceModel
 from deploycompress.pruning.allocations.global_ranking import Global
+from deploycompress.pruning.allocations.isomorphic import Isomorphic
 from deploycompress.pruning.allocations.uniform import Uniform
 from deploycompress.pruning.budget import Budget, allocate, give_back, step_loss, worth
 from deploycompress.pruning.costs import WidthCosts
 from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import Unpruned, on_grid
 from deploycompress.pruning.target import Target
+from deploycompress.registry import ALLOCATIONS
 
-BOTH = pytest.mark.parametrize("allocation", [Uniform(), Global()], ids=["uniform", "global"])
+EACH = pytest.mark.parametrize(
+    "allocation", [ALLOCATIONS.load(name)() for name in ALLOCATIONS], ids=ALLOCATIONS
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def budget(costs, **target):
     return Budget(Target.model_validate(target).limits(costs.full), costs.full)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.35, 0.2])
 def test_a_share_of_the_macs_is_met_closely(resnet, allocation, share):
     groups, scores, costs = resnet
@@ -46,7 +50,7 @@ def test_a_share_of_the_macs_is_met_closely(resnet, allocation, share):
     assert all(found.widths[g.id] % 8 == 0 and found.widths[g.id] >= g.width / 8 for g in groups)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize(
     ("target", "name", "limit"),
     [
@@ -63,7 +67,7 @@ def test_every_kind_of_target(resnet, allocation, target, name, limit):
     assert limit - 0.06 <= found.cost[name] / costs.full[name] <= limit * 1.001
 
 
-@BOTH
+@EACH
 def test_of_several_targets_all_hold(resnet, allocation):
     groups, scores, costs = resnet
     found = allocate(allocation, groups, scores, costs, budget(costs, macs="60%", params="20%"))
@@ -71,7 +75,26 @@ def test_of_several_targets_all_hold(resnet, allocation):
     assert 0.17 * costs.full["params"] <= found.cost["params"] <= 0.2 * costs.full["params"]
 
 
-@BOTH
+@EACH
+def test_a_cost_that_joins_is_met_like_the_others(resnet, allocation):
+    groups, scores, costs = resnet
+    first = groups[1].id
+
+    class Joined:
+        def at(self, widths):
+            """A staircase over one group's width, beside the others."""
+            return {**costs.at(widths), "latency": 1.0 + -(-widths[first] // 16)}
+
+    joined = Joined()
+    limits = Budget(
+        {"latency": 2.0, "macs": 0.6 * costs.full["macs"]}, joined.at({g.id: g.width for g in groups})
+    )
+    found = allocate(allocation, groups, scores, joined, limits)
+    assert found.cost["latency"] == 2.0 and found.widths[first] == 16
+    assert 0.5 * costs.full["macs"] < found.cost["macs"] <= 0.6 * costs.full["macs"]
+
+
+@EACH
 def test_nothing_that_fits_is_left_out(resnet, allocation):
     groups, scores, costs = resnet
     limits = budget(costs, macs="40%")
@@ -82,7 +105,7 @@ def test_nothing_that_fits_is_left_out(resnet, allocation):
             assert not limits.met(costs.at(widths | {group.id: wider[0]}))
 
 
-@BOTH
+@EACH
 def test_a_target_that_is_met_already_prunes_nothing(resnet, allocation):
     groups, scores, costs = resnet
     found = allocate(allocation, groups, scores, costs, budget(costs, macs="100%"))
@@ -102,6 +125,47 @@ def test_global_lets_the_unimportant_go(resnet):
     widths = allocate(Global(), groups, weighted, costs, budget(costs, macs="70%")).widths
     shares = {g.id: widths[g.id] / g.width for g in groups}
     assert shares.pop(low) == 0.25 and min(shares.values()) > 0.25  # one block was given back
+
+
+def classes(groups):
+    found = {}
+    for group in groups:
+        found.setdefault(group.topology, []).append(group)
+    return list(found.values())
+
+
+def test_isomorphic_classes_of_a_residual_network(resnet):
+    """The insides of the blocks; the first stage's stream, without a projection; the streams with one, which end otherwise."""
+    groups, _, _ = resnet
+    assert [[g.id for g in members] for members in classes(groups)] == [
+        ["conv1"],
+        ["layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"],
+        ["layer2.0.conv2"],
+        ["layer3.0.conv2"],
+    ]
+
+
+def test_isomorphic_keeps_one_share_of_every_class(resnet):
+    groups, scores, costs = resnet
+    limit = Budget({"channels": 0.5 * costs.full["channels"]}, costs.full)
+    widths = allocate(Isomorphic(), groups, scores, costs, limit).widths
+    for members in classes(groups):
+        kept = sum(widths[g.id] for g in members)
+        assert kept == 0.5 * sum(g.width for g in members)
+
+
+def test_isomorphic_ranks_within_a_class_and_not_between_classes(resnet):
+    groups, scores, costs = resnet
+    limits = budget(costs, ratio=0.5)
+    plain = allocate(Isomorphic(), groups, scores, costs, limits).widths
+    lone, first, other = groups[0].id, "layer1.0.conv1", "layer2.0.conv1"
+
+    def weighted(id):
+        return {i: s * (0.001 if i == id else 1) for i, s in scores.items()}
+
+    assert allocate(Isomorphic(), groups, weighted(lone), costs, limits).widths == plain
+    shifted = allocate(Isomorphic(), groups, weighted(other), costs, limits).widths
+    assert shifted[other] == 8 < plain[other] and shifted[first] > plain[first]
 
 
 def test_global_is_near_the_best_of_all_plans(networks):
@@ -125,7 +189,7 @@ def test_global_is_near_the_best_of_all_plans(networks):
         assert lost(allocate(Global(), groups, scores, costs, limits).widths) <= 1.3 * best
 
 
-@BOTH
+@EACH
 def test_an_unreachable_target_says_how_far_it_goes(resnet, allocation):
     groups, scores, costs = resnet
     left = [Unpruned("head", "because"), *[Unpruned(f"l{i}", "why") for i in range(4)]]
@@ -137,7 +201,7 @@ def test_an_unreachable_target_says_how_far_it_goes(resnet, allocation):
     assert "on_unreachable: best" in message
 
 
-@BOTH
+@EACH
 def test_or_goes_as_far_as_it_can(resnet, allocation):
     groups, scores, costs = resnet
     found = allocate(allocation, groups, scores, costs, budget(costs, macs="1%"), on_unreachable="best")
@@ -145,7 +209,7 @@ def test_or_goes_as_far_as_it_can(resnet, allocation):
     assert found.widths == {g.id: g.grid[0] for g in groups}
 
 
-@BOTH
+@EACH
 def test_no_groups_at_all(resnet, allocation):
     _, _, costs = resnet
     none = WidthCosts.__new__(WidthCosts)

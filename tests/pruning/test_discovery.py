@@ -76,7 +76,7 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.inside = nn.Linear(8, 16)
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True, add_zero_attn=True)
         self.up, self.down, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 3)
 
     def forward(self, x):
@@ -148,8 +148,8 @@ class TiedToInput(nn.Module):
 @pytest.mark.parametrize(
     ("make", "shape", "layer", "reason"),
     [
-        (Attention, (5, 8), "inside", "they enter a product outside any layer"),
-        (Attention, (5, 8), "attention.out_proj", "the trace does not reach it"),
+        (Attention, (5, 8), "inside", "attention.in_proj_weight has them along 2 dimensions"),
+        (Attention, (5, 8), "attention.out_proj", "attention: attention with a learned or zero key"),
         (Reused, (8,), "first", "first shares its weight with second"),
         (Constant, (8,), "a", "the forward pass fails when it is pruned"),
         (Averaged, (8,), "a", "the operator mean takes them together"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deploycompress.pruning.groups import ChannelGroup, choose, on_grid
+from deploycompress.pruning.groups import ChannelGroup, Heads, choose, on_grid
 
 
 def group(width, segments=1, id="g"):
@@ -46,3 +46,27 @@ def test_whole_groups_are_not_named():
     scores = {"a": torch.arange(4.0), "b": torch.arange(4.0)}
     kept = choose([a, b], scores, {"a": 4, "b": 1})
     assert {id: channels.tolist() for id, channels in kept.items()} == {"b": [3]}
+
+
+def of_heads(units):
+    units = torch.tensor(units)
+    width = len(units)
+    segments = torch.zeros(width, dtype=torch.int64)
+    return ChannelGroup("h", width, (), segments, (), Heads("", units, {}))
+
+
+@pytest.mark.parametrize(("align", "grid"), [(1, (3, 6, 9)), (8, (3, 6, 9))])
+def test_heads_stay_whole_whatever_the_alignment(align, grid):
+    assert on_grid([of_heads([0, 0, 0, 1, 1, 1, 2, 2, 2])], align)[0].grid == grid
+
+
+def test_an_eighth_of_many_heads_stays_and_at_least_one():
+    many = of_heads([i // 2 for i in range(48)])
+    assert on_grid([many], 1)[0].grid[0] == 6
+    assert on_grid([of_heads([0, 0, 1, 1])], 1)[0].grid == (2, 4)
+
+
+def test_the_heads_with_the_largest_sums_stay():
+    scores = torch.tensor([9.0, 0, 4, 4, 6, 6])
+    assert of_heads([0, 0, 1, 1, 2, 2]).keep(scores, 4).tolist() == [0, 1, 4, 5]
+    assert of_heads([0, 1, 2, 0, 1, 2]).keep(scores, 2).tolist() == [0, 3]

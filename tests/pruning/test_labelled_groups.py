@@ -7,9 +7,8 @@ from torch import nn
 from deploycompress.pruning import screening
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.costs import WidthCosts, count
-from deploycompress.pruning.discovery import find_groups
+from deploycompress.pruning.discovery import find_groups, trace_groups
 from deploycompress.pruning.groups import ChannelGroup, Member, on_grid
-from deploycompress.pruning.labelled_groups import labelled_groups
 from deploycompress.pruning.labels import FREE, Ties, along, tidy, varying
 from deploycompress.pruning.masked import masked, normalises_weight
 from deploycompress.pruning.screening import screen
@@ -300,7 +299,7 @@ def test_one_group_that_does_not_work_costs_few_trials(given, monkeypatch):
 
     model = given(Many, (8,))
     module = model.build()
-    groups = labelled_groups(module, model)[0]
+    groups = trace_groups(module, model)[0]
     assert len(groups) == 16
     bad = groups[5]
     wrong = tuple(

@@ -187,3 +187,25 @@ def test_lost_scores_are_an_error_not_a_passed_gate(make_run: Make) -> None:
 def test_the_same_run_gives_the_same_report(make_run: Make) -> None:
     config, run_dir = make_run()
     assert json.dumps(build(config, run_dir)) == json.dumps(build(config, run_dir))
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "told"),
+    [
+        ({"baseline": 0.5, "export": 0.5, "quantize": 0.2}, ["export"]),  # 0.965 to 1.031: not faster
+        ({"baseline": 0.5, "export": 0.6, "quantize": 0.51}, ["export", "quantize"]),
+        ({"baseline": 0.5, "export": 0.4, "quantize": 0.2}, []),
+    ],
+)
+def test_sparse_weights_that_bring_no_speed_are_said_to(make_run: Make, latency_ms, told) -> None:
+    config, run_dir = make_run(latency_ms=latency_ms)
+    path = run_dir / "03-prune" / "manifest.json"
+    manifest = read_json(path)
+    write_json(path, manifest | {"stage": "sparsify", "metrics": {"sparsity": 0.8}})
+    report = build(config, run_dir)
+    remark = "80% of its weights are zero: no gain on this runtime (onnxruntime)"
+    found = [row["artifact"] for row in report["measurements"] if row["at_target"] and remark in row["notes"]]
+    assert sorted(found) == told
+    assert not any(remark in row["notes"] for row in report["measurements"] if not row["at_target"])
+    write_json(path, manifest)
+    assert remark not in json.dumps(build(config, run_dir))

@@ -42,7 +42,7 @@ def test_a_target_is_met_and_the_pruned_model_equals_the_masked_one(
     outcome, figures = prune(context, source, tmp_path / "work", **config)
     assert low <= outcome.metrics[name] <= high
     assert set(outcome.metrics) >= {"macs", "macs_ratio", "params", "params_ratio", "val_accuracy"}
-    # The same weights at addresses of another alignment: kernels may add up in another order.
+    # Kernels round otherwise where loaded weights lie otherwise in memory: 4e-8 has been seen.
     assert figures["masked_relative"] < 1e-5 and figures["checkpoint_relative"] < 1e-6
     assert damaged(source) is None
     artifact = outcome.artifacts[0]
@@ -86,7 +86,9 @@ def test_an_unreachable_target_as_far_as_it_goes(run_context, checkpoint_of, tmp
         context, checkpoint_of(context), tmp_path / "work", target=target, on_unreachable="best"
     )
     assert outcome.details["reached"] is False
-    assert any("the target is not reached: at the smallest widths macs" in n.message for n in outcome.notes)
+    assert any(
+        "the target is not reached: the least that can be had is macs" in n.message for n in outcome.notes
+    )
 
 
 def test_excluded_layers_stay(run_context, checkpoint_of, tmp_path):
@@ -150,7 +152,7 @@ def test_a_source_that_is_damaged(run_context, checkpoint_of, tmp_path):
     ("config", "message"),
     [
         ({}, "target\n  Field required"),
-        ({"target": {}}, "expected at least one of macs, params, size, ratio"),
+        ({"target": {}}, "expected at least one of latency, macs, params, size, ratio"),
         ({"target": {"macs": "0%"}}, "must be more than 0"),
         ({"target": {"macs": "120%"}}, "must be at most 100%"),
         ({"target": {"macs": 0.5}}, "for a share write 50%"),

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from deploycompress.pruning.costs import Costs
     from deploycompress.pruning.groups import ChannelGroup
 
-HALVINGS = 40  # of the interval in which the share is looked for
-
 
 class Uniform:
     """The largest common share whose aligned widths meet the budget; then what still fits is given back."""
@@ -21,17 +19,9 @@ class Uniform:
     def __call__(
         self, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], costs: Costs, budget: Budget
     ) -> dict[str, int]:
-        from deploycompress.pruning.budget import give_back
+        from deploycompress.pruning.budget import give_back, largest_share
 
-        low, high = 0.0, 1.0
-        widths = _at_share(groups, low)
-        for _ in range(HALVINGS):
-            share = (low + high) / 2
-            tried = _at_share(groups, share)
-            if budget.met(costs.at(tried)):
-                low, widths = share, tried
-            else:
-                high = share
+        widths = largest_share(lambda share: _at_share(groups, share), costs, budget)
         # The most shortened by rounding down comes first.
         return give_back(
             groups, widths, costs, budget, lambda group, wider: wider / group.width, lowest_first=True

@@ -33,14 +33,8 @@ class Fisher:
         task: Task,
         call: Callable[..., Any],
     ) -> Mapping[str, Tensor]:
-        import torch
+        from deploycompress.pruning.gates import gate_gradients, mean_over_batches
 
-        from deploycompress.pruning.gates import gate_gradients
-
-        totals = {g.id: torch.zeros(g.width, dtype=torch.float64) for g in groups}
-        count = 0
-        for gradients in gate_gradients(model, groups, batches, task, call):
-            count += 1
-            for id, gradient in gradients.items():
-                totals[id] += gradient.square()
-        return {id: total / (2 * max(1, count)) for id, total in totals.items()}
+        each = gate_gradients(model, groups, batches, task, call)
+        squares = ({id: gradient.square() for id, gradient in found.items()} for found in each)
+        return {id: mean / 2 for id, mean in mean_over_batches(squares).items()}

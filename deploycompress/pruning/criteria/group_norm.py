@@ -33,13 +33,13 @@ class GroupNorm:
     ) -> Mapping[str, Tensor]:
         import torch
 
-        from deploycompress.pruning.slices import by_channel, consumers, producers
+        from deploycompress.pruning.slices import by_channel, consumers, producers, weight_name
 
         scores = {}
         for group in groups:
             total = torch.zeros(group.width, dtype=torch.float64)
             for member in (*producers(model, group), *consumers(model, group)):
-                weight = model.get_parameter(f"{member.layer}.weight").detach().double()
+                weight = model.get_parameter(weight_name(model, member)).detach().double()
                 total += by_channel(model, group, member, weight.square()).cpu()
             scores[group.id] = total.sqrt()
         return scores

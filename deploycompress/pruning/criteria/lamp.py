@@ -34,13 +34,13 @@ class Lamp:
     ) -> Mapping[str, Tensor]:
         import torch
 
-        from deploycompress.pruning.slices import by_channel, producers
+        from deploycompress.pruning.slices import by_channel, producers, weight_name
 
         scores = {}
         for group in groups:
             norms = torch.zeros(group.width, dtype=torch.float64)
             for member in producers(model, group):
-                weight = model.get_parameter(f"{member.layer}.weight").detach().double()
+                weight = model.get_parameter(weight_name(model, member)).detach().double()
                 norms += by_channel(model, group, member, weight.square()).cpu()
             order = norms.argsort(descending=True, stable=True)
             survivors = norms[order].cumsum(0)

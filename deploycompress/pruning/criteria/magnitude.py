@@ -39,11 +39,11 @@ class Magnitude:
         return {group.id: self._of(model, group) for group in groups}
 
     def _of(self, model: nn.Module, group: ChannelGroup) -> Tensor:
-        from deploycompress.pruning.slices import by_channel, producers
+        from deploycompress.pruning.slices import by_channel, producers, weight_name
 
         total, layers = None, 0
         for member in producers(model, group):
-            weight = model.get_parameter(f"{member.layer}.weight").detach().double()
+            weight = model.get_parameter(weight_name(model, member)).detach().double()
             powers = weight.abs() if self.norm == "l1" else weight.square()
             part = by_channel(model, group, member, powers)
             part = part if self.norm == "l1" else part.sqrt()

@@ -19,7 +19,8 @@ class Taylor:
     After Molchanov et al., "Importance Estimation for Neural Network Pruning", with gates. All layers that read
     a channel share its gate, so a coupled group is counted once, and nothing is normalised: scores of different
     groups are in units of the loss. Batch normalisation uses its running statistics; with those of the batch a
-    filter's scale would not matter, and the sum would be noise.
+    filter's scale would not matter, and the sum would be noise. Labels drawn from the model's own answer, as for
+    batches without any, make every gate's expected gradient zero: ``fisher`` and ``hessian`` then tell more.
     """
 
     comparable: ClassVar[bool] = True
@@ -33,14 +34,7 @@ class Taylor:
         task: Task,
         call: Callable[..., Any],
     ) -> Mapping[str, Tensor]:
-        import torch
+        from deploycompress.pruning.gates import gate_gradients, mean_over_batches
 
-        from deploycompress.pruning.gates import gate_gradients
-
-        totals = {g.id: torch.zeros(g.width, dtype=torch.float64) for g in groups}
-        count = 0
-        for gradients in gate_gradients(model, groups, batches, task, call):
-            count += 1
-            for id, gradient in gradients.items():
-                totals[id] += gradient
-        return {id: total.abs() / max(1, count) for id, total in totals.items()}
+        means = mean_over_batches(gate_gradients(model, groups, batches, task, call))
+        return {id: mean.abs() for id, mean in means.items()}

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from deploycompress.pruning.labels import FREE, Layer, Ties, along, is_free, resized, tidy, varying
-from deploycompress.pruning.layers import Axis
-from deploycompress.pruning.movements import MOVES, REDUCTIONS, SUMS, reduced_dims
+from deploycompress.pruning.labels import FREE, Layer, is_free, resized, tidy, varying
+from deploycompress.pruning.movements import CREATIONS, MOVES, REDUCTIONS, SUMS, reduced_dims
+from deploycompress.pruning.places import Places
+from deploycompress.pruning.products import product
 
-PRODUCT = "they enter a product outside any layer, as in attention"
-
-Place = tuple[str, Axis | int]  # a layer and its axis, or a bare tensor and its dimension
+PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm", "convolution"})
 
 
 class Operators:
     """The labels of all tensors that are alive, and the rules by which operators pass them on."""
 
-    def __init__(self, module: nn.Module, ties: Ties, places: dict[Place, Tensor]) -> None:
-        self.ties, self.places = ties, places
+    def __init__(self, module: nn.Module, places: Places) -> None:
+        self.ties, self.places = places.ties, places
         self.known: Any = WeakTensorKeyDictionary()  # tensor -> its layers
-        self.own: Any = WeakTensorKeyDictionary()  # those computed from bare parameters and buffers alone
+        # Those computed from parameters and buffers alone -> whether their elements were moved and no more.
+        self.own: Any = WeakTensorKeyDictionary()
         self.bare: dict[int, tuple[str, Tensor]] = {id(t): (name, t) for name, t in module.named_parameters()}
         self.bare |= {id(t): (name, t) for name, t in module.named_buffers() if t.is_floating_point()}
 
@@ -34,14 +34,14 @@ class Operators:
         if not isinstance(tensor, Tensor):
             return []
         if tensor not in self.known and id(tensor) in self.bare:
-            name, _ = self.bare[id(tensor)]
-            self.known[tensor], self.own[tensor] = [], True
-            for dim, size in enumerate(tensor.shape):
-                if size > 1:
-                    labels = self.places.setdefault((name, dim), self.ties.new(size))
-                    self.known[tensor].append(along(labels, dim, tensor.shape))
+            self.own[tensor] = True
+            self.set(tensor, self.places.of_tensor(*self.bare[id(tensor)]))
         found: list[Layer] = self.known.get(tensor, [])
         return found
+
+    def concerns(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether an operator that reads these has anything to do with labels."""
+        return any([bool(self.layers(t)) or t in self.own for t in tensors])
 
     def set(self, tensor: Any, layers: Sequence[Layer]) -> None:
         if isinstance(tensor, Tensor):
@@ -52,29 +52,34 @@ class Operators:
     ) -> None:
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if all(t in self.own for t in tensors if t.ndim):
-            self.own.update(dict.fromkeys(outputs, True))
+            moved = name in MOVES and all(self.own.get(t, False) for t in tensors)
+            self.own.update(dict.fromkeys(outputs, moved))
+        if name in CREATIONS:
+            return
         if name in MOVES:
             self._move(func, args, kwargs, tensors, result)
         elif name in REDUCTIONS:
             self._reduce(name, args, tensors[0], outputs)
-        elif name in ("mm", "bmm", "addmm", "baddbmm", "convolution") or "attention" in name:
-            self._product(name, args, kwargs, tensors, outputs)
+        elif name in PRODUCTS or "attention" in name:
+            product(self, name, args, tensors, outputs)
         elif len(outputs) == 1 and _broadcasts(tensors, outputs[0]):
-            self.set(outputs[0], self._together(tensors, outputs[0].shape))
+            self.set(outputs[0], self.together(tensors, outputs[0].shape))
         elif outputs and all(o.ndim == tensors[0].ndim for o in outputs):
             for output in outputs:  # a pooling, an interpolation: some dimensions change, the others stay
                 self.set(output, self._resize(name, tensors[0], output))
         else:
             for tensor in tensors:
-                self._freeze(tensor, f"the operator {name} is not understood")
+                self.freeze(tensor, f"the operator {name} is not understood")
 
-    def _freeze(self, tensor: Tensor, reason: str) -> None:
+    def freeze(self, tensor: Tensor | None, reason: str) -> None:
         for layer in self.layers(tensor):
             self.ties.freeze(layer, reason)
 
     def _move(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], result: Any) -> None:
         """What moves elements moves their labels."""
         stacks = _aligned([self.layers(t) for t in tensors])
+        if func.overloadpacket.__name__ == "cat":
+            stacks = [self._one_after_another(stack, tensors, *args[1:], **kwargs) for stack in stacks]
         results: list[list[Tensor]] = []
         for stack in stacks:
             replaced = {id(t): layer for t, layer in zip(tensors, stack, strict=True)}
@@ -95,6 +100,17 @@ class Operators:
         for i, output in enumerate(t for t in tree_leaves(result) if isinstance(t, Tensor)):
             self.set(output, [moved[i] for moved in results])
 
+    def _one_after_another(
+        self, stack: list[Layer | None], tensors: list[Tensor], dim: int = 0
+    ) -> list[Layer | None]:
+        """Tokens before others have the same channels; what has no label follows those that have."""
+        known = [layer for layer in stack if layer is not None]
+        if any(dim % layer.ndim in varying(layer) for layer in known):
+            return stack
+        for other in known[1:]:
+            self.ties.tie(resized(known[0], other.shape), other)
+        return [resized(known[0], t.shape) if t.ndim == known[0].ndim else None for t in tensors]
+
     def _reduce(self, name: str, args: Any, tensor: Tensor, outputs: list[Tensor]) -> None:
         dims, keepdim = reduced_dims(name, args, tensor, outputs[0])
         layers = []
@@ -111,31 +127,7 @@ class Operators:
         for output in outputs:
             self.set(output, [resized(layer, output.shape) for layer in layers])
 
-    def _product(
-        self, name: str, args: Any, kwargs: Any, tensors: list[Tensor], outputs: list[Tensor]
-    ) -> None:
-        if name == "convolution":
-            given, weight, groups = args[0], args[1], args[8]
-            if groups == given.shape[1] == weight.shape[0]:  # depthwise: a blur
-                layers = []
-                for layer in self.layers(given):
-                    if varying(layer) == {1}:
-                        self._tie_to_weight(layer, weight)
-                        layers.append(resized(layer, outputs[0].shape))
-                    else:
-                        self.ties.freeze(layer, "a convolution mixes neighbours among them")
-                self.set(outputs[0], layers)
-                return
-        for tensor in tensors:
-            self._freeze(tensor, PRODUCT if "conv" not in name else "a convolution whose weight is computed")
-
-    def _tie_to_weight(self, layer: Layer, weight: Tensor) -> None:
-        channels = self.ties.gather(layer, 1)
-        for own in self.layers(weight):
-            if varying(own) == {0}:
-                self.ties.tie(channels, self.ties.gather(own, 0))
-
-    def _together(self, tensors: list[Tensor], shape: torch.Size) -> list[Layer]:
+    def together(self, tensors: list[Tensor], shape: torch.Size) -> list[Layer]:
         """Element by element: labels that vary along the same dimensions meet.
 
         A bare parameter has labels along every dimension; those that meet nothing here are nobody's channels.

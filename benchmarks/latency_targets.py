@@ -1,0 +1,146 @@
+"""Latency targets on well-known networks: what was asked for, what was measured, and how long it took.
+
+Untrained weights, since latency does not depend on them, and a criterion without data. The plan that ``prune``
+settles on is applied, exported and simplified as a pipeline does, and measured once more, longer and interleaved
+with the unpruned model, in a job of its own.
+
+    python benchmarks/latency_targets.py --models resnet18 vit_tiny --targets 75% 50% 35%
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from deploycompress.artifact import write_json
+from deploycompress.config.schema import InputSpec, ModelConfig, TargetConfig
+from deploycompress.contracts import Event
+from deploycompress.devices.jobs import measure
+from deploycompress.engine.store import FileStore
+from deploycompress.graph.export import export_onnx
+from deploycompress.graph.quantization import quantize_onnx
+from deploycompress.graph.simplify import simplify_onnx
+from deploycompress.measure.environment import environment
+from deploycompress.model.parity import to_numpy
+from deploycompress.model.source import SourceModel
+from deploycompress.pruning.allocations.latency import Latency
+from deploycompress.pruning.apply import apply
+from deploycompress.pruning.criteria.group_norm import GroupNorm
+from deploycompress.pruning.latency.bench import Bench, Place
+from deploycompress.pruning.latency.planning import plan_by_measuring
+from deploycompress.pruning.planning import Request
+from deploycompress.pruning.scores import score
+from deploycompress.pruning.target import Target
+
+MODELS = {
+    "resnet18": "torchvision:resnet18",
+    "resnet50": "torchvision:resnet50",
+    "mobilenet_v2": "torchvision:mobilenet_v2",
+    "vit_tiny": "timm:vit_tiny_patch16_224",
+}
+RESULTS = Path(__file__).parent / "results" / "latency_targets.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--targets", nargs="+", default=["75%", "50%", "35%"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "int8"))
+    parser.add_argument("--store", type=Path, help="keeps tables; an empty one is made where none is given")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    target = TargetConfig(threads=arguments.threads, precision=arguments.precision)
+    rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
+    with tempfile.TemporaryDirectory() as folder:
+        store = FileStore(arguments.store or Path(folder) / "store")
+        for name in arguments.models:
+            for share in arguments.targets:
+                row = {
+                    "model": name,
+                    "precision": target.precision,
+                    **run(MODELS[name], share, target, store),
+                }
+                same = ("model", "target", "threads", "precision")
+                rows = [r for r in rows if any(r[key] != row[key] for key in same)] + [row]
+                print(json.dumps({k: v for k, v in row.items() if k != "plans"}), flush=True)
+                write_json(arguments.output, {"environment": environment(), "rows": rows})
+
+
+def run(build: str, share: str, target: TargetConfig, store: FileStore) -> dict[str, Any]:
+    """One target on one model. ``seconds`` include table and probes only where the store had none."""
+    inputs = {"image": InputSpec(shape=("batch", 3, 224, 224))}
+    model = SourceModel(ModelConfig(build=build, args={}, weights=None, inputs=inputs), 0)
+    module = model.build()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place.of(target)
+        started = time.monotonic()
+        plan = plan_by_measuring(
+            Request(
+                module,
+                model,
+                Target.model_validate({"latency": share}),
+                Latency(),
+                None,
+                (),
+                "best",
+                lambda groups, worth: score(GroupNorm(), module, groups, (), None, model.call, worth),  # type: ignore[arg-type]
+            ),
+            Bench(place, store, Path(folder), _say),
+        )
+        seconds = time.monotonic() - started
+        pruned = copy.deepcopy(module)
+        apply(pruned, plan.groups, plan.kept)
+        speedup = _measured(model, module, pruned, place, Path(folder))
+        assert plan.figures is not None
+        wanted = float(share.rstrip("%")) / 100
+        return {
+            "target": wanted,
+            "threads": target.threads,
+            "reached": plan.allocated.reached,
+            "settled": plan.figures["measured"] / plan.figures["unpruned"],
+            "measured_again": 1 / speedup.value,
+            "interval": [1 / speedup.high, 1 / speedup.low],
+            "unpruned_ms": plan.figures["unpruned"],
+            "macs": plan.allocated.cost["macs"] / plan.original["macs"],
+            "seconds": seconds,
+            "prediction": plan.figures["prediction"],
+            "plans": plan.figures["plans"],
+        }
+
+
+def _say(event: Event) -> None:
+    if event.kind != "progress":
+        print(" ", event.message, {k: round(v, 4) for k, v in event.figures.items()}, flush=True)
+
+
+def _measured(model: SourceModel, module: Any, pruned: Any, place: Place, folder: Path) -> Any:
+    files = {}
+    feed = model.example(place.target.batch_size)
+    for name, subject in (("unpruned", module), ("pruned", pruned)):
+        raw, files[name] = folder / f"{name}-raw.onnx", folder / f"{name}.onnx"
+        export_onnx(subject, model, raw, feeds=[feed])
+        simplify_onnx(raw, files[name], [to_numpy(feed)])
+        if place.target.precision == "int8":
+            quantize_onnx(files[name], folder / f"{name}.int8.onnx", [to_numpy(feed)])
+            files[name] = folder / f"{name}.int8.onnx"
+    measured = measure(
+        place.device,
+        [place.candidate(name, path) for name, path in files.items()],
+        baseline="unpruned",
+        feed=to_numpy(feed),
+        blocks=20,
+        block_ms=200,
+        warmup_ms=300,
+        workdir=folder,
+    )
+    return measured["pruned"].speedup
+
+
+if __name__ == "__main__":
+    main()

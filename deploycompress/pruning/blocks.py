@@ -1,0 +1,247 @@
+"""Whole residual blocks and transformer layers that can be taken out of a network."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from deploycompress.contracts import Batch, Model, Task
+from deploycompress.errors import DeployCompressError
+from deploycompress.model.batchnorm import reestimate_batchnorm
+from deploycompress.model.parity import compare, to_numpy
+from deploycompress.model.passthrough import PassThrough, first_tensor, take_out
+from deploycompress.model.source import seeded
+from deploycompress.pruning.groups import ChannelGroup
+from deploycompress.pruning.screening import SAMPLES, livened
+from deploycompress.recovery.evaluation import device_of, mean_loss
+
+REESTIMATED = 20  # batches for the batch statistics of a network without a block
+SAME = 1e-5  # of max|y|: less is rounding
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module whose output can be replaced by its input."""
+
+    id: str  # module path: layer1.1, encoder.layers.encoder_layer_3
+    layers: tuple[str, ...]  # paths of the modules inside it
+    groups: tuple[str, ...]  # ids of the channel groups that lie wholly inside it
+
+
+def find_blocks(
+    module: nn.Module, model: Model, groups: Sequence[ChannelGroup], exclude: Sequence[str] = ()
+) -> tuple[Block, ...]:
+    """Every block of ``module``, each one tried out on random inputs; none lies inside another.
+
+    A block holds a convolution or linear layer, is called once, and gives one tensor of the form of the first
+    tensor it gets. Either it adds something to its input (with all its parameters at zero it gives its input
+    back, as residual blocks do; of nested ones the innermost), or it is one of a list of modules of one class
+    (layers that normalise last). ``exclude``: patterns of layers that stay, with every block around them.
+    """
+    subject = livened(module, model)
+    parts = dict(subject.named_modules())
+    calls = _observed(subject, model)
+    fits = [
+        path
+        for path, call in calls.items()
+        if call.times == 1
+        and call.keeps_form()
+        and not _shares_parameters(subject, path)
+        and not any(fnmatchcase(name, p) for name in (path, *_inside(parts, path)) for p in exclude)
+    ]
+    residual = _innermost([path for path in fits if _adds_to_its_input(parts[path], calls[path])])
+    listed = _innermost([path for path in fits if _is_one_of_a_list(parts, path)])
+    apart = [path for path in listed if not any(_nested(path, other) for other in residual)]
+    chosen = set(_that_can_go(subject, model, [path for path in parts if path in {*residual, *apart}]))
+    return tuple(
+        Block(path, tuple(_inside(parts, path)), tuple(_groups_inside(groups, path)))
+        for path in parts
+        if path in chosen
+    )
+
+
+def remove(module: nn.Module, blocks: Iterable[Block]) -> None:
+    """Take ``blocks`` out of ``module``, in place: each gives its input back."""
+    take_out(module, [block.id for block in blocks])
+
+
+def bypassed(module: nn.Module, blocks: Sequence[Block]) -> nn.Module:
+    """A copy that runs ``blocks`` and replaces their output by their input: what one without them must equal."""
+    copied = copy.deepcopy(module)
+    for block in blocks:
+        copied.get_submodule(block.id).register_forward_hook(
+            lambda _, given, named, output: first_tensor(given, named), with_kwargs=True
+        )
+    return copied
+
+
+def block_losses(
+    module: nn.Module,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    task: Task,
+    call: Callable[..., Any],
+) -> dict[str, float]:
+    """Block id -> how much the loss a sample rises without it, at least 0.
+
+    Batch statistics follow each removal, on at most 20 of the ``batches``. Batches without labels are held
+    against what the whole network answers. Infinite where the loss is not finite: such a block has to stay.
+    Raises StageFailed without a batch.
+    """
+    device = device_of(module)
+    before = mean_loss(module, batches, task, call, teacher=module)
+    found = {}
+    for block in blocks:
+        without = copy.deepcopy(module)
+        remove(without, [block])
+        reestimate_batchnorm(without, (b.to(device).inputs for b in islice(batches, REESTIMATED)), call)
+        rise = mean_loss(without, batches, task, call, teacher=module) - before
+        found[block.id] = max(0.0, rise) if math.isfinite(rise) else math.inf
+    return found
+
+
+# ---------------------------------------------------------------- what a candidate is
+
+
+@dataclass
+class _Call:
+    """The first call of a module, as it was before anything worked in place; and how many there were."""
+
+    given: tuple[Any, ...]
+    named: Mapping[str, Any]
+    output: Any = None
+    times: int = 0
+
+    def keeps_form(self) -> bool:
+        try:
+            first = first_tensor(self.given, self.named)
+        except TypeError:
+            return False
+        same = isinstance(self.output, Tensor) and self.output.shape == first.shape
+        return same and self.output.dtype == first.dtype and first.is_floating_point()
+
+
+def _observed(subject: nn.Module, model: Model) -> dict[str, _Call]:
+    """Path -> the call of every module that holds a convolution or linear layer and is none itself."""
+    calls: dict[str, _Call] = {}
+
+    def before(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if path not in calls:
+                calls[path] = _Call(copy.deepcopy(given), copy.deepcopy(named))
+            calls[path].times += 1
+
+        return hook
+
+    def after(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            calls[path].output = output
+
+        return hook
+
+    hooks: list[Any] = []
+    for path, part in subject.named_modules():
+        if path and any(
+            isinstance(inner, (_ConvNd, nn.Linear)) for inner in part.modules() if inner is not part
+        ):
+            hooks += [
+                part.register_forward_pre_hook(before(path), with_kwargs=True),
+                part.register_forward_hook(after(path)),
+            ]
+    try:
+        with torch.no_grad(), seeded(0):
+            model.call(subject, model.example(SAMPLES))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _adds_to_its_input(part: nn.Module, call: _Call) -> bool:
+    """Whether it gives its input back, as it came, when all its parameters are zero."""
+    kept = {parameter: parameter.detach().clone() for parameter in part.parameters()}
+    first = first_tensor(call.given, call.named)
+    try:
+        with torch.no_grad(), seeded(0):
+            for parameter in kept:
+                parameter.zero_()
+            output = part(*copy.deepcopy(call.given), **copy.deepcopy(dict(call.named)))
+            return bool((output - first).abs().max() <= SAME * first.abs().max())
+    finally:
+        with torch.no_grad():
+            for parameter, values in kept.items():
+                parameter.copy_(values)
+
+
+def _is_one_of_a_list(parts: Mapping[str, nn.Module], path: str) -> bool:
+    owner = parts[path.rpartition(".")[0]]
+    if not isinstance(owner, (nn.Sequential, nn.ModuleList)) or isinstance(parts[path], nn.Sequential):
+        return False
+    return len(owner) > 1 and {type(child) for child in owner} - {PassThrough} == {type(parts[path])}
+
+
+def _shares_parameters(subject: nn.Module, path: str) -> bool:
+    """Whether something outside of it, or another name of it, uses one of its parameters."""
+    inside: set[int] = set()
+    outside: set[int] = set()
+    for name, parameter in subject.named_parameters(remove_duplicate=False):
+        (inside if name.startswith(f"{path}.") else outside).add(id(parameter))
+    return bool(inside & outside)
+
+
+def _inside(parts: Mapping[str, nn.Module], path: str) -> list[str]:
+    return [name for name in parts if name.startswith(f"{path}.")]
+
+
+def _groups_inside(groups: Sequence[ChannelGroup], path: str) -> list[str]:
+    return [g.id for g in groups if all(m.layer.startswith(f"{path}.") for m in g.members)]
+
+
+def _innermost(paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if not any(other.startswith(f"{path}.") for other in paths)]
+
+
+def _nested(path: str, other: str) -> bool:
+    return path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
+
+
+# ---------------------------------------------------------------- tried out
+
+
+def _that_can_go(subject: nn.Module, model: Model, paths: Sequence[str]) -> list[str]:
+    """Those that can be taken out, all together where that works, which is the rule; else as many as agree."""
+    with torch.no_grad(), seeded(0):
+        before = to_numpy(model.call(subject, model.example(SAMPLES)))
+    good = [path for path in paths if _works(subject, model, [path], before)]
+    if not good or _works(subject, model, good, before):
+        return good
+    together: list[str] = []
+    for path in good:
+        if _works(subject, model, [*together, path], before):
+            together.append(path)
+    return together
+
+
+def _works(subject: nn.Module, model: Model, paths: Sequence[str], before: Mapping[str, np.ndarray]) -> bool:
+    """Whether the network runs without these, gives finite outputs, and other ones than before."""
+    trial = copy.deepcopy(subject)
+    take_out(trial, paths)
+    try:
+        with torch.no_grad(), seeded(0):
+            after = to_numpy(model.call(trial, model.example(SAMPLES)))
+    except Exception:  # its owner asks a block for more than its output
+        return False
+    try:
+        return compare(before, after).relative > SAME
+    except DeployCompressError:
+        return False

@@ -1,0 +1,120 @@
+"""Latencies of single operators over their input and output widths, measured on the target."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploycompress.artifact import read_json, write_json
+from deploycompress.contracts import Store
+from deploycompress.devices.profiles import profile
+from deploycompress.graph.catalogue import weight_bytes, write_catalogue
+from deploycompress.graph.operators import Operator
+from deploycompress.graph.quantization import quantize_onnx
+from deploycompress.pruning.latency.bench import Place, Progress
+
+CALLS, UNSTEADY = 40, 10  # inferences of a catalogue, and how many of them come before it is warm
+MOST_POINTS = 200  # of one catalogue
+MOST_BYTES = 200_000_000  # of the weights of one catalogue
+
+Latencies = Mapping[Operator, float]  # milliseconds, by operators without a layer
+
+
+def measured_table(points: Sequence[Operator], place: Place, store: Store, progress: Progress) -> Latencies:
+    """The latency of every point; measured once for each device, runtime and set of points.
+
+    Raises NotProfiled where the runtime does not tell, EnvironmentMissing when the device fails.
+    """
+    wanted = sorted({point.anywhere() for point in points}, key=repr)
+    key = {**place.key, "points": [_row(point) for point in wanted]}
+
+    def make(folder: Path) -> None:
+        found = measure(wanted, place, folder, progress)
+        write_json(folder / "table.json", {"unit": "ms", "latencies": [found[point] for point in wanted]})
+
+    folder = store.folder("latency-tables", key, make)
+    return dict(zip(wanted, read_json(folder / "table.json")["latencies"], strict=True))
+
+
+def _row(point: Operator) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(point).items()}
+
+
+def measure(
+    points: Sequence[Operator], place: Place, folder: Path, progress: Progress = lambda done, message: None
+) -> Latencies:
+    """Milliseconds of every point: the median over the calls of its catalogue, warm."""
+    found: dict[Operator, float] = {}
+    for catalogue in _catalogues(points):
+        found |= _measure_catalogue(catalogue, place, folder)
+        progress(len(found) / len(points), f"latency table: {len(found)} of {len(points)} points")
+    return found
+
+
+def _catalogues(points: Sequence[Operator]) -> Iterator[list[Operator]]:
+    """The points in random order, so that a machine that drifts slows no operator more than others."""
+    shuffled = list(points)
+    random.Random(0).shuffle(shuffled)
+    catalogue: list[Operator] = []
+    size = 0
+    for point in shuffled:
+        if catalogue and (len(catalogue) == MOST_POINTS or size + weight_bytes(point) > MOST_BYTES):
+            yield catalogue
+            catalogue, size = [], 0
+        catalogue.append(point)
+        size += weight_bytes(point)
+    if catalogue:
+        yield catalogue
+
+
+def _measure_catalogue(points: Sequence[Operator], place: Place, folder: Path) -> Latencies:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="catalogue-") as temporary:
+        path = Path(temporary) / "catalogue.onnx"
+        feed = write_catalogue(points, path)
+        if place.target.precision == "int8":
+            quantized = Path(temporary) / "catalogue.int8.onnx"
+            quantize_onnx(path, quantized, [feed], facts=place.device.facts())
+            path = quantized
+        taken = profile(place.device, place.candidate("latency table", path), feed, calls=CALLS)
+    return {point: _latency_ms(number, taken) for number, point in enumerate(points)}
+
+
+def _latency_ms(number: int, taken: Mapping[str, Sequence[int]]) -> float:
+    """Of all that the runtime made of one point; a runtime may split or join what the file has."""
+    prefix = f"p{number}_"
+    steady = [samples[UNSTEADY:] for name, samples in taken.items() if name.startswith(prefix)]
+    return sum(statistics.median(samples) for samples in steady if samples) / 1e6
+
+
+# ---------------------------------------------------------------- looking up
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One operator's latencies over a rectangle of widths, in milliseconds [inputs, outputs]."""
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    latency_ms: np.ndarray
+
+    def at(self, c_in: float, c_out: float) -> float:
+        """Interpolated between the measured widths; the nearest of them outside."""
+        i, low_in = _between(self.inputs, c_in)
+        j, low_out = _between(self.outputs, c_out)
+        rows = self.latency_ms[i] * (1 - low_in) + self.latency_ms[min(i + 1, len(self.inputs) - 1)] * low_in
+        return float(rows[j] * (1 - low_out) + rows[min(j + 1, len(self.outputs) - 1)] * low_out)
+
+
+def _between(values: np.ndarray, value: float) -> tuple[int, float]:
+    """Index of the value below, and how far it is to the next one (0..1)."""
+    i = int(np.clip(np.searchsorted(values, value, side="right") - 1, 0, len(values) - 1))
+    if i + 1 == len(values) or value <= values[i]:
+        return i, 0.0
+    return i, float((value - values[i]) / (values[i + 1] - values[i]))

@@ -1,0 +1,109 @@
+"""Whole models at chosen widths, exported untrained and measured beside the unpruned one on the target."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from deploycompress.contracts import Model
+from deploycompress.devices.jobs import measure
+from deploycompress.graph.export import export_onnx
+from deploycompress.graph.quantization import quantize_onnx
+from deploycompress.model.parity import to_numpy
+from deploycompress.pruning.apply import apply
+from deploycompress.pruning.blocks import Block
+from deploycompress.pruning.groups import ChannelGroup, choose
+from deploycompress.pruning.latency.bench import Place
+from deploycompress.pruning.latency.prediction import Probe, Widths
+from deploycompress.pruning.planning import taken
+
+BASELINE = "unpruned"
+
+
+class WholeModels:
+    """Measures ``module`` at given widths of its groups; latency does not depend on what its weights are.
+
+    ``unpruned`` is what shares are of; where ``module`` was pruned before, it is the wider one. Every figure is the unpruned model's latency times the paired ratio to it, so that all of them can be
+    compared although the machine was not the same from one minute to the next.
+    """
+
+    def __init__(
+        self,
+        unpruned: nn.Module,
+        module: nn.Module,
+        model: Model,
+        groups: Sequence[ChannelGroup],
+        blocks: Sequence[Block],
+        place: Place,
+        workdir: Path,
+        progress: Callable[[float, str], None] = lambda done, message: None,
+        expected_ms: float = 1.0,
+    ) -> None:
+        self._module, self._model, self._place = module, model, place
+        self._groups, self._blocks = groups, blocks
+        self._workdir, self._progress = workdir, progress
+        self._feed = to_numpy(model.example(place.target.batch_size))
+        self._unpruned_ms: list[float] = []  # of every job
+        self._expected_ms = expected_ms
+        self._files: dict[str, Path] = {}
+        self._file(BASELINE, unpruned)
+
+    @property
+    def unpruned_ms(self) -> float:
+        """Median latency of the unpruned model over all jobs so far; before the first what was expected."""
+        return median(self._unpruned_ms) if self._unpruned_ms else self._expected_ms
+
+    def measure(self, plans: Sequence[Widths], *, blocks: int, block_ms: float) -> list[Probe]:
+        """The latency of each plan, interleaved with the unpruned model.
+
+        Raises StageFailed when a plan does not export or run, EnvironmentMissing when the device fails.
+        """
+        ids = [f"plan{number}" for number in range(len(plans))]
+        for id, plan in zip(ids, plans, strict=True):
+            self._progress(0.0, f"exporting a model to measure ({id})")
+            self._file(id, self._pruned(plan))
+        candidates = [self._place.candidate(id, self._files[id]) for id in (BASELINE, *ids)]
+        measured = measure(
+            self._place.device,
+            candidates,
+            baseline=BASELINE,
+            feed=self._feed,
+            blocks=blocks,
+            block_ms=block_ms,
+            warmup_ms=block_ms,
+            workdir=self._workdir,
+            progress=self._progress,
+            least_samples=3 * blocks,
+        )
+        self._unpruned_ms.append(measured[BASELINE].latency_ms.p50)
+        found = []
+        for id, plan in zip(ids, plans, strict=True):
+            speedup = measured[id].speedup
+            assert speedup is not None
+            found.append(Probe(dict(plan), self.unpruned_ms / speedup.value))
+        return found
+
+    def _pruned(self, widths: Widths) -> nn.Module:
+        module = copy.deepcopy(self._module)
+        any_of_them = {group.id: torch.ones(group.width) for group in self._groups}
+        kept = choose(self._groups, any_of_them, widths)
+        apply(module, self._groups, kept, taken(self._blocks, widths))
+        return module
+
+    def _file(self, id: str, module: nn.Module) -> None:
+        folder = Path(tempfile.mkdtemp(dir=self._workdir, prefix=f"{id}-"))
+        example = self._model.example(self._place.target.batch_size)
+        path = folder / "model.onnx"
+        export_onnx(module, self._model, path, feeds=[example])
+        if self._place.target.precision == "int8":
+            quantized = folder / "int8" / "model.onnx"
+            quantized.parent.mkdir()
+            quantize_onnx(path, quantized, [to_numpy(example)], facts=self._place.device.facts())
+            path = quantized
+        self._files[id] = path

@@ -1,0 +1,110 @@
+"""From a model and a target to what is kept of it: groups found and scored, widths chosen within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from deploycompress.contracts import Allocation, Model, Note
+from deploycompress.pruning.blocks import Block, find_blocks
+from deploycompress.pruning.budget import Allocated, Budget, OnUnreachable, allocate, worth
+from deploycompress.pruning.costs import Cost, Costs, WidthCosts, count
+from deploycompress.pruning.discovery import find_groups, producing_layers
+from deploycompress.pruning.groups import ChannelGroup, Unpruned, choose, on_grid
+from deploycompress.pruning.target import Target
+
+ALIGN = 8  # where no latency is measured; every kernel that counts works on multiples of it
+
+Score = Callable[[Sequence[ChannelGroup], Mapping[str, float]], dict[str, Tensor]]  # groups, worth -> scores
+ScoreBlocks = Callable[[Sequence[ChannelGroup], Mapping[str, Tensor], Sequence[Block]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a plan; ``module`` may have been pruned before, shares are of a fresh build."""
+
+    module: nn.Module
+    model: Model
+    target: Target
+    allocation: Allocation
+    align: int | None  # None: what pays
+    exclude: tuple[str, ...]
+    on_unreachable: OnUnreachable
+    score: Score
+    score_blocks: ScoreBlocks | None = None  # None: blocks stay
+
+    def blocks(self, module: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[Block, ...]:
+        """What may be taken out of ``module``, where that is wanted and the allocation can."""
+        if self.score_blocks is None or not getattr(self.allocation, "removes_blocks", False):
+            return ()
+        return find_blocks(module, self.model, groups, self.exclude)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept; ``original`` is what the unpruned model costs."""
+
+    groups: tuple[ChannelGroup, ...]
+    unpruned: tuple[Unpruned, ...]
+    allocated: Allocated
+    kept: Mapping[str, Tensor]
+    original: Cost
+    align: int
+    removed: tuple[Block, ...] = ()
+    figures: Mapping[str, object] | None = None  # of a latency: how it was predicted and measured
+    notes: tuple[Note, ...] = ()
+
+
+def plan_by_counting(request: Request) -> Plan:
+    """For a target of MACs, parameters, bytes and channels, which can be counted."""
+    found = find_groups(request.module, request.model, request.exclude)
+    original = request.model.build()
+    widths = dict(producing_layers(original))
+    align = request.align or ALIGN
+    groups = on_grid(found.groups, align, widths)
+    full = full_cost(original, request.model, groups, widths)
+    budget = Budget(request.target.limits(full), full)
+    blocks = request.blocks(request.module, groups)
+    costs = WidthCosts(request.module, groups, request.model, blocks)
+    scores = request.score(groups, worth(groups, costs, budget))
+    if request.score_blocks is not None and blocks:
+        scores = request.score_blocks(groups, scores, blocks)
+    allocated = allocate(
+        request.allocation,
+        groups,
+        scores,
+        costs,
+        budget,
+        on_unreachable=request.on_unreachable,
+        unpruned=found.unpruned,
+        blocks=blocks,
+    )
+    removed = taken(blocks, allocated.widths)
+    kept = choose(groups, scores, allocated.widths)
+    return Plan(groups, found.unpruned, allocated, kept, full, align, removed)
+
+
+def taken(blocks: Sequence[Block], widths: Mapping[str, int]) -> tuple[Block, ...]:
+    """The blocks that go."""
+    return tuple(block for block in blocks if widths.get(block.id) == 0)
+
+
+def full_cost(
+    original: nn.Module, model: Model, groups: Sequence[ChannelGroup], widths: Mapping[str, int]
+) -> dict[str, float]:
+    """What the unpruned model costs; channels are those of the groups, as wide as ``widths`` says they were."""
+    channels = sum(widths.get(group.id, group.width) for group in groups)
+    return {**count(original, model), "channels": float(channels)}
+
+
+class Together:
+    """Several costs as one; groups that are not named are as wide as they are in ``present``."""
+
+    def __init__(self, parts: Sequence[Costs], present: Mapping[str, int]) -> None:
+        self._parts, self._present = parts, present
+
+    def at(self, widths: Mapping[str, int]) -> Cost:
+        chosen = {**self._present, **widths}
+        return {name: value for part in self._parts for name, value in part.at(chosen).items()}

@@ -1,0 +1,52 @@
+"""What single operators take, measured in the real runtime."""
+
+import statistics
+
+import numpy as np
+import pytest
+
+from deploycompress.devices.jobs import Candidate
+from deploycompress.devices.local import Local
+from deploycompress.devices.profiles import NotProfiled, profile
+from deploycompress.errors import EnvironmentMissing
+from deploycompress.graph.catalogue import write_catalogue
+from deploycompress.graph.operators import Operator
+
+SMALL = Operator("", "matmul", (8, 64), 64)
+LARGE = Operator("", "matmul", (512, 512), 512)
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    path = tmp_path / "catalogue.onnx"
+    return path, write_catalogue([SMALL, LARGE], path)
+
+
+def test_each_operator_has_its_own_time(catalogue):
+    path, feed = catalogue
+    found = profile(Local(), Candidate("c", path, "onnxruntime"), feed, calls=12)
+    small, large = ([v for k, v in found.items() if k.startswith(prefix)] for prefix in ("p0_", "p1_"))
+    assert all(len(samples) == 12 for samples in (*small, *large))
+    # 512 times the multiply-accumulates.
+    assert statistics.median(large[0]) > 20 * max(1, statistics.median(small[0]))
+
+
+def test_a_runtime_without_such_figures_says_so(tmp_path, monkeypatch, catalogue):
+    (tmp_path / "plain_runtime.py").write_text(
+        "class Plain:\n"
+        "    accepts = frozenset({'onnx'})\n"
+        "    libraries = ()\n"
+        "    def missing(self):\n"
+        "        return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path, feed = catalogue
+    with pytest.raises(NotProfiled, match="does not tell what a single operator takes"):
+        profile(Local(), Candidate("c", path, "plain_runtime:Plain"), feed, calls=2)
+
+
+def test_a_file_that_does_not_load_is_the_devices_error(tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"not an ONNX file")
+    with pytest.raises(EnvironmentMissing, match="was not profiled"):
+        profile(Local(), Candidate("c", path, "onnxruntime"), {"x": np.ones(1, np.float32)}, calls=2)
