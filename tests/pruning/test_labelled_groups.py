@@ -193,9 +193,43 @@ class Blurred(nn.Module):
         return self.head(F.relu(self.b(x)).mean((2, 3)))
 
 
+class ClassToken(nn.Module):
+    """A token before those of the image, and learnt positions; there are as many tokens as channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.token = nn.Conv2d(3, 17, 2, stride=2), nn.Parameter(torch.randn(1, 1, 17))
+        self.position = nn.Parameter(torch.randn(1, 17, 17))
+        self.up, self.down, self.head = nn.Linear(17, 32), nn.Linear(32, 17), nn.Linear(17, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.head((x + self.down(F.gelu(self.up(x))))[:, 0])
+
+
+class Uncalled(nn.Module):
+    """Layers that lend their parameters: their module multiplies with these itself, on padded images."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Linear(16, 24), nn.Linear(24, 20, bias=False)
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x):
+        x = F.pad(self.a(x).permute(0, 2, 3, 1), (0, 0, 0, 3, 0, 2))
+        x = F.relu(F.linear(x, self.b.weight, self.b.bias)) + x.new_zeros(x.shape[1:3]).unsqueeze(-1)
+        return self.head(F.relu(x.flatten(1, 2) @ self.c.weight.t()).mean(1))
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
+        (
+            ClassToken,
+            {"patch": (17, ["down", "head", "patch", "position", "token", "up"]), "up": (32, ["down", "up"])},
+        ),
+        (Uncalled, {"a": (16, ["a", "b"]), "b": (24, ["b", "c"]), "c": (20, ["c", "head"])}),
         (Upscaled, {"a": (8, ["a", "b"]), "b": (16, ["b", "head"])}),
         (
             Mixer,
@@ -271,7 +305,9 @@ def test_a_standardised_weight_is_standardised_over_what_remains(given):
     groups = find_groups(module, model).groups
     kept = {"a": torch.arange(0, 16, 2), "b": torch.arange(8)}
     expected = model.call(masked(module, groups, kept), model.example(3))["output"]
+    foreseen = WidthCosts(module, groups, model).at({"a": 8, "b": 8})
     apply(module, groups, kept)
+    assert foreseen["macs"] == count(module, model)["macs"] == 27 * 8 * 36 + 72 * 8 * 16 + 40
     assert torch.allclose(model.call(module, model.example(3))["output"], expected, atol=1e-5)
     assert module.b.gain.shape == (8, 1, 1, 1)
 
