@@ -25,7 +25,7 @@ MODULES = (
     "onnxruntime",
     "safetensors.torch",
     "accelerate",
-    "deploycompress.pruning.dependency_graph",
+    "deploycompress.pruning.discovery",
     "deploycompress.recovery.training",
     "deploycompress.graph.export",
     "deploycompress.model.checkpoint",

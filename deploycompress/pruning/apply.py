@@ -12,7 +12,7 @@ from deploycompress.errors import StageFailed
 from deploycompress.model.attention import allow_any_heads
 from deploycompress.model.passthrough import take_out
 from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
-from deploycompress.pruning.layers import Axis, Layer, cut, describe, put
+from deploycompress.pruning.layers import Axis, Layer, bare_tensor, cut, describe, put
 
 if TYPE_CHECKING:
     from deploycompress.pruning.blocks import Block
@@ -25,7 +25,7 @@ def apply(
 
     Groups that are not named stay whole; those inside a removed block go with it.
 
-    The dependency graph was read once, from the whole model, and every tensor is cut once: what one group
+    The groups were found once, in the whole model, and every tensor is cut once: what one group
     does to a layer cannot shift what another one means. Raises StageFailed when a realised width is not the
     planned one.
     """
@@ -44,12 +44,8 @@ def apply(
             cut(module.get_submodule(name), axes)
         else:
             owner, _, leaf = name.rpartition(".")
-            tensor = bare_tensor(module, name)
-            put(
-                module.get_submodule(owner),
-                leaf,
-                tensor.detach().index_select(dim, axes["out"].to(tensor.device)),
-            )
+            whole = bare_tensor(module, name).detach()
+            put(module.get_submodule(owner), leaf, whole.index_select(dim, axes["out"].to(whole.device)))
     for name, axes in keep.items():
         for axis, indices in axes.items():
             if name not in bare and _width(module, name, axis) != len(indices):
@@ -115,10 +111,3 @@ def _width(module: nn.Module, name: str, axis: Axis) -> int:
                 )
     # One channel a group is left: the layer is depthwise now; or one in all, and a PReLU has one slope.
     return layer.widths.get(axis, layer.widths.get("out", 1))
-
-
-def bare_tensor(module: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its path. Raises AttributeError where there is none."""
-    owner, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(module.get_submodule(owner), leaf)
-    return tensor

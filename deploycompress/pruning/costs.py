@@ -12,9 +12,8 @@ from torch import nn
 
 from deploycompress.contracts import Model
 from deploycompress.model.architecture import named_tensors
-from deploycompress.pruning.apply import bare_tensor
 from deploycompress.pruning.groups import ChannelGroup
-from deploycompress.pruning.layers import Axis, Layer, describe
+from deploycompress.pruning.layers import Axis, Layer, bare_tensor, describe
 from deploycompress.pruning.multiplications import multiplications
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,6 +21,7 @@ class Layer:
 
     A layer that gives back the channels it gets (a normalisation, a depthwise convolution) has "out" only.
     ``runs``: grouped convolutions and group normalisation work on that many equal runs of channels.
+    ``multiplier``: outputs that a depthwise convolution makes of each input.
     ``weight``: the name of the tensor that turns channels into others.
     """
 
@@ -28,6 +29,7 @@ class Layer:
     tensors: Mapping[str, Mapping[Axis, int]]
     attributes: Mapping[Axis, tuple[str, ...]]
     runs: int = 1
+    multiplier: int = 1
     weight: str = "weight"
 
 
@@ -35,20 +37,28 @@ def describe(module: nn.Module) -> Layer | str:
     """The layer, or why it is not cut."""
     for types, make in _KINDS:
         if isinstance(module, types):
-            return _with_own_weight(module, make(module))
+            made = make(module)
+            return made if isinstance(made, str) else _with_extras(module, made)
     if is_transposed_linear(module):
-        return _transposed_linear(module)
+        return _with_extras(module, _transposed_linear(module))
     return f"{type(module).__name__} is not a kind of layer that is cut"
 
 
-def _with_own_weight(module: nn.Module, layer: Layer | str) -> Layer | str:
-    """Weight and spectral normalisation compute a weight from other tensors; these are not cut."""
-    if isinstance(layer, str):
-        return layer
+def _with_extras(module: nn.Module, layer: Layer) -> Layer | str:
+    """A subclass may have tensors of its own with an entry for each output channel (a gain).
+
+    Weight and spectral normalisation compute a weight from other tensors; these are not cut.
+    """
     weight = getattr(module, layer.weight, None)
-    if weight is None or isinstance(weight, nn.Parameter):
-        return layer
-    return f"the weight of this {type(module).__name__} is computed from other tensors"
+    if weight is not None and not isinstance(weight, nn.Parameter):
+        return f"the weight of this {type(module).__name__} is computed from other tensors"
+    width = layer.widths.get("out", 1)
+    extras: dict[str, Mapping[Axis, int]] = {
+        name: {"out": own.shape.index(width)}
+        for name, own in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if name not in layer.tensors and own.numel() == width > 1 and width in own.shape
+    }
+    return replace(layer, tensors={**layer.tensors, **extras}) if extras else layer
 
 
 def has_both_axes(layer: Layer) -> bool:
@@ -62,13 +72,15 @@ def has_both_axes(layer: Layer) -> bool:
 def _convolution(module: nn.Module) -> Layer:
     assert isinstance(module, _ConvNd)
     groups, c_in, c_out = module.groups, module.in_channels, module.out_channels
-    if groups > 1 and groups == c_in == c_out:
+    transposed = isinstance(module, _ConvTransposeNd)
+    if groups > 1 and groups == c_in and c_out % groups == 0 and (c_out == c_in or not transposed):
         return Layer(
             {"out": c_out},
             {"weight": {"out": 0}, "bias": {"out": 0}},
             {"out": ("in_channels", "out_channels", "groups")},
+            multiplier=c_out // groups,
         )
-    out_dim, in_dim = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
+    out_dim, in_dim = (1, 0) if transposed else (0, 1)
     return Layer(
         {"out": c_out, "in": c_in},
         {"weight": {"out": out_dim, "in": in_dim}, "bias": {"out": 0}},
@@ -192,7 +204,8 @@ def cut(module: nn.Module, keep: Mapping[Axis, Tensor]) -> None:
     for axis, indices in keep.items():
         for attribute in layer.attributes.get(axis, ()):
             old = getattr(module, attribute)
-            setattr(module, attribute, (len(indices),) if isinstance(old, tuple) else len(indices))
+            size = len(indices) // (1 if attribute == "out_channels" else layer.multiplier)
+            setattr(module, attribute, (size,) if isinstance(old, tuple) else size)
 
 
 def _cut_grouped(
@@ -214,6 +227,13 @@ def _cut_grouped(
                 part = part.index_select(dim, (keep[axis][inside] - run * size).to(part.device))
         parts.append(part)
     return torch.cat(parts)
+
+
+def bare_tensor(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its path. Raises AttributeError where there is none."""
+    owner, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(owner), leaf)
+    return tensor
 
 
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:

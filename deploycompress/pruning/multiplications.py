@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -48,7 +49,10 @@ def multiplications(module: nn.Module, model: Model, watched: Sequence[str] = ()
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A weight is recognised by its storage: layers transpose and slice it before they multiply."""
+    """A weight is recognised by its storage: layers transpose and slice it before they multiply.
+
+    Where a layer computes the weight from its parameter (standardised ones), by its number of elements.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,6 +61,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.within: Counter[str] = Counter()
         self.elsewhere = 0.0
         self.inside: list[str] = []
+        self.calling: list[Tensor] = []  # weights of the layers that are being called
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -69,6 +74,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         macs = formula(*args, **kwargs, out_val=result) / 2
         # The last one: a learnt input comes before the weight that it is multiplied with.
         name = next((n for a in reversed(args) if (n := self._name(a)) is not None), None)
+        if name is None and self.calling:
+            weight = self.calling[-1]
+            computed = any(isinstance(a, Tensor) and a.numel() == weight.numel() for a in args)
+            name = self._name(weight) if computed else None
         if name is not None:
             self.of_parameter[name] += macs
         elif self.inside:
@@ -86,16 +95,27 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _watching(module: nn.Module, watched: Sequence[str], counter: _Counter) -> Iterator[None]:
-    def enter(name: str) -> Callable[..., None]:
-        return lambda *_: counter.inside.append(name)
+    def enter(stack: list[Any], what: str | Tensor) -> Callable[..., None]:
+        return lambda *_: stack.append(what)
 
-    def leave(*_: Any) -> None:
-        counter.inside.pop()
+    def leave(stack: list[Any]) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            stack.pop()
 
+        return hook
+
+    places: list[tuple[nn.Module, list[Any], str | Tensor]] = [
+        (module.get_submodule(name), counter.inside, name) for name in watched
+    ]
+    for part in module.modules():
+        if isinstance(part, (_ConvNd, nn.Linear)) and isinstance(part.weight, nn.Parameter):
+            places.append((part, counter.calling, part.weight))
     hooks = []
-    for name in watched:
-        part = module.get_submodule(name)
-        hooks += [part.register_forward_pre_hook(enter(name)), part.register_forward_hook(leave)]
+    for part, stack, what in places:
+        hooks += [
+            part.register_forward_pre_hook(enter(stack, what)),
+            part.register_forward_hook(leave(stack)),
+        ]
     try:
         yield
     finally:

@@ -28,37 +28,26 @@ def screen(
 ) -> tuple[list[ChannelGroup], list[Unpruned]]:
     """Which groups can be pruned, and why not the others.
 
-    All at once where that works, which is the rule; else by halves, and then as many together as agree.
+    All at once where that works, which is the rule; else by halves, until each that does not work is alone.
     """
     if not groups:
         return [], []
     subject = livened(module, model)
-    good, failed = _by_halves(subject, model, groups)
-    if not failed or not good or _problem(subject, model, good) is None:
-        return good, failed
-    together: list[ChannelGroup] = []
-    for group in good:
-        problem = _problem(subject, model, [*together, group])
+    good: list[ChannelGroup] = []
+    failed: list[Unpruned] = []
+    pending = [list(groups)]
+    while pending:
+        part = pending.pop()
+        problem = _problem(subject, model, [*good, *part])
         if problem is None:
-            together.append(group)
+            good += part
+        elif len(part) > 1:
+            pending += [part[len(part) // 2 :], part[: len(part) // 2]]
         else:
-            failed.append(Unpruned(group.id, f"together with other groups {problem}"))
-    return together, failed
-
-
-def _by_halves(
-    subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]
-) -> tuple[list[ChannelGroup], list[Unpruned]]:
-    """Groups that work in some company, and those that fail alone: few trials where few fail."""
-    problem = _problem(subject, model, groups)
-    if problem is None:
-        return list(groups), []
-    if len(groups) == 1:
-        return [], [Unpruned(groups[0].id, problem)]
-    middle = len(groups) // 2
-    good, failed = _by_halves(subject, model, groups[:middle])
-    more, others = _by_halves(subject, model, groups[middle:])
-    return [*good, *more], [*failed, *others]
+            alone = _problem(subject, model, part) if good else problem
+            failed.append(Unpruned(part[0].id, alone or f"together with other groups {problem}"))
+    order = {group.id: i for i, group in enumerate(groups)}
+    return sorted(good, key=lambda g: order[g.id]), sorted(failed, key=lambda u: order[u.layer])
 
 
 def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]) -> str | None:

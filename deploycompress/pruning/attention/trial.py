@@ -26,15 +26,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """One attention module: its layout, or why its heads stay.
-
-    ``opaque``: it is attention, and following its reshapes would tie channels that do not hang together.
-    """
+    """One attention module: its layout, or why its heads stay."""
 
     path: str
     layout: Layout | None
     reason: str = ""
-    opaque: bool = False
 
 
 def find_attention(module: nn.Module, model: Model) -> list[Attention]:
@@ -98,20 +94,20 @@ def _calls(subject: nn.Module, model: Model, owners: Mapping[str, nn.Module]) ->
     return found
 
 
-def _verdict(owner: nn.Module, call: Call | None) -> tuple[Layout | None, str, bool]:
-    """The layout, or None, the reason, and whether it is attention at all."""
+def _verdict(owner: nn.Module, call: Call | None) -> tuple[Layout | None, str]:
+    """The layout, or None and the reason."""
     if call is None:
-        return None, "its forward is not called, or not by the module itself", False
+        return None, "its forward is not called, or not by the module itself"
     problem = ""
     try:
         for layout in layouts(owner):
             found = _problem(owner, layout, call)
             if found is None:
-                return layout, "", False
+                return layout, ""
             problem = problem or found
     except NotUnderstood as error:
-        return None, str(error), False
-    return None, f"no layout of its heads fits: {problem}", True
+        return None, str(error)
+    return None, f"no layout of its heads fits: {problem}"
 
 
 def _problem(owner: nn.Module, layout: Layout, call: Call) -> str | None:
