@@ -32,6 +32,7 @@ from deploycompress.pruning.planning import ALIGN
 from deploycompress.registry import RUNTIMES
 
 BLOCKS, BLOCK_MS = 10, 100.0  # of the whole model's measurement
+KEPT = "The layers' times were kept from an earlier measurement; the whole model was measured now."
 
 
 def inspect_model(
@@ -60,8 +61,8 @@ def inspect_model(
         times = _measure(module, model, [row.operator for row in table], place, store, progress)
     layers = _layers(module, table, multiplications(module, model), times.operators)
     costs = WidthCosts(module, groups, model, blocks)
-    full = costs.full
-    whole = Whole(full["macs"], full["params"], full["size"], times.whole_ms, _sum_ms(layers))
+    macs, params, size = (costs.full[name] for name in ("macs", "params", "size"))
+    whole = Whole(macs, params, size, times.whole_ms, _sum_ms(layers))
     return Inspection(
         build,
         inputs,
@@ -127,9 +128,7 @@ def _measure(
     try:
         found = measured_table(operators, place, store, tell) if operators else {}
         if operators and not told:
-            notes.append(
-                "The layers' times were kept from an earlier measurement; the whole model was measured now."
-            )
+            notes.append(KEPT)
     except NotProfiled as reason:
         notes.append(f"No times of layers: {reason}")
     whole_ms = None
@@ -151,7 +150,7 @@ def _layers(
     module: nn.Module, table: Sequence[Row], counted: Multiplications, latencies: Latencies
 ) -> tuple[Layer, ...]:
     """A layer for every module whose parameters are multiplied with, in the order of the calls."""
-    calls: dict[str, list[Row]] = {row.operator.layer: [] for row in table}
+    calls: defaultdict[str, list[Row]] = defaultdict(list)
     for row in table:
         calls[row.operator.layer].append(row)
     macs: defaultdict[str, float] = defaultdict(float)
@@ -159,9 +158,7 @@ def _layers(
         macs[name.rpartition(".")[0]] += count
     params = _own_parameters(module)
     names = dict.fromkeys([*calls, *macs])
-    return tuple(
-        _layer(n, module.get_submodule(n), calls.get(n, []), macs[n], params[n], latencies) for n in names
-    )
+    return tuple(_layer(n, module.get_submodule(n), calls[n], macs[n], params[n], latencies) for n in names)
 
 
 def _layer(
@@ -214,7 +211,9 @@ def _group_share(
     """What would not be there if the group had no channel: what its channels are factors of."""
     full = {g.id: g.width for g in groups}
     without = {**full, group.id: 0}
-    cost = costs.at(without)
+    cost, ms = costs.at(without), None
+    if latencies:
+        ms = sum(_part(row, without, full) * latencies[row.operator.anywhere()] for row in table)
     members = {member.layer for member in group.members if member.axis == "out"}
     return GroupShare(
         id=group.id,
@@ -224,9 +223,7 @@ def _group_share(
         grid=group.grid,
         macs=costs.full["macs"] - cost["macs"],
         params=costs.full["params"] - cost["params"],
-        latency_ms=sum(_part(row, without, full) * latencies[row.operator.anywhere()] for row in table)
-        if latencies
-        else None,
+        latency_ms=ms,
     )
 
 

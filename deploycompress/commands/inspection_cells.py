@@ -47,22 +47,21 @@ def width(channels: int | None) -> str:
     return NOTHING if channels is None else str(channels)
 
 
-def name(path: str) -> str:
+def name(path: str, most: int = NAME) -> str:
     """A module path of which the end is seen: that tells layers apart."""
     path = path or "the model"
-    return path if len(path) <= NAME else f"…{path[1 - NAME :]}"
+    return path if len(path) <= most else f"…{path[1 - most :]}"
 
 
 def names(paths: Sequence[str]) -> str:
     """The first paths that have room, and how many more there are."""
-    shown = name(paths[0])
-    for number, path in enumerate(paths[1:], 1):
-        left = len(paths) - number
-        longer = f"{shown}, {path}"
-        if len(longer) > NAME - (4 if left > 1 else 0):
-            return f"{shown}, +{left}" if len(shown) <= NAME - 4 else f"{shown[: NAME - 5]}…, +{left}"
-        shown = longer
-    return shown
+    for count in range(len(paths), 1, -1):
+        more = f", +{len(paths) - count}" if count < len(paths) else ""
+        listed = ", ".join(paths[:count]) + more
+        if len(listed) <= NAME:
+            return listed
+    more = f", +{len(paths) - 1}" if len(paths) > 1 else ""
+    return name(paths[0], NAME - len(more)) + more
 
 
 def kind(layer: Layer) -> str:
