@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from deploycompress.commands.inputs import input_specs, model_arguments
+
 if TYPE_CHECKING:
     from deploycompress.commands.probing import Report
-    from deploycompress.config.schema import InputSpec
 
-INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>\d+(x\d+)*)(:(?P<dtype>\w+)(:(?P<max>\d+))?)?")
 DEFAULT_MACS = "50%"
 
 
 @click.command("probe")
-@click.argument("build")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    required=True,
-    metavar="NAME=SHAPE[:DTYPE[:MAX]]",
-    help="image=1x3x224x224, or input_ids=1x128:int64:30521. The first dimension is the batch, measured at that size.",
-)
+@model_arguments
 @click.option("--macs", metavar="SHARE", help=f"MACs that remain (default: {DEFAULT_MACS}).")
 @click.option("--ratio", metavar="SHARE", help="Share of the channels that is removed, instead of --macs.")
 @click.option(
@@ -42,7 +33,7 @@ def command(
     """
     if macs and ratio:
         raise click.UsageError("--macs and --ratio exclude each other; give one of them")
-    specs, batch_size = _specs(inputs)
+    specs, batch_size = input_specs(inputs)
     target = _target("ratio", ratio) if ratio else _target("macs", macs or DEFAULT_MACS)
 
     from deploycompress.artifact import write_json
@@ -61,43 +52,6 @@ def command(
         raise StageFailed(
             f"probe {build}: the target is not reached: {report.shortfall}; {len(report.unpruned)} layers are left whole"
         )
-
-
-def _specs(inputs: tuple[str, ...]) -> tuple[dict[str, InputSpec], int]:
-    """The inputs with a dynamic batch, and the batch size that was given."""
-    from pydantic import ValidationError
-
-    from deploycompress.config.schema import InputSpec
-
-    specs: dict[str, InputSpec] = {}
-    batches: dict[str, int] = {}
-    for text in inputs:
-        match = INPUT.fullmatch(text)
-        if match is None:
-            raise click.BadParameter(
-                f"received {text!r}; expected NAME=SHAPE[:DTYPE[:MAX]], as image=1x3x224x224 or ids=1x128:int64:30521",
-                param_hint="--input",
-            )
-        name, sizes = match["name"], [int(size) for size in match["shape"].split("x")]
-        if name in specs:
-            raise click.BadParameter(f"input {name!r} is given twice", param_hint="--input")
-        batches[name] = sizes[0]
-        try:
-            specs[name] = InputSpec.model_validate(
-                {"shape": ["batch", *sizes[1:]], "dtype": match["dtype"] or "float32"}
-                | ({"max": int(match["max"])} if match["max"] else {})
-            )
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise click.BadParameter(f"{text!r}: {place}: {first['msg']}", param_hint="--input") from error
-    if len(set(batches.values())) > 1 or 0 in batches.values():
-        received = ", ".join(f"{name} {size}" for name, size in batches.items())
-        raise click.BadParameter(
-            f"the first dimension is the batch and must be one positive number for all inputs; received {received}",
-            param_hint="--input",
-        )
-    return specs, next(iter(batches.values()))
 
 
 def _target(name: str, text: str) -> tuple[str, float]:
