@@ -13,7 +13,6 @@ from typing import Literal
 
 REQUIRED = (
     "torch",
-    "torch-pruning",
     "onnx",
     "onnxscript",
     "onnxruntime",

@@ -36,7 +36,6 @@ CPU_FLAGS = (
 VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 LIBRARIES = (
     "torch",
-    "torch-pruning",
     "onnx",
     "onnxscript",
     "onnxruntime",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -39,7 +38,7 @@ class Prune(Stage):
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
-    libraries = ("torch", "torch-pruning", "numpy")
+    libraries = ("torch", "numpy", "scipy")
     compresses = True
 
     class Config(StrictModel):
@@ -96,8 +95,6 @@ class Prune(Stage):
         return {"place": Place.of(context.target).key}
 
     def requires(self, context: RunContext) -> None:
-        if find_spec("torch_pruning") is None:
-            raise EnvironmentMissing("prune needs torch-pruning; install with: pip install torch-pruning")
         if self.config.target.latency is not None:
             missing = RUNTIMES.load(context.target.runtime)().missing()
             if missing:
