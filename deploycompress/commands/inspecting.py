@@ -61,8 +61,8 @@ def inspect_model(
         times = _measure(module, model, [row.operator for row in table], place, store, progress)
     layers = _layers(module, table, multiplications(module, model), times.operators)
     costs = WidthCosts(module, groups, model, blocks)
-    macs, params, size = (costs.full[name] for name in ("macs", "params", "size"))
-    whole = Whole(macs, params, size, times.whole_ms, _sum_ms(layers))
+    full = costs.full
+    whole = Whole(full["macs"], full["params"], full["size"], times.whole_ms, _sum_ms(layers))
     return Inspection(
         build,
         inputs,
@@ -138,6 +138,7 @@ def _measure(
             whole = WholeModels(module, module, model, (), (), place, Path(folder), progress)
             whole.measure((), blocks=BLOCKS, block_ms=BLOCK_MS)
             whole_ms = whole.unpruned_ms
+            notes += [f"While the whole model was measured: {note}." for note in whole.notes]
         except StageFailed as reason:
             notes.append(f"The whole model was not measured: {reason}")
     return _Times(found, whole_ms, tuple(notes))

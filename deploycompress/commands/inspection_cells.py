@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deploycompress.commands.inspection import GroupShare, Layer
 
-NAME = 28  # characters of a path, or of several
+NAME = 24  # characters of a path, or of several
 NOTHING = "–"
 
 

@@ -22,7 +22,8 @@ MOST = 0.95  # of a total, that the layers shown make up
 LITTLE = 0.01  # of a total: a group or a block with less is not shown
 NOT_IN_LAYERS = (
     "activations, pooling, additions, normalisation that was not folded, products of two activations "
-    "(attention), changes of layout, and what the runtime takes to start each operator"
+    "(attention), changes of layout, what the runtime takes to start each operator, and what else the machine did "
+    "while one or the other was measured"
 )
 
 

@@ -52,6 +52,7 @@ class WholeModels:
         self._unpruned_ms: list[float] = []  # of every job
         self._expected_ms = expected_ms
         self._files: dict[str, Path] = {}
+        self.notes: tuple[str, ...] = ()  # what disturbed the unpruned model in the last job
         self._file(BASELINE, unpruned)
 
     @property
@@ -82,6 +83,7 @@ class WholeModels:
             least_samples=3 * blocks,
         )
         self._unpruned_ms.append(measured[BASELINE].latency_ms.p50)
+        self.notes = measured[BASELINE].notes
         speedups = [measured[id].speedup for id in ids]
         return [1 / speedup.value for speedup in speedups if speedup is not None]
 
