@@ -1,0 +1,318 @@
+"""Ways to prune a network to a latency, each with a loop of its own that measures until it is there."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploycompress.contracts import Batch, Event, Outputs, Store
+from deploycompress.data.tasks.classification import Classification
+from deploycompress.devices.jobs import measure
+from deploycompress.graph.export import export_onnx
+from deploycompress.model.parity import to_numpy
+from deploycompress.model.source import SourceModel
+from deploycompress.pruning.allocations.latency import Latency
+from deploycompress.pruning.allocations.uniform import Uniform
+from deploycompress.pruning.apply import apply
+from deploycompress.pruning.blocks import Block, block_losses
+from deploycompress.pruning.criteria.fisher import Fisher
+from deploycompress.pruning.groups import ChannelGroup
+from deploycompress.pruning.latency.bench import Bench, Place
+from deploycompress.pruning.latency.planning import plan_by_measuring
+from deploycompress.pruning.planning import Request, ScoreBlocks, plan_by_counting
+from deploycompress.pruning.scores import score
+from deploycompress.pruning.target import Target
+
+LEAST = 0.97  # of the target: a plan below it gives away accuracy for nothing
+AIM = 0.985  # of the target, where a search goes that knows how far off it was
+MOST_PLANS = 9  # that one search measures
+FINEST = 0.002  # of the knob's range
+QUICK = (10, 40.0)  # blocks, and milliseconds of each
+THOROUGH = (40, 40.0)
+WIDEST = 0.03  # of a measurement's value: wider intervals are discarded
+REPEATS = 4
+AGAIN = 3  # times that our planner is asked for a corrected target
+
+Batches = Sequence[Batch]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A latency as a share of the dense network's, with its interval (95 %)."""
+
+    value: float
+    low: float
+    high: float
+    discarded: int = 0  # measurements before this one whose interval was too wide
+
+    @property
+    def width(self) -> float:
+        return (self.high - self.low) / self.value
+
+
+class Stopwatch:
+    """Measures networks beside the dense one, each in a process of its own, their blocks interleaved."""
+
+    def __init__(self, model: SourceModel, dense: nn.Module, place: Place, workdir: Path) -> None:
+        self._model, self._place, self._workdir = model, place, workdir
+        self._dense = self._exported(dense)
+        self.dense_ms = 0.0  # of the last measurement
+
+    def quick(self, network: nn.Module) -> Ratio:
+        return self._ratio(self._exported(network), *QUICK)
+
+    def thorough(self, network: nn.Module) -> Ratio:
+        """Raises nothing for a noisy machine: the narrowest of a few tries, whose interval says how good it is."""
+        path = self._exported(network)
+        tries: list[Ratio] = []
+        while len(tries) < REPEATS and (not tries or tries[-1].width > WIDEST):
+            tries.append(self._ratio(path, *THOROUGH))
+        return replace(min(tries, key=lambda found: found.width), discarded=len(tries) - 1)
+
+    def _ratio(self, path: Path, blocks: int, block_ms: float) -> Ratio:
+        found = measure(
+            self._place.device,
+            [self._place.candidate("dense", self._dense), self._place.candidate("pruned", path)],
+            baseline="dense",
+            feed=to_numpy(self._model.example(self._place.target.batch_size)),
+            blocks=blocks,
+            block_ms=block_ms,
+            warmup_ms=4 * block_ms,
+            workdir=self._workdir,
+        )
+        self.dense_ms = found["dense"].latency_ms.p50
+        speedup = found["pruned"].speedup
+        assert speedup is not None
+        return Ratio(1 / speedup.value, 1 / speedup.high, 1 / speedup.low)
+
+    def _exported(self, network: nn.Module) -> Path:
+        path = Path(tempfile.mkdtemp(dir=self._workdir)) / "model.onnx"
+        example = self._model.example(self._place.target.batch_size)
+        export_onnx(network, self._model, path, feeds=[example])
+        return path
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods are given alike."""
+
+    model: SourceModel
+    dense: nn.Module  # trained
+    target: float  # share of its latency
+    batches: Batches  # to tell importance from
+    stopwatch: Stopwatch
+    place: Place
+    store: Store
+    scores: dict[tuple[tuple[str, int], ...], dict[str, Tensor]] = field(default_factory=dict)  # made once
+
+
+@dataclass(frozen=True)
+class Pruned:
+    network: nn.Module
+    latency: Ratio
+    plans: int  # that were measured on the way
+    knob: float  # where the search ended: a share of MACs, a pruning ratio, a latency
+
+
+# ---------------------------------------------------------------- ours
+
+
+def ours(setting: Setting) -> Pruned:
+    """Widths by ``allocation: latency`` and ``criterion: fisher``; no block goes."""
+    return _planned(setting, None)
+
+
+def ours_blocks(setting: Setting) -> Pruned:
+    """The same, and whole residual blocks compete with widths."""
+
+    def score_blocks(
+        groups: Sequence[ChannelGroup], scores: Any, blocks: Sequence[Block]
+    ) -> dict[str, Tensor]:
+        losses = block_losses(setting.dense, blocks, setting.batches, Classification(), setting.model.call)
+        return {**scores, **{id: torch.tensor([loss], dtype=torch.float64) for id, loss in losses.items()}}
+
+    return _planned(setting, score_blocks)
+
+
+def _planned(setting: Setting, score_blocks: ScoreBlocks | None) -> Pruned:
+    """The planner settles by measuring; a target that a longer measurement does not confirm is corrected."""
+    aim, plans = setting.target, 0
+    best: Pruned | None = None
+    for _ in range(AGAIN):
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(setting.place, setting.store, Path(folder), _say)
+            plan = plan_by_measuring(
+                _request(setting, Latency(), {"latency": f"{aim:.2%}"}, score_blocks), bench
+            )
+        assert plan.figures is not None
+        plans += len(plan.figures["plans"])  # type: ignore[arg-type]
+        network = copy.deepcopy(setting.dense)
+        apply(network, plan.groups, plan.kept, plan.removed)
+        found = Pruned(network, setting.stopwatch.thorough(network), plans, aim)
+        known = best is not None and list(_widths(network)) == list(_widths(best.network))
+        best = _better(best, found, setting.target)
+        if known or LEAST * setting.target <= found.latency.value <= setting.target:
+            break
+        aim *= AIM * setting.target / found.latency.value
+    assert best is not None
+    return replace(best, plans=plans)
+
+
+def _better(best: Pruned | None, found: Pruned, target: float) -> Pruned:
+    """The slowest within the target, else the fastest."""
+    if best is None:
+        return found
+    inside = [p for p in (best, found) if p.latency.value <= target]
+    if inside:
+        return max(inside, key=lambda p: p.latency.value)
+    return min((best, found), key=lambda p: p.latency.value)
+
+
+# ---------------------------------------------------------------- uniform
+
+
+def uniform(setting: Setting, align: int) -> Pruned:
+    """The same share of every group's channels, on the same grid and by the same scores."""
+
+    def at(share: float) -> nn.Module:
+        request = _request(setting, Uniform(), {"macs": f"{share:.3%}"}, None, align)
+        plan = plan_by_counting(request)
+        network = copy.deepcopy(setting.dense)
+        apply(network, plan.groups, plan.kept)
+        return network
+
+    return _searched(setting, at)
+
+
+def _request(
+    setting: Setting,
+    allocation: Any,
+    target: dict[str, str],
+    score_blocks: ScoreBlocks | None,
+    align: int | None = None,
+) -> Request:
+    module = copy.deepcopy(setting.dense)
+
+    def scores(groups: Sequence[ChannelGroup], worth: Any) -> dict[str, Tensor]:
+        key = tuple((group.id, group.width) for group in groups)
+        if key not in setting.scores:
+            task, call = Classification(), setting.model.call
+            setting.scores[key] = score(Fisher(), module, groups, setting.batches, task, call, worth)
+        return dict(setting.scores[key])
+
+    return Request(
+        module,
+        setting.model,
+        Target.model_validate(target),
+        allocation,
+        align,
+        (),
+        "best",
+        scores,
+        score_blocks,
+    )
+
+
+# ---------------------------------------------------------------- Torch-Pruning
+
+
+def torch_pruning_global(setting: Setting, criterion: str, round_to: int | None) -> Pruned:
+    """Torch-Pruning's own global pruning in one step with its defaults; the classifier is left alone."""
+    import torch_pruning
+
+    gradients = _gradients(setting) if criterion == "taylor" else {}
+
+    def at(share: float) -> nn.Module:
+        network = copy.deepcopy(setting.dense)
+        if criterion == "taylor":
+            importance = torch_pruning.importance.GroupTaylorImportance()
+        else:
+            importance = torch_pruning.importance.GroupMagnitudeImportance()
+        pruner = torch_pruning.pruner.BasePruner(
+            network,
+            setting.model.example(1)["image"],
+            importance=importance,
+            global_pruning=True,
+            pruning_ratio=1 - share,
+            round_to=round_to,
+            ignored_layers=[m for m in network.modules() if isinstance(m, nn.Linear)],
+            in_channel_groups={},  # the defaults are shared and written to
+            out_channel_groups={},
+            num_heads={},
+        )
+        for name, gradient in gradients.items():
+            network.get_parameter(name).grad = gradient.clone()
+        pruner.step()
+        network.zero_grad(set_to_none=True)
+        return network
+
+    return _searched(setting, at)
+
+
+def _gradients(setting: Setting) -> dict[str, Tensor]:
+    """Of the mean loss over the samples that the other methods score on; labels are drawn where there are none."""
+    network = copy.deepcopy(setting.dense).eval()
+    generator = torch.Generator().manual_seed(0)
+    for batch in setting.batches:
+        logits = next(iter(setting.model.call(network, batch.inputs).values()))
+        labels = batch.targets
+        if labels is None:
+            labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
+        loss = Classification().loss(Outputs({"logits": logits}), Batch({}, labels, len(labels)))
+        (loss / len(setting.batches)).backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+# ---------------------------------------------------------------- a knob turned until the latency fits
+
+
+def _searched(setting: Setting, at: Callable[[float], nn.Module]) -> Pruned:
+    """Bisect the share that stays, in (0, 1], until the latency is within the target and at least 97 % of it.
+
+    Of what was measured the widest within the target is taken, measured thoroughly; if that does not confirm it,
+    the next narrower one. Nothing within it: the fastest.
+    """
+    tried: dict[tuple[int, ...], tuple[float, Ratio, nn.Module]] = {}
+    low, high = 0.02, 1.0
+    share = setting.target
+    while len(tried) < MOST_PLANS and high - low > FINEST:
+        network = at(share)
+        widths = tuple(_widths(network))
+        if widths not in tried:
+            tried[widths] = share, setting.stopwatch.quick(network), network
+        latency = tried[widths][1].value
+        if latency > setting.target:
+            high = share
+        else:
+            low = share
+            if latency >= LEAST * setting.target:
+                break
+        share = (low + high) / 2
+    fitting = [t for t in tried.values() if t[1].value <= setting.target * 1.01]
+    confirmed: Pruned | None = None
+    for share, _, network in sorted(fitting, key=lambda t: -t[0]):
+        confirmed = Pruned(network, setting.stopwatch.thorough(network), len(tried), share)
+        if confirmed.latency.value <= setting.target:
+            return confirmed
+    if confirmed is not None:
+        return confirmed
+    share, _, network = min(tried.values(), key=lambda t: t[1].value)
+    return Pruned(network, setting.stopwatch.thorough(network), len(tried), share)
+
+
+def _widths(network: nn.Module) -> Iterator[int]:
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            yield module.weight.shape[0]
+
+
+def _say(event: Event) -> None:
+    if event.kind != "progress":
+        print("   ", event.message, {k: round(v, 4) for k, v in event.figures.items()}, flush=True)
