@@ -18,7 +18,7 @@ import copy
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,11 @@ from deploycompress.artifact import read_json, write_json, write_text
 from deploycompress.config.schema import InputSpec, ModelConfig, TargetConfig
 from deploycompress.contracts import Batch
 from deploycompress.engine.store import FileStore
+from deploycompress.graph.operators import operators
 from deploycompress.measure.environment import environment
 from deploycompress.model.source import SourceModel
 from deploycompress.pruning.costs import count
+from deploycompress.pruning.latency.alignment import measured_alignment
 from deploycompress.pruning.latency.bench import Place
 
 RESULTS = Path(__file__).parent / "results" / "equal_latency.json"
@@ -111,7 +113,7 @@ def _cifar(name: str, weights: str, target: float) -> Subject:
         real_networks.published(f"cifar10_resnet_weights/{weights}"),
         CIFAR,
         Recipe(700, 128, 0.02),
-        Recipe(500, 128, 0.02),
+        Recipe(300, 128, 0.02),
         target,
         "CIFAR-10 (JPEG copy), 10,000 test images",
     )
@@ -145,8 +147,8 @@ SUBJECTS = {
 }
 
 METHODS: dict[str, Callable[[Setting, int], Pruned]] = {
-    "ours": lambda setting, align: ours(setting),
-    "ours_blocks": lambda setting, align: ours_blocks(setting),
+    "ours": ours,
+    "ours_blocks": ours_blocks,
     "uniform": uniform,
     "tp_magnitude": lambda setting, align: torch_pruning_global(setting, "magnitude", align),
     "tp_taylor": lambda setting, align: torch_pruning_global(setting, "taylor", align),
@@ -160,13 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("DEPLOYCOMPRESS_DATA"))
     parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--methods", nargs="+", choices=[DENSE, *METHODS], default=[DENSE, *METHODS])
+    parser.add_argument("--methods", nargs="+", choices=[DENSE, *METHODS], default=[*METHODS, DENSE])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of the recovery, in place of each network's own")
     parser.add_argument("--target", type=float, help="share of the latency, in place of each network's own")
-    parser.add_argument(
-        "--align", type=int, default=16, help="step between the widths of uniform and rounded plans"
-    )
+    parser.add_argument("--align", type=int, help="step between widths, in place of what is measured to pay")
     parser.add_argument(
         "--cache", type=Path, required=True, help="keeps decoded data, dense networks and tables"
     )
@@ -198,7 +198,8 @@ def run_network(name: str, arguments: argparse.Namespace, known: dict[str, Any])
         ModelConfig(build=f"real_networks:{subject.build}", args={}, weights=None, inputs=inputs), 0
     )
     dense = _dense(subject, model, sets, Path(arguments.data), arguments.cache)
-    place = Place.of(TargetConfig(threads=1, batch_size=1))
+    place, store = Place.of(TargetConfig(threads=1, batch_size=1)), FileStore(arguments.cache / "store")
+    align = arguments.align or measured_alignment(operators(dense, model, 1), place, store, lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
         stopwatch = Stopwatch(model, dense, place, Path(folder))
         for seed, method in wanted:
@@ -209,13 +210,14 @@ def run_network(name: str, arguments: argparse.Namespace, known: dict[str, Any])
                 _calibration(sets.train, subject, seed),
                 stopwatch,
                 place,
-                FileStore(arguments.cache / "store"),
+                store,
+                _last_knob(known["rows"], name, target, method),
             )
             started = time.monotonic()
             if method == DENSE:
                 pruned = Pruned(copy.deepcopy(dense), Ratio(1.0, 1.0, 1.0), 0, 1.0)
             else:
-                pruned = METHODS[method](setting, arguments.align)
+                pruned = METHODS[method](setting, align)
             row = {
                 "network": name,
                 "data": subject.data,
@@ -223,6 +225,7 @@ def run_network(name: str, arguments: argparse.Namespace, known: dict[str, Any])
                 "steps": recovery.steps,
                 "seed": seed,
                 "method": method,
+                "align": align,
                 "latency": pruned.latency.value,
                 "interval": [pruned.latency.low, pruned.latency.high],
                 "discarded": pruned.latency.discarded,
@@ -240,6 +243,11 @@ def run_network(name: str, arguments: argparse.Namespace, known: dict[str, Any])
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["network"], row["target"], row["steps"], row["seed"], row["method"]
+
+
+def _last_knob(rows: Sequence[Mapping[str, Any]], name: str, target: float, method: str) -> float | None:
+    found = [r["knob"] for r in rows if (r["network"], r["target"], r["method"]) == (name, target, method)]
+    return found[-1] if found else None
 
 
 def _dense(subject: Subject, model: SourceModel, sets: real_data.Sets, data: Path, cache: Path) -> nn.Module:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,22 @@ from deploycompress.pruning.allocations.latency import Latency
 from deploycompress.pruning.allocations.uniform import Uniform
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.blocks import Block, block_losses
+from deploycompress.pruning.budget import Budget, allocate, worth
+from deploycompress.pruning.costs import WidthCosts, count
 from deploycompress.pruning.criteria.fisher import Fisher
-from deploycompress.pruning.groups import ChannelGroup
+from deploycompress.pruning.discovery import find_groups
+from deploycompress.pruning.groups import ChannelGroup, choose, on_grid
 from deploycompress.pruning.latency.bench import Bench, Place
 from deploycompress.pruning.latency.planning import plan_by_measuring
-from deploycompress.pruning.planning import Request, ScoreBlocks, plan_by_counting
+from deploycompress.pruning.planning import Request, ScoreBlocks
 from deploycompress.pruning.scores import score
 from deploycompress.pruning.target import Target
 
 LEAST = 0.97  # of the target: a plan below it gives away accuracy for nothing
 AIM = 0.985  # of the target, where a search goes that knows how far off it was
-MOST_PLANS = 9  # that one search measures
-FINEST = 0.002  # of the knob's range
+NOISE = 0.01  # of the target, that a quick measurement may be off
+SHARES = [n / 24 for n in range(2, 25)]  # settings of a knob that are tried before it is refined
+REFINED, FINEST = 5, 0.002  # times that a knob is halved further, and its last step
 QUICK = (10, 40.0)  # blocks, and milliseconds of each
 THOROUGH = (40, 40.0)
 WIDEST = 0.03  # of a measurement's value: wider intervals are discarded
@@ -110,6 +115,7 @@ class Setting:
     stopwatch: Stopwatch
     place: Place
     store: Store
+    start: float | None = None  # where a search begins: what it ended at for another seed
     scores: dict[tuple[tuple[str, int], ...], dict[str, Tensor]] = field(default_factory=dict)  # made once
 
 
@@ -124,12 +130,12 @@ class Pruned:
 # ---------------------------------------------------------------- ours
 
 
-def ours(setting: Setting) -> Pruned:
+def ours(setting: Setting, align: int) -> Pruned:
     """Widths by ``allocation: latency`` and ``criterion: fisher``; no block goes."""
-    return _planned(setting, None)
+    return _planned(setting, None, align)
 
 
-def ours_blocks(setting: Setting) -> Pruned:
+def ours_blocks(setting: Setting, align: int) -> Pruned:
     """The same, and whole residual blocks compete with widths."""
 
     def score_blocks(
@@ -138,10 +144,10 @@ def ours_blocks(setting: Setting) -> Pruned:
         losses = block_losses(setting.dense, blocks, setting.batches, Classification(), setting.model.call)
         return {**scores, **{id: torch.tensor([loss], dtype=torch.float64) for id, loss in losses.items()}}
 
-    return _planned(setting, score_blocks)
+    return _planned(setting, score_blocks, align)
 
 
-def _planned(setting: Setting, score_blocks: ScoreBlocks | None) -> Pruned:
+def _planned(setting: Setting, score_blocks: ScoreBlocks | None, align: int) -> Pruned:
     """The planner settles by measuring; a target that a longer measurement does not confirm is corrected."""
     aim, plans = setting.target, 0
     best: Pruned | None = None
@@ -149,7 +155,8 @@ def _planned(setting: Setting, score_blocks: ScoreBlocks | None) -> Pruned:
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(setting.place, setting.store, Path(folder), _say)
             plan = plan_by_measuring(
-                _request(setting, Latency(), {"latency": f"{aim:.2%}"}, score_blocks), bench
+                _request(setting, Latency(), {"latency": f"{aim:.2%}"}, score_blocks, align),
+                bench,
             )
         assert plan.figures is not None
         plans += len(plan.figures["plans"])  # type: ignore[arg-type]
@@ -180,12 +187,17 @@ def _better(best: Pruned | None, found: Pruned, target: float) -> Pruned:
 
 def uniform(setting: Setting, align: int) -> Pruned:
     """The same share of every group's channels, on the same grid and by the same scores."""
+    module = copy.deepcopy(setting.dense)
+    groups = on_grid(find_groups(module, setting.model).groups, align)
+    costs = WidthCosts(module, groups, setting.model)
+    macs = costs.at({group.id: group.width for group in groups})
+    scores = _scores(setting, module, groups, worth(groups, costs, Budget({"macs": 0.0}, macs)))
 
     def at(share: float) -> nn.Module:
-        request = _request(setting, Uniform(), {"macs": f"{share:.3%}"}, None, align)
-        plan = plan_by_counting(request)
+        budget = Budget({"macs": share * macs["macs"]}, macs)
+        found = allocate(Uniform(), groups, scores, costs, budget, on_unreachable="best")
         network = copy.deepcopy(setting.dense)
-        apply(network, plan.groups, plan.kept)
+        apply(network, groups, choose(groups, scores, found.widths))
         return network
 
     return _searched(setting, at)
@@ -196,16 +208,9 @@ def _request(
     allocation: Any,
     target: dict[str, str],
     score_blocks: ScoreBlocks | None,
-    align: int | None = None,
+    align: int,
 ) -> Request:
     module = copy.deepcopy(setting.dense)
-
-    def scores(groups: Sequence[ChannelGroup], worth: Any) -> dict[str, Tensor]:
-        key = tuple((group.id, group.width) for group in groups)
-        if key not in setting.scores:
-            task, call = Classification(), setting.model.call
-            setting.scores[key] = score(Fisher(), module, groups, setting.batches, task, call, worth)
-        return dict(setting.scores[key])
 
     return Request(
         module,
@@ -215,9 +220,19 @@ def _request(
         align,
         (),
         "best",
-        scores,
+        lambda groups, worth: _scores(setting, module, groups, worth),
         score_blocks,
     )
+
+
+def _scores(
+    setting: Setting, module: nn.Module, groups: Sequence[ChannelGroup], worth: Mapping[str, float]
+) -> dict[str, Tensor]:
+    key = tuple((group.id, group.width) for group in groups)
+    if key not in setting.scores:
+        task, call = Classification(), setting.model.call
+        setting.scores[key] = score(Fisher(), module, groups, setting.batches, task, call, worth)
+    return dict(setting.scores[key])
 
 
 # ---------------------------------------------------------------- Torch-Pruning
@@ -273,38 +288,94 @@ def _gradients(setting: Setting) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- a knob turned until the latency fits
 
 
-def _searched(setting: Setting, at: Callable[[float], nn.Module]) -> Pruned:
-    """Bisect the share that stays, in (0, 1], until the latency is within the target and at least 97 % of it.
+@dataclass
+class _Candidate:
+    """What a method makes at one share that stays."""
 
-    Of what was measured the widest within the target is taken, measured thoroughly; if that does not confirm it,
-    the next narrower one. Nothing within it: the fastest.
+    share: float
+    network: nn.Module
+    macs: float
+    latency: Ratio | None = None  # None: not measured
+
+
+def _searched(setting: Setting, at: Callable[[float], nn.Module]) -> Pruned:
+    """The widest network within the target, over all settings of the knob, and at least 97 % of the target where there is one.
+
+    A knob need not be monotone (a width rounded to nothing leaves its layer whole), so what it gives is listed
+    first, and bisected in the order of its multiply-accumulates.
     """
-    tried: dict[tuple[int, ...], tuple[float, Ratio, nn.Module]] = {}
-    low, high = 0.02, 1.0
-    share = setting.target
-    while len(tried) < MOST_PLANS and high - low > FINEST:
-        network = at(share)
+    search = _Search(setting, at)
+    if setting.start is None or not search.close(search.add(setting.start)):
+        for share in SHARES:
+            search.add(share)
+        search.bisect()
+        search.refine()
+    return search.confirmed()
+
+
+class _Search:
+    def __init__(self, setting: Setting, at: Callable[[float], nn.Module]) -> None:
+        self._setting, self._at = setting, at
+        self._found: dict[tuple[int, ...], _Candidate] = {}
+
+    def add(self, share: float) -> _Candidate:
+        network = self._at(share)
         widths = tuple(_widths(network))
-        if widths not in tried:
-            tried[widths] = share, setting.stopwatch.quick(network), network
-        latency = tried[widths][1].value
-        if latency > setting.target:
-            high = share
-        else:
-            low = share
-            if latency >= LEAST * setting.target:
-                break
-        share = (low + high) / 2
-    fitting = [t for t in tried.values() if t[1].value <= setting.target * 1.01]
-    confirmed: Pruned | None = None
-    for share, _, network in sorted(fitting, key=lambda t: -t[0]):
-        confirmed = Pruned(network, setting.stopwatch.thorough(network), len(tried), share)
-        if confirmed.latency.value <= setting.target:
-            return confirmed
-    if confirmed is not None:
-        return confirmed
-    share, _, network = min(tried.values(), key=lambda t: t[1].value)
-    return Pruned(network, setting.stopwatch.thorough(network), len(tried), share)
+        if widths not in self._found:
+            macs = count(network, self._setting.model)["macs"]
+            self._found[widths] = _Candidate(share, network, macs)
+        return self._found[widths]
+
+    def fits(self, candidate: _Candidate) -> bool:
+        if candidate.latency is None:
+            candidate.latency = self._setting.stopwatch.quick(candidate.network)
+        return candidate.latency.value <= self._setting.target
+
+    def close(self, candidate: _Candidate) -> bool:
+        fits = self.fits(candidate)
+        assert candidate.latency is not None
+        return fits and candidate.latency.value >= LEAST * self._setting.target
+
+    def bisect(self) -> None:
+        """Measure until two neighbours are known of which one fits, and their neighbours too."""
+        ordered = self._ordered()
+        low, high = 0, len(ordered)  # what lies below the first fits, what lies from the second on does not
+        while low < high:
+            middle = (low + high) // 2
+            if self.fits(ordered[middle]):
+                low = middle + 1
+            else:
+                high = middle
+        for neighbour in ordered[max(0, low - 2) : low + 2]:
+            self.fits(neighbour)
+
+    def refine(self) -> None:
+        """Halve the knob between the widest that fits and the next setting of it that does not."""
+        for _ in range(REFINED):
+            fitting = [c for c in self._found.values() if c.latency is not None and self.fits(c)]
+            best = max(fitting, key=lambda c: c.macs, default=None)
+            if best is None or self.close(best):
+                return
+            above = [c.share for c in self._found.values() if c.share > best.share and c.macs > best.macs]
+            if not above or min(above) - best.share < FINEST:
+                return
+            self.fits(self.add((best.share + min(above)) / 2))
+
+    def confirmed(self) -> Pruned:
+        """Measured thoroughly, the widest first, until one is within the target; else the fastest of all."""
+        target = self._setting.target
+        measured = [c for c in self._ordered() if c.latency is not None]
+        near = [c for c in measured if c.latency is not None and c.latency.value <= target * (1 + NOISE)]
+        for candidate in reversed(near):
+            latency = self._setting.stopwatch.thorough(candidate.network)
+            if latency.value <= target:
+                return Pruned(candidate.network, latency, len(measured), candidate.share)
+        fastest = min(measured, key=lambda c: c.latency.value if c.latency else math.inf)
+        latency = self._setting.stopwatch.thorough(fastest.network)
+        return Pruned(fastest.network, latency, len(measured), fastest.share)
+
+    def _ordered(self) -> list[_Candidate]:
+        return sorted(self._found.values(), key=lambda c: c.macs)
 
 
 def _widths(network: nn.Module) -> Iterator[int]:
