@@ -13,6 +13,7 @@ SPREAD = (0.95, 1.0, 1.05)  # of the corrected budget: three plans a round, so t
 NARROWER_SPREAD = (0.985, 1.0, 1.015)  # once the correction is known
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
+CLOSING = (0.995, 1.0, 1.005)  # of the target itself: on a coarse grid the better plan may be in its last per cent
 BLOCKS, BLOCK_MS = 8, 60.0
 CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS = 12, 120.0
 
@@ -77,6 +78,9 @@ def settle(
             correction = confirmed.latency_ms / confirmed.predicted_ms
             if CLOSE * limit_ms() <= confirmed.latency_ms <= limit_ms():
                 break
+    last = _new([allocate(share * limit_ms() / correction) for share in CLOSING], tried)
+    if last:
+        tried += _measure(whole, last, predict, CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS)
     if not any(t.latency_ms <= limit_ms() for t in tried) and smallest not in [t.widths for t in tried]:
         tried += _measure(whole, [smallest], predict, BLOCKS, BLOCK_MS)
     fitting = [t for t in tried if t.latency_ms <= limit_ms() and not _slower_than_wider(t, tried)]
