@@ -88,7 +88,7 @@ def batches(
             order = torch.cat([order, torch.randperm(len(samples), generator=generator)])
         taken = samples.at(order[: recipe.batch_size])
         order = order[recipe.batch_size :]
-        inputs = preparation.normalise(preparation.augment(taken.inputs, generator))
+        inputs = preparation.augment(preparation.normalise(taken.inputs), generator)
         yield inputs.contiguous(memory_format=torch.channels_last), taken.labels
 
 
