@@ -11,6 +11,7 @@ from torch import nn
 from deploycompress.contracts import Batch, Model, Note, Task
 from deploycompress.errors import StageFailed
 from deploycompress.model.batchnorm import reestimate_batchnorm
+from deploycompress.model.sparse import sparse_weights
 from deploycompress.pruning.groups import ChannelGroup, Kept
 from deploycompress.recovery.compensation import accept_if_better, compensate
 from deploycompress.recovery.evaluation import device_of, mean_loss
@@ -49,11 +50,15 @@ def repair(
     estimated = copy.deepcopy(pruned)
     reestimate_batchnorm(estimated, inputs, model.call)
     best, before, after = accept_if_better(pruned, estimated, loss)
+    losses = (before, min(before, after))
+    if sparse_weights(pruned):
+        reason = "least squares: it would fill the zeros of sparse weights"
+        return Repaired(best, losses, (Note("skipped", reason),))
     fitted = copy.deepcopy(pruned)
     try:
         notes = compensate(fitted, unpruned, groups, kept, fitting, model.call).notes
     except StageFailed as reason:
-        return Repaired(best, (before, min(before, after)), (Note("skipped", f"least squares: {reason}"),))
+        return Repaired(best, losses, (Note("skipped", f"least squares: {reason}"),))
     reestimate_batchnorm(fitted, inputs, model.call)
     best, _, fitted_loss = accept_if_better(best, fitted, loss)
     if best is not fitted:

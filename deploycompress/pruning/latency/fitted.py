@@ -60,25 +60,28 @@ def fitted_costs(
     for them, and a note says so.
     """
     found = rows(module, model, groups, bench.place.target.batch_size)
-    notes: list[Note] = []
-    operators = [row.operator for row in found]
-    try:
-        chosen = align or measured_alignment(operators, bench.place, bench.store, bench.progress)
-    except NotProfiled as reason:
-        chosen = UNMEASURED_ALIGN
-        notes.append(Note("fell_back", f"{reason}; multiply-accumulates stand in for the latency table"))
+    chosen = align or _alignment([row.operator for row in found], bench)
     gridded = tuple(replace(g, grid=thinned(g.grid)) for g in on_grid(groups, chosen))
     by_id = {group.id: group for group in gridded}
     points = sorted({p.anywhere() for row in found for p in row.points(by_id)}, key=repr)
     whole = WholeModels(module, module, model, gridded, blocks, bench.place, bench.workdir, bench.progress)
-    if notes:
+    notes: tuple[Note, ...] = ()
+    try:
+        table = measured_table(points, bench.place, bench.store, bench.progress)
+    except NotProfiled as reason:
         whole.measure([], blocks=BLOCKS, block_ms=BLOCK_MS)
         table = _by_macs(points, found, whole.unpruned_ms)
-    else:
-        table = measured_table(points, bench.place, bench.store, bench.progress)
+        notes = (Note("fell_back", f"{reason}; multiply-accumulates stand in for the latency table"),)
     costs = LatencyCosts(found, gridded, table, {b.id: frozenset(b.layers) for b in blocks})
     error = costs.fit(_probes(model, _drawn(gridded, blocks), costs, whole, bench))
-    return Fitted(costs, gridded, chosen, error, len(points), tuple(notes))
+    return Fitted(costs, gridded, chosen, error, len(points), notes)
+
+
+def _alignment(operators: Sequence[Operator], bench: Bench) -> int:
+    try:
+        return measured_alignment(operators, bench.place, bench.store, bench.progress)
+    except NotProfiled:
+        return UNMEASURED_ALIGN
 
 
 def _by_macs(points: Sequence[Operator], found: Sequence[Row], unpruned_ms: float) -> Latencies:
