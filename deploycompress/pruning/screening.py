@@ -21,6 +21,7 @@ from deploycompress.pruning.masked import masked
 
 SAMPLES = 2
 TOLERANCE = 1e-3  # of max|y|; a channel in the wrong place is off by far more
+SHARES = (0.5, 0.75)  # of each group; a reshape that is written into the code may fit one width by chance
 
 
 def screen(
@@ -30,30 +31,39 @@ def screen(
 
     All at once where that works, which is the rule; else by halves, until each that does not work is alone.
     """
-    if not groups:
-        return [], []
-    subject = livened(module, model)
+    good, failed = list(groups), list[Unpruned]()
+    if groups:
+        subject = livened(module, model)
+        for share in SHARES:
+            good, others = _that_agree(subject, model, good, share)
+            failed += others
+    return good, failed
+
+
+def _that_agree(
+    subject: nn.Module, model: Model, groups: Sequence[ChannelGroup], share: float
+) -> tuple[list[ChannelGroup], list[Unpruned]]:
     good: list[ChannelGroup] = []
     failed: list[Unpruned] = []
-    pending = [list(groups)]
+    pending = [list(groups)] if groups else []
     while pending:
         part = pending.pop()
-        problem = _problem(subject, model, [*good, *part])
+        problem = _problem(subject, model, [*good, *part], share)
         if problem is None:
             good += part
         elif len(part) > 1:
             pending += [part[len(part) // 2 :], part[: len(part) // 2]]
         else:
-            alone = _problem(subject, model, part) if good else problem
+            alone = _problem(subject, model, part, share) if good else problem
             failed.append(Unpruned(part[0].id, alone or f"together with other groups {problem}"))
     order = {group.id: i for i, group in enumerate(groups)}
     return sorted(good, key=lambda g: order[g.id]), sorted(failed, key=lambda u: order[u.layer])
 
 
-def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup]) -> str | None:
-    """Why these groups cannot be pruned by about half, or None when they can."""
+def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup], share: float) -> str | None:
+    """Why these groups cannot be pruned to about that share, or None when they can."""
     generator = torch.Generator().manual_seed(0)
-    kept = {g.id: g.keep(torch.rand(g.width, generator=generator), _about_half(g)) for g in groups}
+    kept = {g.id: g.keep(torch.rand(g.width, generator=generator), _about(g, share)) for g in groups}
     pruned = copy.deepcopy(subject)
     inputs = model.example(SAMPLES)
     try:
@@ -80,9 +90,9 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
-def _about_half(group: ChannelGroup) -> int:
+def _about(group: ChannelGroup, share: float) -> int:
     """A number of channels that goes into the group's segments and units, and is less than all of them."""
-    return max(1, group.width // group.step // 2) * group.step
+    return max(1, int(group.width // group.step * share)) * group.step
 
 
 def livened(module: nn.Module, model: Model) -> nn.Module:

@@ -348,7 +348,24 @@ def test_one_group_that_does_not_work_costs_few_trials(given, monkeypatch):
     good, failed = screen(module, model, groups)
     assert [u.layer for u in failed] == ["5"] and failed[0].reason.startswith("pruned and masked differ")
     assert [g.id for g in good] == [str(i) for i in range(16) if i != 5]
-    assert len(trials) <= 10
+    assert len(trials) <= 11
+
+
+def test_a_reshape_that_fits_half_by_chance_is_refused(given):
+    class Chance(nn.Module):
+        """Of 16 channels; it works with 8 too."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(8, 16), nn.Linear(16, 24), nn.Linear(24, 5)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.head(F.relu(self.b(x.view(len(x), -1, 8).flatten(1))))
+
+    groups, unpruned = found(given(Chance, (8,)))
+    assert groups == {"b": (24, ["b", "head"])}
+    assert unpruned["a"].startswith("the forward pass fails when it is pruned")
 
 
 def test_labels_that_do_not_vary_take_no_room():
