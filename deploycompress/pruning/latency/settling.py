@@ -13,7 +13,7 @@ SPREAD = (0.95, 1.0, 1.05)  # of the corrected budget: three plans a round, so t
 NARROWER_SPREAD = (0.985, 1.0, 1.015)  # once the correction is known
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
-CLOSING = (0.995, 1.0, 1.005)  # of the target itself: on a coarse grid the better plan may be in its last per cent
+CLOSING = (0.995, 1.0, 1.005)  # of the target itself: on a coarse grid the better plan may lie there
 BLOCKS, BLOCK_MS = 8, 60.0
 CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS = 12, 120.0
 
