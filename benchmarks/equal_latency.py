@@ -81,7 +81,7 @@ def main() -> None:
     if arguments.data is None or not Path(arguments.data).is_dir():
         raise SystemExit("this needs real data: give its folder by --data or DEPLOYCOMPRESS_DATA")
     torch.set_num_threads(1)
-    known = read_json(arguments.output) if arguments.output.exists() else {"rows": []}
+    known = read_json(arguments.output) if arguments.output.exists() else {"rows": [], "notes": []}
     for network in arguments.networks:
         run_network(network, arguments, known)
 
@@ -143,8 +143,9 @@ def run_network(name: str, arguments: argparse.Namespace, known: dict[str, Any])
             }
             known["rows"].append(row)
             print({k: v for k, v in row.items() if k not in ("correct", "data")}, flush=True)
-            write_json(arguments.output, {"environment": environment(), "rows": known["rows"]})
-            write_text(arguments.output.with_suffix(".md"), markdown(known["rows"]))
+            document = {**known, "environment": environment()}
+            write_json(arguments.output, document)
+            write_text(arguments.output.with_suffix(".md"), markdown(document["rows"], document["notes"]))
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

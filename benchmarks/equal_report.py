@@ -15,8 +15,8 @@ DENSE = "dense"
 Row = Mapping[str, Any]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """One section for every network, target and budget that was run."""
+def markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """One section for every network, target and budget that was run; ``notes`` of what was found come first."""
     settings = dict.fromkeys((r["network"], r["target"], r["steps"]) for r in rows)
     lines = [
         "# Accuracy at equal measured latency",
@@ -25,6 +25,8 @@ def markdown(rows: Sequence[Row]) -> str:
         "batch 1), with a 95 % interval. Accuracy is on test, read once, after the last step of a recovery that "
         "is the same for all; `dense` is the dense network given the same recovery.",
     ]
+    if notes:
+        lines += ["", "## Findings", "", *(f"- {note}" for note in notes)]
     for network, target, steps in settings:
         chosen = [r for r in rows if (r["network"], r["target"], r["steps"]) == (network, target, steps)]
         lines += [
@@ -42,9 +44,10 @@ def _by_seed(rows: Sequence[Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|"
     for row in sorted(rows, key=lambda r: (r["method"] != DENSE, r["method"], r["seed"])):
         low, high = row["interval"]
+        missed = "" if reached(row) or row["method"] == DENSE else " (target not reached)"
         yield (
             f"| {row['method']} | {row['seed']} | {row['test']:.2%} | {row['validation']:.2%} | "
-            f"{row['validation_unrecovered']:.2%} | {row['latency']:.1%} | {low:.1%} to {high:.1%} | "
+            f"{row['validation_unrecovered']:.2%} | {row['latency']:.1%}{missed} | {low:.1%} to {high:.1%} | "
             f"{row['macs'] / 1e6:.1f} | {' '.join(map(str, row['widths']))} |"
         )
 
@@ -64,10 +67,15 @@ def _differences(rows: Sequence[Row]) -> Iterator[str]:
             found = [100 * (a["test"] - b["test"]) for a, b in pairs]
             error = f"{stdev(found) / math.sqrt(len(found)):.2f} pp" if len(found) > 1 else "-"
             counts = [discordant(a, b) for a, b in pairs]
+            slower = "" if all(reached(b) for _, b in pairs) else " (slower than the target)"
             yield (
-                f"| {first} - {second} | {len(pairs)} | {mean(found):+.2f} pp | {error} | "
+                f"| {first} - {second}{slower} | {len(pairs)} | {mean(found):+.2f} pp | {error} | "
                 f"{sum(a for a, _ in counts)} | {sum(b for _, b in counts)} |"
             )
+
+
+def reached(row: Row) -> bool:
+    return bool(row["latency"] <= row["target"])
 
 
 def discordant(a: Row, b: Row) -> tuple[int, int]:

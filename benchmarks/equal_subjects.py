@@ -87,7 +87,7 @@ SUBJECTS = {
         SPECTROGRAMS,
         Recipe(500, 64, 0.05),
         Recipe(150, 64, 0.02),
-        0.35,
+        0.15,
         "Free Spoken Digits, 300 test recordings (takes 0-4)",
     ),
     "mobilenet_v1": Subject(
