@@ -2,12 +2,14 @@
 
 It goes on where it stopped, from the cheapest model up: a result stays valid while ``CODE`` and the libraries are
 the same; ``--again MODEL`` measures one anew. Figures are kept in ``results/zoo.json`` after every model, and
-shown in ``results/zoo.md``.
+shown in ``results/zoo.md``. It answers what is pruned and still right, not how fast it is, so that several of it may
+run at once on one machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -39,6 +41,9 @@ CODE = 1  # raised by whoever changes something that every model goes through
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim")
 LIBRARIES_OF_MODELS = ("torchvision", "timm", "transformers")
 MACS = "50%"
+COMMIT = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.strip()
 
 Record = dict[str, Any]
 
@@ -56,14 +61,25 @@ def main() -> None:
     print(f"{len(chosen)} models, {len(chosen) - len(due)} of them finished")
     for number, entry in enumerate(due, 1):
         record = _probe(entry, versions)
-        # Another run may have added to the file meanwhile.
-        records = json.loads(target.read_text())["models"] if target.exists() else {}
-        records[_key(entry)] = record
-        _write(target, json.dumps({"macs": MACS, "models": records}, indent=1) + "\n")
-        _write(target.with_suffix(".md"), table(records))
+        records = _add(target, entry, record)
         print(f"{number}/{len(due)}  {_line(record)}", flush=True)
     _write(target.with_suffix(".md"), table(records))
     print("\n".join(_summary(records)))
+
+
+def _add(target: Path, entry: Entry, record: Record) -> dict[str, Record]:
+    """Write one more result beside those which another run may have written meanwhile; all of them."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(target.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        records: dict[str, Record] = json.loads(target.read_text())["models"] if target.exists() else {}
+        records[_key(entry)] = record
+        _write(target, json.dumps({"macs": MACS, "models": records}, indent=1) + "\n")
+        _write(target.with_suffix(".md"), table(records))
+    finally:
+        os.close(lock)
+    return records
 
 
 def _arguments() -> argparse.Namespace:
@@ -141,20 +157,14 @@ def _record(
         "input": entry.inputs,
         "ok": bool(report.get("ok")) and error is None,
         "reached": bool(report.get("reached")),
-        **{name: report.get(name) for name in ("macs_ratio", "params_ratio", "latency_ratio")},
+        **{name: report.get(name) for name in ("macs_ratio", "params_ratio")},
         "seconds": round(seconds, 1),
         "hops": {name: hop["seconds"] for name, hop in hops.items()},
         "error": error or failed,
         "unpruned": dict(Counter(u["reason"] for u in report.get("unpruned", ()))),
         "versions": dict(versions),
-        "environment": _short(report.get("environment", {})),
+        "commit": COMMIT,
     }
-
-
-def _short(environment: Mapping[str, Any]) -> Record:
-    """What a latency ratio depends on; the libraries are in ``versions``."""
-    machine = environment.get("machine", {})
-    return {name: machine[name] for name in ("cpu", "cores", "virtual") if name in machine}
 
 
 def _versions() -> dict[str, str]:
@@ -172,7 +182,7 @@ def _versions() -> dict[str, str]:
 
 def _line(record: Record) -> str:
     state = "green" if record["ok"] and record["reached"] else "ok, not reached" if record["ok"] else "failed"
-    figures = "  ".join(_ratio(record[name]) for name in ("macs_ratio", "params_ratio", "latency_ratio"))
+    figures = "  ".join(_ratio(record[name]) for name in ("macs_ratio", "params_ratio"))
     tail = f"  {record['error']}" if record["error"] else ""
     return f"{record['name']:<40} {state:<15} {figures}  {record['seconds']:6.1f} s{tail}"
 
@@ -190,21 +200,19 @@ def table(records: Mapping[str, Record]) -> str:
     lines = ["# The zoo", ""]
     lines += [
         f"Every model with random weights through the probe, to {MACS} of its MACs: pruned, stored, exported, "
-        "simplified, quantised and measured. Ratios are pruned over unpruned; latency is ONNX Runtime's p50 at "
-        "batch size 1 on the machine named in `zoo.json`. Made by `python benchmarks/zoo.py`.",
+        "simplified, quantised and measured. Ratios are pruned over unpruned. Made by `python benchmarks/zoo.py`, "
+        "several runs at once; how fast a pruned model is, is another benchmark's question (`latency_targets.py`).",
         "",
         *(f"- {line}" for line in _summary(records)),
     ]
     for suite in SUITES:
         of = sorted((r for r in records.values() if r["suite"] == suite), key=lambda r: r["name"])
         lines += ["", f"## {suite}", ""]
-        lines += [
-            "| model | family | ok | reached | MACs | parameters | latency | s | left whole, and why | error |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+        lines += ["| model | family | ok | reached | MACs | parameters | s | left whole, and why | error |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
         for r in of:
             cells = [r["name"], r["family"], _yes(r["ok"]), _yes(r["reached"])]
-            cells += [_ratio(r[n]) for n in ("macs_ratio", "params_ratio", "latency_ratio")]
+            cells += [_ratio(r[n]) for n in ("macs_ratio", "params_ratio")]
             cells += [f"{r['seconds']:.0f}", _whole(r["unpruned"]), _cell(r["error"] or "")]
             lines.append("| " + " | ".join(cells) + " |")
         missing = [e.name for e in entries(suite) if _key(e) not in records]
