@@ -6,19 +6,21 @@ it to the same share of its latency, by a loop of its own that measures, and eve
 same recovery. A seed sets the calibration samples and the order of the recovery, and differences are taken within
 it. Choices are made on validation; test is read once for each result, after its last step.
 
-    python benchmarks/equal_latency.py --data DIR --networks resnet20 --seeds 0 1 2
+    python benchmarks/equal_latency.py --data DIR --cache DIR --networks resnet20 --seeds 0 1 2
 
-What is finished is not run again.
+Pruning measures and wants a quiet machine, recovery does not: ``--only prune`` and ``--only recover`` do the one or
+the other. What is finished is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,15 @@ import real_data
 import torch
 from equal_methods import (
     ours,
-    ours_blocks,
+    ours_plain,
     torch_pruning_global,
     uniform,
 )
 from equal_recovery import Recipe, correct, settle_batchnorm, train
 from equal_report import markdown
-from equal_search import Pruned, Ratio, Setting, Stopwatch
+from equal_search import Pruned, Ratio, Setting, Stopwatch, widths_of
 from equal_subjects import SUBJECTS, Subject
-from torch import nn
+from torch import Tensor, nn
 
 from deploycompress.artifact import read_json, write_json, write_text
 from deploycompress.config.schema import InputSpec, ModelConfig, TargetConfig
@@ -44,6 +46,7 @@ from deploycompress.contracts import Batch
 from deploycompress.engine.store import FileStore
 from deploycompress.graph.operators import operators
 from deploycompress.measure.environment import environment
+from deploycompress.model import checkpoint
 from deploycompress.model.source import SourceModel
 from deploycompress.pruning.costs import count
 from deploycompress.pruning.latency.alignment import measured_alignment
@@ -51,10 +54,12 @@ from deploycompress.pruning.latency.bench import Place
 
 RESULTS = Path(__file__).parent / "results" / "equal_latency.json"
 CALIBRATION, CALIBRATION_BATCH = 2048, 32  # samples to tell importance from
+VALIDATION = 512  # samples that decide whether a fit without training is kept
+ROW = "row.json"
 
 METHODS: dict[str, Callable[[Setting, int], Pruned]] = {
     "ours": ours,
-    "ours_blocks": ours_blocks,
+    "ours_plain": ours_plain,
     "uniform": uniform,
     "tp_magnitude": lambda setting, align: torch_pruning_global(setting, "magnitude", align),
     "tp_taylor": lambda setting, align: torch_pruning_global(setting, "taylor", align),
@@ -70,6 +75,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--methods", nargs="+", choices=[DENSE, *METHODS], default=[*METHODS, DENSE])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--only", choices=("prune", "recover"))
     parser.add_argument("--steps", type=int, help="of the recovery, in place of each network's own")
     parser.add_argument("--target", type=float, help="share of the latency, in place of each network's own")
     parser.add_argument("--align", type=int, help="step between widths, in place of what is measured to pay")
@@ -104,31 +110,65 @@ def run_network(name: str, arguments: argparse.Namespace, known: dict[str, Any])
         ModelConfig(build=f"real_networks:{subject.build}", args={}, weights=None, inputs=inputs), 0
     )
     dense = _dense(subject, model, sets, Path(arguments.data), arguments.cache)
+    folders = {at: _folder(arguments.cache, name, target, *at) for at in wanted}
+    if arguments.only != "recover":
+        _prune(subject, model, dense, sets, target, folders, arguments)
+    if arguments.only == "prune":
+        return
+    for (seed, _), folder in folders.items():
+        row = {
+            "network": name,
+            "data": subject.data,
+            "steps": recovery.steps,
+            **json.loads((folder / ROW).read_text()),
+            **_recovered(checkpoint.load(folder, model), dense, model, sets, subject, recovery, seed),
+        }
+        print({k: v for k, v in row.items() if k not in ("correct", "data")}, flush=True)
+        _add(arguments.output, known, row)
+
+
+def _folder(cache: Path, network: str, target: float, seed: int, method: str) -> Path:
+    return cache / "pruned" / f"{network}-{target:g}-{method}-{seed}"
+
+
+def _prune(
+    subject: Subject,
+    model: SourceModel,
+    dense: nn.Module,
+    sets: real_data.Sets,
+    target: float,
+    folders: Mapping[tuple[int, str], Path],
+    arguments: argparse.Namespace,
+) -> None:
+    """Fill every folder that has no network yet; each search begins where that of another seed ended."""
     place, store = Place.of(TargetConfig(threads=1, batch_size=1)), FileStore(arguments.cache / "store")
     align = arguments.align or measured_alignment(operators(dense, model, 1), place, store, lambda *_: None)
-    with tempfile.TemporaryDirectory() as folder:
-        stopwatch = Stopwatch(model, dense, place, Path(folder))
-        for seed, method in wanted:
+    knobs: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as workdir:
+        stopwatch = Stopwatch(model, dense, place, Path(workdir))
+        for (seed, method), folder in folders.items():
+            if (folder / ROW).exists():
+                knobs[method] = json.loads((folder / ROW).read_text())["knob"]
+                continue
             setting = Setting(
                 model,
                 dense,
                 target,
                 _calibration(sets.train, subject, seed),
+                _validation(sets.validation, subject),
                 stopwatch,
                 place,
                 store,
-                _last_knob(known["rows"], name, target, method),
+                knobs.get(method),
             )
             started = time.monotonic()
             if method == DENSE:
                 pruned = Pruned(copy.deepcopy(dense), Ratio(1.0, 1.0, 1.0), 0, 1.0)
             else:
                 pruned = METHODS[method](setting, align)
+            knobs[method] = pruned.knob
             row = {
-                "network": name,
-                "data": subject.data,
                 "target": target,
-                "steps": recovery.steps,
                 "seed": seed,
                 "method": method,
                 "align": align,
@@ -139,22 +179,21 @@ def run_network(name: str, arguments: argparse.Namespace, known: dict[str, Any])
                 "plans": pruned.plans,
                 "knob": pruned.knob,
                 "seconds_of_search": round(time.monotonic() - started, 1),
-                **_recovered(pruned.network, dense, model, sets, subject, recovery, seed),
             }
-            known["rows"].append(row)
-            print({k: v for k, v in row.items() if k not in ("correct", "data")}, flush=True)
-            document = {**known, "environment": environment()}
-            write_json(arguments.output, document)
-            write_text(arguments.output.with_suffix(".md"), markdown(document["rows"], document["notes"]))
+            checkpoint.save(pruned.network, folder, model)
+            write_json(folder / ROW, row)
+            print(row, list(widths_of(pruned.network)), flush=True)
+
+
+def _add(output: Path, known: dict[str, Any], row: dict[str, Any]) -> None:
+    known["rows"].append(row)
+    document = {**known, "environment": environment()}
+    write_json(output, document)
+    write_text(output.with_suffix(".md"), markdown(document["rows"], document["notes"]))
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["network"], row["target"], row["steps"], row["seed"], row["method"]
-
-
-def _last_knob(rows: Sequence[Mapping[str, Any]], name: str, target: float, method: str) -> float | None:
-    found = [r["knob"] for r in rows if (r["network"], r["target"], r["method"]) == (name, target, method)]
-    return found[-1] if found else None
 
 
 def _dense(subject: Subject, model: SourceModel, sets: real_data.Sets, data: Path, cache: Path) -> nn.Module:
@@ -179,7 +218,14 @@ def _dense(subject: Subject, model: SourceModel, sets: real_data.Sets, data: Pat
 
 def _calibration(samples: real_data.Samples, subject: Subject, seed: int) -> list[Batch]:
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(samples), generator=generator)[:CALIBRATION]
+    return _batches(samples, subject, torch.randperm(len(samples), generator=generator)[:CALIBRATION])
+
+
+def _validation(samples: real_data.Samples, subject: Subject) -> list[Batch]:
+    return _batches(samples, subject, torch.arange(min(len(samples), VALIDATION)))
+
+
+def _batches(samples: real_data.Samples, subject: Subject, chosen: Tensor) -> list[Batch]:
     return [
         Batch(
             {"image": subject.preparation.normalise(samples.inputs[part])},

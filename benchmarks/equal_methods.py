@@ -18,7 +18,8 @@ from deploycompress.data.tasks.classification import Classification
 from deploycompress.pruning.allocations.latency import Latency
 from deploycompress.pruning.allocations.uniform import Uniform
 from deploycompress.pruning.apply import apply
-from deploycompress.pruning.blocks import Block, block_losses
+from deploycompress.pruning.block_scores import with_blocks
+from deploycompress.pruning.blocks import Block
 from deploycompress.pruning.budget import Budget, allocate, worth
 from deploycompress.pruning.costs import WidthCosts
 from deploycompress.pruning.criteria.fisher import Fisher
@@ -26,11 +27,13 @@ from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import ChannelGroup, choose, on_grid
 from deploycompress.pruning.latency.bench import Bench
 from deploycompress.pruning.latency.planning import plan_by_measuring
-from deploycompress.pruning.planning import Request, ScoreBlocks
+from deploycompress.pruning.planning import Plan, Request, ScoreBlocks
 from deploycompress.pruning.scores import score
 from deploycompress.pruning.target import Target
+from deploycompress.recovery.repair import repair
 
 AIM = 0.985  # of the target, where a search goes that knows how far off it was
+BLOCK_BATCHES, REPAIR_BATCHES = 8, 16  # as in the prune stage
 AGAIN = 3  # times that our planner is asked for a corrected target
 
 
@@ -38,23 +41,24 @@ AGAIN = 3  # times that our planner is asked for a corrected target
 
 
 def ours(setting: Setting, align: int) -> Pruned:
-    """Widths by ``allocation: latency`` and ``criterion: fisher``; no block goes."""
-    return _planned(setting, None, align)
-
-
-def ours_blocks(setting: Setting, align: int) -> Pruned:
-    """The same, and whole residual blocks compete with widths."""
+    """As the prune stage does it: blocks compete with widths, and weights are fitted without training."""
 
     def score_blocks(
-        groups: Sequence[ChannelGroup], scores: Any, blocks: Sequence[Block]
+        groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], blocks: Sequence[Block]
     ) -> dict[str, Tensor]:
-        losses = block_losses(setting.dense, blocks, setting.batches, Classification(), setting.model.call)
-        return {**scores, **{id: torch.tensor([loss], dtype=torch.float64) for id, loss in losses.items()}}
+        batches = setting.batches[:BLOCK_BATCHES]
+        module = copy.deepcopy(setting.dense)
+        return with_blocks(module, groups, scores, blocks, batches, Classification(), setting.model.call)
 
-    return _planned(setting, score_blocks, align)
+    return _planned(setting, score_blocks, align, fitted=True)
 
 
-def _planned(setting: Setting, score_blocks: ScoreBlocks | None, align: int) -> Pruned:
+def ours_plain(setting: Setting, align: int) -> Pruned:
+    """Widths alone: no block goes, and nothing is fitted."""
+    return _planned(setting, None, align, fitted=False)
+
+
+def _planned(setting: Setting, score_blocks: ScoreBlocks | None, align: int, fitted: bool) -> Pruned:
     """The planner settles by measuring; a target that a longer measurement does not confirm is corrected."""
     aim, plans = setting.target, 0
     best: Pruned | None = None
@@ -69,7 +73,10 @@ def _planned(setting: Setting, score_blocks: ScoreBlocks | None, align: int) -> 
         plans += len(plan.figures["plans"])  # type: ignore[arg-type]
         network = copy.deepcopy(setting.dense)
         apply(network, plan.groups, plan.kept, plan.removed)
-        found = Pruned(network, setting.stopwatch.thorough(network), plans, aim)
+        latency = setting.stopwatch.thorough(network)
+        if fitted:
+            network = _fitted(setting, network, plan)
+        found = Pruned(network, latency, plans, aim)
         known = best is not None and list(widths_of(network)) == list(widths_of(best.network))
         best = _better(best, found, setting.target)
         if known or LEAST * setting.target <= found.latency.value <= setting.target:
@@ -77,6 +84,19 @@ def _planned(setting: Setting, score_blocks: ScoreBlocks | None, align: int) -> 
         aim *= AIM * setting.target / found.latency.value
     assert best is not None
     return replace(best, plans=plans)
+
+
+def _fitted(setting: Setting, network: nn.Module, plan: Plan) -> nn.Module:
+    return repair(
+        network,
+        setting.dense,
+        plan.groups,
+        plan.kept,
+        setting.batches[:REPAIR_BATCHES],
+        setting.validation,
+        Classification(),
+        setting.model,
+    ).module
 
 
 def _better(best: Pruned | None, found: Pruned, target: float) -> Pruned:

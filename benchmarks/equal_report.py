@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-OURS = ("ours", "ours_blocks")
+OURS = ("ours", "ours_plain")
 DENSE = "dense"
 
 Row = Mapping[str, Any]

@@ -94,6 +94,7 @@ class Setting:
     dense: nn.Module  # trained
     target: float  # share of its latency
     batches: Batches  # to tell importance from
+    validation: Batches  # to tell whether a fit without training is kept
     stopwatch: Stopwatch
     place: Place
     store: Store

@@ -33,6 +33,7 @@ from deploycompress.pruning.apply import apply
 from deploycompress.pruning.criteria.group_norm import GroupNorm
 from deploycompress.pruning.latency.bench import Bench, Place
 from deploycompress.pruning.latency.planning import plan_by_measuring
+from deploycompress.pruning.latency.whole import ATTEMPTS, PAUSE_S, SLOWED
 from deploycompress.pruning.planning import Request
 from deploycompress.pruning.scores import score
 from deploycompress.pruning.target import Target
@@ -97,8 +98,10 @@ def run(build: str, share: str, target: TargetConfig, store: FileStore) -> dict[
         seconds = time.monotonic() - started
         pruned = copy.deepcopy(module)
         apply(pruned, plan.groups, plan.kept)
-        speedup = _measured(model, module, pruned, place, Path(folder))
         assert plan.figures is not None
+        again = _measured(model, module, pruned, place, Path(folder), plan.figures["unpruned"])
+        speedup = again["pruned"].speedup
+        assert speedup is not None
         wanted = float(share.rstrip("%")) / 100
         return {
             "target": wanted,
@@ -108,6 +111,7 @@ def run(build: str, share: str, target: TargetConfig, store: FileStore) -> dict[
             "measured_again": 1 / speedup.value,
             "interval": [1 / speedup.high, 1 / speedup.low],
             "unpruned_ms": plan.figures["unpruned"],
+            "unpruned_again_ms": again["unpruned"].latency_ms.p50,
             "macs": plan.allocated.cost["macs"] / plan.original["macs"],
             "seconds": seconds,
             "prediction": plan.figures["prediction"],
@@ -120,7 +124,10 @@ def _say(event: Event) -> None:
         print(" ", event.message, {k: round(v, 4) for k, v in event.figures.items()}, flush=True)
 
 
-def _measured(model: SourceModel, module: Any, pruned: Any, place: Place, folder: Path) -> Any:
+def _measured(
+    model: SourceModel, module: Any, pruned: Any, place: Place, folder: Path, unpruned_ms: float
+) -> Any:
+    """The exported and simplified files in a job of their own; once more where the machine goes slower than before."""
     files = {}
     feed = model.example(place.target.batch_size)
     for name, subject in (("unpruned", module), ("pruned", pruned)):
@@ -130,17 +137,21 @@ def _measured(model: SourceModel, module: Any, pruned: Any, place: Place, folder
         if place.target.precision == "int8":
             quantize_onnx(files[name], folder / f"{name}.int8.onnx", [to_numpy(feed)])
             files[name] = folder / f"{name}.int8.onnx"
-    measured = measure(
-        place.device,
-        [place.candidate(name, path) for name, path in files.items()],
-        baseline="unpruned",
-        feed=to_numpy(feed),
-        blocks=20,
-        block_ms=200,
-        warmup_ms=300,
-        workdir=folder,
-    )
-    return measured["pruned"].speedup
+    for attempt in range(ATTEMPTS):
+        time.sleep(attempt * PAUSE_S)
+        measured = measure(
+            place.device,
+            [place.candidate(name, path) for name, path in files.items()],
+            baseline="unpruned",
+            feed=to_numpy(feed),
+            blocks=20,
+            block_ms=200,
+            warmup_ms=300,
+            workdir=folder,
+        )
+        if measured["unpruned"].latency_ms.p50 <= SLOWED * unpruned_ms:
+            break
+    return measured
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     present |= dict.fromkeys(taken_out(module), 0)
     costs = Together([WidthCosts(module, groups, model, blocks), fitted.costs], present)
     widths = dict(producing_layers(original))
-    unpruned_ms = fitted.costs.latency_ms({group.id: group.width for group in fitted.groups})
-    full = {**full_cost(original, model, groups, widths), LATENCY: unpruned_ms}
+    predicted_ms = fitted.costs.latency_ms({group.id: group.width for group in fitted.groups})
+    full = {**full_cost(original, model, groups, widths), LATENCY: predicted_ms}
     limits = request.target.limits(full)
     scores = request.score(groups, worth(groups, costs, Budget(limits, full)))
     if request.score_blocks is not None and blocks:
@@ -71,11 +71,11 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
         )
         return _plan(groups, blocks, found.unpruned, least, scores, full, fitted, {})
     measured = WholeModels(
-        original, module, model, groups, blocks, bench.place, bench.workdir, bench.progress, unpruned_ms
+        original, module, model, groups, blocks, bench.place, bench.workdir, bench.progress, predicted_ms
     )
 
-    def within(limit_ms: float) -> Widths | None:
-        budget = Budget({**others.limits, LATENCY: limit_ms}, full)
+    def within(limit: float) -> Widths | None:
+        budget = Budget({**others.limits, LATENCY: limit * predicted_ms}, full)
         if not budget.met(costs.at(smallest)):
             return None
         return allocate(request.allocation, groups, scores, costs, budget, blocks=blocks).widths
@@ -86,7 +86,7 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     settled = settle(
         measured,
         within,
-        predict=lambda widths: costs.at(widths)[LATENCY],
+        predict=lambda widths: costs.at(widths)[LATENCY] / predicted_ms,
         loss=lambda widths: _lost(groups, blocks, scores, widths),
         smallest=smallest,
         limit=limit,
@@ -181,7 +181,12 @@ def _figures(settled: Settled, limit: float) -> dict[str, Any]:
         "target": limit * unpruned_ms,
         "measured": settled.chosen.ratio * unpruned_ms,
         "plans": [
-            {"predicted": t.predicted_ms, "measured": t.ratio * unpruned_ms, "confirmed": t.confirmed}
+            {
+                "predicted": t.predicted * unpruned_ms,
+                "measured": t.ratio * unpruned_ms,
+                "confirmed": t.confirmed,
+            }
             for t in settled.tried
         ],
+        "measured_while_slowed": settled.slowed,
     }

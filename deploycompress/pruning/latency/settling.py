@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from deploycompress.pruning.latency.prediction import Widths
 from deploycompress.pruning.latency.whole import WholeModels
 
 ROUNDS = 6
-FIRST = (0.95, 1.0, 1.05)  # of the predicted budget: three plans at once, so that one of them is near
+FIRST = (0.95, 1.0, 1.05)  # of the limit: three plans at once, so that one of them is near
 SPREAD = 0.012  # around a corrected budget, times the round
 CLOSING = (0.995, 1.0, 1.005)  # of the limit itself, at the end
 BRACKET = 1.003  # what two predictions differ by, so that there may be a plan between them
@@ -18,18 +19,18 @@ AIM = 0.985  # of the target, in the middle
 BLOCKS, BLOCK_MS = 12, 40.0
 CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS = 24, 80.0
 
-Allocate = Callable[
-    [float], Widths | None
-]  # a limit on the predicted latency in ms -> a plan, None: there is none
+# A limit on the predicted latency, as a share of the unpruned model's -> a plan, None: there is none.
+Allocate = Callable[[float], Widths | None]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One plan that was measured; ``ratio`` of its latency to the unpruned model's."""
+    """One plan that was measured; latencies are shares of the unpruned model's."""
 
     widths: Widths
-    predicted_ms: float
+    predicted: float
     ratio: float
+    pace_ms: float  # what the unpruned model took beside it
     confirmed: bool = False  # measured for longer
 
 
@@ -41,6 +42,7 @@ class Settled:
     reached: bool
     unpruned_ms: float
     tried: tuple[Tried, ...]
+    slowed: int = 0  # of them were measured while the machine was slower, and count for nothing
 
 
 def settle(
@@ -60,8 +62,12 @@ def settle(
     first; one that is slower than a wider one never is. Only what was measured counts, whatever was predicted.
     """
     search = _Search(whole, predict, limit)
+
+    def plan(budgets: Sequence[float]) -> list[Widths]:
+        return search.new([allocate(budget) for budget in budgets])
+
     for round in range(ROUNDS):
-        plans = search.new([allocate(budget_ms) for budget_ms in search.budgets_ms(round)])
+        plans = next(filter(None, map(plan, search.budgets(round))), [])
         if plans:
             search.measure(plans)
         elif round == 0:
@@ -74,24 +80,26 @@ def settle(
         say("plans measured", {"round": round + 1.0, "limit": limit(), "nearest": nearest.ratio})
         if nearest.confirmed and search.close(nearest):
             break
-    last = search.new([allocate(budget_ms) for budget_ms in search.closing_ms()])
+    last = plan(search.closing())
     if last:
         search.measure(last)
     if search.best(loss) is None and search.new([smallest]):
         search.measure([smallest])
     chosen = search.best(loss)
     fastest = min(search.tried, key=lambda t: t.ratio)
-    return Settled(chosen or fastest, chosen is not None, whole.unpruned_ms, tuple(search.tried))
+    tried = (*search.tried, *search.slowed)
+    return Settled(chosen or fastest, chosen is not None, whole.unpruned_ms, tried, len(search.slowed))
 
 
 class _Search:
-    """The plans measured so far."""
+    """The plans measured so far; those that were measured while the machine was slower are set aside."""
 
     def __init__(
         self, whole: WholeModels, predict: Callable[[Widths], float], limit: Callable[[], float]
     ) -> None:
         self._whole, self._predict, self._limit = whole, predict, limit
         self.tried: list[Tried] = []
+        self.slowed: list[Tried] = []
 
     def new(self, plans: Sequence[Widths | None]) -> list[Widths]:
         known = [t.widths for t in self.tried]
@@ -101,42 +109,56 @@ class _Search:
                 found.append(plan)
         return found
 
-    def budgets_ms(self, round: int) -> list[float]:
-        """Predicted latencies to plan for next.
+    def budgets(self, round: int) -> Iterator[list[float]]:
+        """Predicted shares to plan for next, the best choice first; the others where it leads to nothing new.
 
-        Between the nearest plans on both sides of the limit, where there are such; else around what the limit
-        is after the nearest plan's error, a little wider every time.
+        Between neighbours by prediction of which one is within the limit and the other above it; else around
+        what the limit is after the nearest plan's error, a little wider every time.
         """
         if not self.tried:
-            return [share * self._aim_ms() for share in FIRST]
-        below = max((t for t in self.tried if t.ratio <= self._limit()), key=_ratio, default=None)
-        above = min((t for t in self.tried if t.ratio > self._limit()), key=_ratio, default=None)
-        if below and above and above.predicted_ms > BRACKET * below.predicted_ms:
-            step = (above.predicted_ms - below.predicted_ms) / 4
-            return [below.predicted_ms + step, below.predicted_ms + 2 * step, below.predicted_ms + 3 * step]
+            yield [share * AIM * self._limit() for share in FIRST]
+            return
+        for below, above in self._crossings():
+            step = (above.predicted - below.predicted) / 4
+            yield [below.predicted + n * step for n in (1, 2, 3)]
         nearest = self.nearest()
-        centre = self._aim_ms() * nearest.predicted_ms / (nearest.ratio * self._whole.unpruned_ms)
-        return [centre * (1 - SPREAD * round), centre, centre * (1 + SPREAD * round)]
+        centre = AIM * self._limit() * nearest.predicted / nearest.ratio
+        yield [centre * (1 - SPREAD * round), centre, centre * (1 + SPREAD * round)]
 
-    def closing_ms(self) -> list[float]:
-        """Predicted latencies of plans at the limit itself: the best of a coarse grid may be in its last per cent."""
+    def _crossings(self) -> Iterator[tuple[Tried, Tried]]:
+        """Neighbours by prediction with the limit between them, the widest first: measured latencies need not
+        rise with predicted ones, so there may be several."""
+        ordered = sorted(self.tried, key=lambda t: t.predicted)
+        for below, above in reversed(list(pairwise(ordered))):
+            apart = above.predicted > BRACKET * below.predicted
+            if below.ratio <= self._limit() < above.ratio and apart:
+                yield below, above
+
+    def closing(self) -> list[float]:
+        """Predicted shares of plans at the limit itself: the best of a coarse grid may be in its last per cent."""
         nearest = self.nearest()
-        at_limit = self._limit() * nearest.predicted_ms / nearest.ratio
+        at_limit = self._limit() * nearest.predicted / nearest.ratio
         return [share * at_limit for share in CLOSING]
-
-    def _aim_ms(self) -> float:
-        return AIM * self._limit() * self._whole.unpruned_ms
 
     def measure(self, plans: Sequence[Widths]) -> None:
         ratios = self._whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
-        self.tried += [Tried(p, self._predict(p), r) for p, r in zip(plans, ratios, strict=True)]
+        pace_ms = self._whole.pace_ms
+        self._keep(Tried(p, self._predict(p), r, pace_ms) for p, r in zip(plans, ratios, strict=True))
 
     def confirm(self, plan: Tried) -> Tried:
         """The same plan, measured for longer; this figure replaces the first."""
         (ratio,) = self._whole.measure([plan.widths], blocks=CONFIRMING_BLOCKS, block_ms=CONFIRMING_BLOCK_MS)
-        confirmed = replace(plan, ratio=ratio, confirmed=True)
-        self.tried[self.tried.index(plan)] = confirmed
+        confirmed = replace(plan, ratio=ratio, pace_ms=self._whole.pace_ms, confirmed=True)
+        self.tried.remove(plan)
+        self._keep([confirmed])
         return confirmed
+
+    def _keep(self, measured: Iterable[Tried]) -> None:
+        """What was measured last is kept even where the machine is slow now, or there would be nothing to go on."""
+        last = list(measured)
+        faster = [t for t in self.tried if self._whole.at_full_pace(t.pace_ms)]
+        self.slowed += [t for t in self.tried if t not in faster]
+        self.tried = [*faster, *last]
 
     def nearest(self) -> Tried:
         return min(self.tried, key=lambda t: abs(t.ratio - AIM * self._limit()))
@@ -163,7 +185,3 @@ class _Search:
             and all(other.widths[id] >= width for id, width in plan.widths.items())
             for other in self.tried
         )
-
-
-def _ratio(plan: Tried) -> float:
-    return plan.ratio
