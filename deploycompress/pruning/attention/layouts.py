@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploycompress.pruning.groups import ChannelGroup, Heads, Member
+from deploycompress.pruning.groups import ChannelGroup, Heads, Member, Size
 from deploycompress.pruning.layers import Axis, Layer, describe, is_transposed_linear
 
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
@@ -69,13 +69,13 @@ class Layout:
             members.append(Member(below(path, self.projection), "in", everything, everything))
         members += self.others_at(path)
         segments = torch.zeros(self.width, dtype=torch.int64)
-        return ChannelGroup(members[0].layer, self.width, tuple(members), segments, (), self.heads(path))
+        count = int(self.units.max()) + 1
+        sizes = tuple(Size(path, name, each * count) for name, each in self.attributes.items())
+        heads = Heads((path,), self.units)
+        return ChannelGroup(members[0].layer, self.width, tuple(members), segments, (), heads, sizes)
 
     def others_at(self, path: str) -> list[Member]:
         return [Member(below(path, m.layer), m.axis, m.channels, m.positions, m.dim) for m in self.others]
-
-    def heads(self, path: str) -> Heads:
-        return Heads(path, self.units, self.attributes)
 
 
 def below(path: str, name: str) -> str:
