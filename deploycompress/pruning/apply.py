@@ -67,7 +67,9 @@ def _tell_owners(
     for group in groups:
         if group.id in kept:
             for size in group.sizes:
-                _shrink(module.get_submodule(size.owner), size, group.width - len(kept[group.id]), group.width)
+                _shrink(
+                    module.get_submodule(size.owner), size, group.width - len(kept[group.id]), group.width
+                )
     paths = {
         ".".join(parts[:n]) for parts in (name.split(".") for name in touched) for n in range(len(parts) + 1)
     }

@@ -53,14 +53,12 @@ def changes(module: nn.Module, groups: Sequence[ChannelGroup], path: str) -> Ite
     channels that lie there; any other number is the width of a layer's axis, or of one group's part of it.
     """
     yield from _resized(module, groups, path, "")
-    for together in _unions(groups, path):
+    for together in _unions(module, groups, path):
         yield Change("one group", together)
         yield from _resized(module, together, path, "one group, ")
 
 
-def _resized(
-    module: nn.Module, groups: Sequence[ChannelGroup], path: str, prefix: str
-) -> Iterator[Change]:
+def _resized(module: nn.Module, groups: Sequence[ChannelGroup], path: str, prefix: str) -> Iterator[Change]:
     numbers = _numbers(module.get_submodule(path))
     if not numbers:
         return
@@ -102,7 +100,9 @@ def _runs(numbers: Sequence[_Number]) -> Iterator[Sequence[_Number]]:
 
 def _axes(module: nn.Module, groups: Sequence[ChannelGroup], path: str) -> list[Axis]:
     """[width] whose each position is, for all axes that groups of the module reach; those inside it first."""
-    near = {group.id for group in touching(groups, path) or groups}  # a reshape may be a module without any layer
+    near = {
+        group.id for group in touching(groups, path) or groups
+    }  # a reshape may be a module without any layer
     found: dict[tuple[str, str], Axis] = {}
     for i, group in enumerate(groups):
         for member in group.members:
@@ -157,16 +157,42 @@ def _told(
     return changed if any(a is not b for a, b in zip(changed, groups, strict=True)) else None
 
 
-def _unions(groups: Sequence[ChannelGroup], path: str) -> Iterator[list[ChannelGroup]]:
-    """Groups at the module made one: those that share an axis of some layer, and all that are there."""
-    here = touching(groups, path)
-    sharing = [g for g in here if any(_share_an_axis(g, other) for other in here if other is not g)]
-    for together in _distinct((sharing, here if len(here) <= MOST_TOGETHER else [])):
-        if len(together) > 1:
-            one = joined(together)
-            if one.steps > 1:
-                gone = {g.id for g in together[1:]}
-                yield [one if g.id == one.id else g for g in groups if g.id not in gone]
+def _unions(module: nn.Module, groups: Sequence[ChannelGroup], path: str) -> Iterator[list[ChannelGroup]]:
+    """Groups at the module made one: those that share an axis of some layer, or all that are there.
+
+    The like at all modules of its class at once, or at this one alone.
+    """
+    kind = type(module.get_submodule(path))
+    alike = [name for name, part in module.named_modules() if type(part) is kind and not _is_torchs(kind)]
+    for paths in _distinct((alike, [path])):
+        here = [touching(groups, name) for name in paths]
+        for together in _distinct(([_sharing(found) for found in here], here)):
+            united = _united(groups, [found for found in together if 1 < len(found) <= MOST_TOGETHER])
+            if united is not None:
+                yield united
+
+
+def _is_torchs(kind: type[nn.Module]) -> bool:
+    """A container or the like, which says nothing of what is in it."""
+    return kind.__module__.startswith("torch.")
+
+
+def _united(
+    groups: Sequence[ChannelGroup], together: Sequence[Sequence[ChannelGroup]]
+) -> list[ChannelGroup] | None:
+    """``groups`` with one in the place of each of these sets and of those that overlap; None without a change."""
+    first = {group.id: group.id for group in groups}
+    for several in together:
+        ids = {first[group.id] for group in several}
+        lowest = next(group.id for group in groups if first[group.id] in ids)
+        first |= {id: lowest for id, known in first.items() if known in ids}
+    sets = [[g for g in groups if first[g.id] == id] for id in dict.fromkeys(first.values())]
+    united = [found[0] if len(found) == 1 else joined(found) for found in sets]
+    return united if len(united) < len(groups) and all(group.steps > 1 for group in united) else None
+
+
+def _sharing(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    return [g for g in groups if any(_share_an_axis(g, other) for other in groups if other is not g)]
 
 
 def _share_an_axis(one: ChannelGroup, other: ChannelGroup) -> bool:

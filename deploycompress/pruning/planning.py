@@ -91,9 +91,7 @@ def taken(blocks: Sequence[Block], widths: Mapping[str, int]) -> tuple[Block, ..
     return tuple(block for block in blocks if widths.get(block.id) == 0)
 
 
-def original_widths(
-    module: nn.Module, original: nn.Module, groups: Sequence[ChannelGroup]
-) -> dict[str, int]:
+def original_widths(module: nn.Module, original: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, int]:
     """Group id -> how wide the group of ``module`` was in the ``original``: by the layer that makes its channels."""
     now, before = dict(producing_layers(module)), dict(producing_layers(original))
     return {g.id: round(g.width * before.get(g.id, now[g.id]) / now[g.id]) for g in groups if g.id in now}

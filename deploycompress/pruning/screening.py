@@ -62,13 +62,13 @@ class _Screening:
                 self.failed.append(Unpruned(part[0].id, reason))
         self.good.sort(key=lambda g: order[g.id])
 
-    def _mended(
-        self, groups: list[ChannelGroup], number: int
-    ) -> tuple[list[ChannelGroup], Problem | None]:
+    def _mended(self, groups: list[ChannelGroup], number: int) -> tuple[list[ChannelGroup], Problem | None]:
         """``groups`` changed until they work together; or as far as that goes, and what is wrong then."""
         problem = self._try(groups, number)
         while problem is not None:
-            better = next(filter(None, (self._better(groups, problem, p, number) for p in problem.blamed[:2])), None)
+            better = next(
+                filter(None, (self._better(groups, problem, p, number) for p in problem.blamed[:2])), None
+            )
             if better is None:
                 break
             groups, problem = better
@@ -100,9 +100,9 @@ class _Screening:
 
 
 def _divided(part: list[ChannelGroup], problem: Problem) -> list[list[ChannelGroup]]:
-    """Those that reach the module that fails, after those that do not; halves where that tells nothing."""
-    suspects = touching(part, problem.blamed[0]) if problem.blamed else []
-    ids = {group.id for group in suspects}
-    if 0 < len(suspects) < len(part):
-        return [suspects, [group for group in part if group.id not in ids]]
+    """Those that reach the module or layer that fails, after those that do not; halves where that tells nothing."""
+    place = problem.layer if problem.layer is not None else next(iter(problem.blamed), None)
+    ids = {group.id for group in touching(part, place)} if place is not None else set()
+    if 0 < len(ids) < len(part):
+        return [[group for group in part if (group.id in ids) is at_work] for at_work in (True, False)]
     return [part[len(part) // 2 :], part[: len(part) // 2]]

@@ -12,7 +12,9 @@ from deploycompress.pruning.labels import FREE
 from deploycompress.pruning.layers import Axis, Layer, describe
 from deploycompress.pruning.places import Places
 
-Holders = dict[nn.Parameter, list[tuple[str, str]]]  # parameter -> (path of a layer, attribute), for each that has it
+Holders = dict[
+    nn.Parameter, list[tuple[str, str]]
+]  # parameter -> (path of a layer, attribute), for each that has it
 
 
 def holders(module: nn.Module) -> Holders:

@@ -315,7 +315,6 @@ class OneHead(Packed):
         (Unnamed, "attention.alpha", "attention: its projections to queries, keys and values are not recog"),
         (OneHead, "attention.qkv", "attention: it has one head, which stays"),
         (lambda: Wrapped(add_zero_attn=True), "attention.attention.out_proj", "attention: attention with a"),
-        (Torch, "attention.out_proj", "attention: no layout of its heads fits"),
     ],
 )
 def test_what_is_not_understood_is_left_whole_with_its_reason(make, layer, reason, given):

@@ -186,7 +186,9 @@ class LanguageModel(nn.Module):
         (LanguageModel, (6,), 11, "down", ["down", "embedding", "head", "up"], {"head"}),
     ],
 )
-def test_a_weight_with_two_owners_is_cut_once_and_stays_one(given, make, shape, max, id, members, whole, tmp_path):
+def test_a_weight_with_two_owners_is_cut_once_and_stays_one(
+    given, make, shape, max, id, members, whole, tmp_path
+):
     model = given(make, shape, max)
     groups, unpruned = summary(model)
     assert groups[id] == (16, members) and set(unpruned) == whole
@@ -194,7 +196,9 @@ def test_a_weight_with_two_owners_is_cut_once_and_stays_one(given, make, shape, 
     groups = find_groups(module, model).groups
     kept = {id: torch.arange(0, 16, 2)}
     expected = model.call(masked(module, groups, kept), model.example(3))["output"]
-    foreseen = WidthCosts(module, groups, model).at({g.id: len(kept.get(g.id, range(g.width))) for g in groups})
+    foreseen = WidthCosts(module, groups, model).at(
+        {g.id: len(kept.get(g.id, range(g.width))) for g in groups}
+    )
     apply(module, groups, kept)
     assert torch.allclose(model.call(module, model.example(3))["output"], expected, atol=1e-5)
     assert {name: foreseen[name] for name in ("macs", "params")} == {

@@ -173,7 +173,10 @@ def test_every_width_of_the_grid_equals_the_masked_model_and_is_kept(case, tmp_p
     groups = on_grid(found.groups, 1)
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
-        widths = {g.id: g.grid[int(torch.randint(len(g.grid) - 1, (), generator=generator))] for g in groups}
+        drawn = [int(torch.randint(len(g.grid) - 1, (), generator=generator)) for g in groups]
+        widths = {
+            g.id: g.grid[i if seed < 2 else len(g.grid) // 2] for i, g in zip(drawn, groups, strict=True)
+        }
         scores = {g.id: torch.rand(g.width, generator=generator, dtype=torch.float64) for g in groups}
         kept = choose(groups, scores, widths)
         pruned = copy.deepcopy(module)
