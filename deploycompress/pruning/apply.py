@@ -113,5 +113,6 @@ def _width(module: nn.Module, name: str, axis: Axis) -> int:
                     f"layer {name} says it has {layer.widths[other]} {other}put channels; "
                     f"its weight is {list(weight.shape)}"
                 )
-    # One channel a group is left: the layer is depthwise now; or one in all, and a PReLU has one slope.
-    return layer.widths.get(axis, layer.widths.get("out", 1))
+    if axis not in layer.widths:  # one channel a run is left, it is depthwise now; or one in all: a PReLU's slope
+        return layer.widths.get("out", 1) // (layer.multiplier if axis == "in" else 1)
+    return layer.widths[axis]

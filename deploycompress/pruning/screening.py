@@ -57,9 +57,7 @@ class _Screening:
             elif len(part) > 1:
                 pending += _divided(part, problem)
             else:
-                alone = self._try(part, number) if self.good else problem
-                reason = alone.reason if alone else f"together with other groups {problem.reason}"
-                self.failed.append(Unpruned(part[0].id, reason))
+                self.failed.append(Unpruned(part[0].id, self._reason(part, problem, number)))
         self.good.sort(key=lambda g: order[g.id])
 
     def _mended(self, groups: list[ChannelGroup], number: int) -> tuple[list[ChannelGroup], Problem | None]:
@@ -87,7 +85,7 @@ class _Screening:
                 continue
             self.trials += 1
             left = self._try(change.groups, number)
-            if left is None or (left.calls > problem.calls and left.blamed and path not in left.blamed[:1]):
+            if left is None or (left.calls > problem.calls and left.blamed and path not in left.blamed):
                 self.helped[key] += 1
                 return change.groups, left
             if left.blamed and left.calls > (best[1] if best else problem).calls:
@@ -95,14 +93,24 @@ class _Screening:
             self.refused[key] += 1
         return best
 
+    def _reason(self, alone: list[ChannelGroup], problem: Problem, number: int) -> str:
+        if self.good and not touching(alone, _place(problem)):  # it may be another one's fault
+            own = self._try(alone, number)
+            return own.reason if own else f"together with other groups {problem.reason}"
+        return problem.reason
+
     def _try(self, groups: Sequence[ChannelGroup], number: int) -> Problem | None:
         return try_out(self.subject, self.model, groups, number)
 
 
 def _divided(part: list[ChannelGroup], problem: Problem) -> list[list[ChannelGroup]]:
     """Those that reach the module or layer that fails, after those that do not; halves where that tells nothing."""
-    place = problem.layer if problem.layer is not None else next(iter(problem.blamed), None)
-    ids = {group.id for group in touching(part, place)} if place is not None else set()
+    ids = {group.id for group in touching(part, _place(problem))}
     if 0 < len(ids) < len(part):
         return [[group for group in part if (group.id in ids) is at_work] for at_work in (True, False)]
     return [part[len(part) // 2 :], part[: len(part) // 2]]
+
+
+def _place(problem: Problem) -> str:
+    """The layer or module that fails; the whole model where none is known."""
+    return problem.layer or next(iter(problem.blamed), "")

@@ -29,6 +29,7 @@ from deploycompress.pruning.masked import masked
 
 SAMPLES = 2
 TOLERANCE = 1e-3  # of max|y|; a channel in the wrong place is off by far more
+MISPLACED = 0.5  # of max|y|; no rounding
 # The share of its channels that a group keeps lies between these, another for each group: what is written into
 # the code may fit one width by chance, and two parts of a tensor may have to be equally wide.
 ROUNDS = ((0.25, 0.75), (0.4, 0.9))
@@ -74,7 +75,7 @@ def try_out(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup], nu
         apart = compare(reference, candidate).relative
     except DeployCompressError as error:
         return Problem(f"pruned and masked cannot be compared ({error})")
-    if apart > TOLERANCE:
+    if TOLERANCE < apart < MISPLACED:
         apart = min(apart, _apart_in_double(subject, model, groups, kept))
     if apart > TOLERANCE:
         layer = next((a[0] for a, b in zip(made, expected, strict=False) if not _alike(a, b)), None)

@@ -27,6 +27,7 @@ ROLES = tuple(
 )
 PACKED = re.compile(r"|.*qkv.*|c_attn|in_proj|query_key_value")  # nothing: the module itself
 PACKED_KEYS = re.compile(r".*kv.*")
+PACKED_QUERIES = re.compile(r"(?:to_)?qk(?:_proj)?")
 BIAS = re.compile(r"(?:q|k|v|query|key|value)_?bias")
 PROJECTION = re.compile(r"proj|out|merge|dense|fc")
 
@@ -132,6 +133,7 @@ def _arrangements(dense: Mapping[str, Layer], count: int) -> Iterator[tuple[tupl
     packed = [n for n in dense if PACKED.fullmatch(leaf[n])]
     packed += [n for n in dense if n not in packed and _feeds_another(n, dense)]
     packed_keys = [n for n in dense if n not in packed and PACKED_KEYS.fullmatch(leaf[n])]
+    packed_queries = [n for n in dense if PACKED_QUERIES.fullmatch(leaf[n])]
     if all(len(found) == 1 for found in separate):
         names = [found[0] for found in separate]
         widths = {dense[name].widths["out"] for name in names}
@@ -146,6 +148,13 @@ def _arrangements(dense: Mapping[str, Layer], count: int) -> Iterator[tuple[tupl
             for positions, units in _packings(2, width, count):
                 parts = tuple(Part(keys, p) for p in positions)
                 yield (Part(query, torch.arange(width)), *parts), units
+    elif len(separate[2]) == 1 and packed_queries:
+        value, queries = separate[2][0], packed_queries[0]
+        width = dense[value].widths["out"]
+        if width % count == 0 and dense[queries].widths["out"] == 2 * width:
+            for positions, units in _packings(2, width, count):
+                parts = tuple(Part(queries, p) for p in positions)
+                yield (*parts, Part(value, torch.arange(width))), units
     elif packed and dense[packed[0]].widths["out"] % (3 * count) == 0:
         for positions, units in _packings(3, dense[packed[0]].widths["out"] // 3, count):
             yield tuple(Part(packed[0], p) for p in positions), units
