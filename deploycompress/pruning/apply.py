@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,16 @@ def _tell_owners(
         ".".join(parts[:n]) for parts in (name.split(".") for name in touched) for n in range(len(parts) + 1)
     }
     for path in sorted(paths):
-        allow_any_heads(_child(module, path))
+        part = _child(module, path)
+        allow_any_heads(part)
+        for name, value in vars(part).items() if part is not None else ():
+            if not name.startswith("_") and _is_cache(value):
+                value.clear()
+
+
+def _is_cache(value: Any) -> bool:
+    """Tensors that a module has computed from its weights and remembers (biases of attention in LeViT)."""
+    return type(value) is dict and bool(value) and all(type(tensor) is Tensor for tensor in value.values())
 
 
 def _shrink(owner: nn.Module, size: Size, removed: int, width: int) -> None:
@@ -113,6 +122,8 @@ def _width(module: nn.Module, name: str, axis: Axis) -> int:
                     f"layer {name} says it has {layer.widths[other]} {other}put channels; "
                     f"its weight is {list(weight.shape)}"
                 )
-    if axis not in layer.widths:  # one channel a run is left, it is depthwise now; or one in all: a PReLU's slope
+    if (
+        axis not in layer.widths
+    ):  # one channel a run is left, it is depthwise now; or one in all: a PReLU's slope
         return layer.widths.get("out", 1) // (layer.multiplier if axis == "in" else 1)
     return layer.widths[axis]

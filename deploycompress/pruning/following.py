@@ -70,8 +70,8 @@ def _resized(module: nn.Module, groups: Sequence[ChannelGroup], path: str, prefi
             if changed is not None:
                 yield Change(f"{prefix}split {run[0].attribute} {run[0].index}", changed)
     for number in numbers:
-        for amounts in _distinct(_whole(axes, groups, number.value)):
-            changed = _told(groups, path, [(number, amounts)])
+        for share in _distinct(_whole(axes, groups, number.value)):
+            changed = _told(groups, path, [(number, share)])
             if changed is not None:
                 yield Change(f"{prefix}{number.attribute} {number.index}", changed)
 

@@ -56,7 +56,7 @@ class Layout:
     projection: str | None
     units: Tensor
     others: tuple[Member, ...]
-    attributes: Mapping[str, int]  # of the attention module, for each head
+    attributes: Mapping[str, int]  # path of an attribute below the attention module -> its size for one head
 
     @property
     def width(self) -> int:
@@ -71,7 +71,8 @@ class Layout:
         members += self.others_at(path)
         segments = torch.zeros(self.width, dtype=torch.int64)
         count = int(self.units.max()) + 1
-        sizes = tuple(Size(path, name, each * count) for name, each in self.attributes.items())
+        places = [(name.rpartition("."), each) for name, each in self.attributes.items()]
+        sizes = tuple(Size(below(path, owner), leaf, each * count) for (owner, _, leaf), each in places)
         heads = Heads((path,), self.units)
         return ChannelGroup(members[0].layer, self.width, tuple(members), segments, (), heads, sizes)
 
@@ -229,7 +230,12 @@ def _other_kinds(attention: nn.Module, dense: set[str], count: int, width: int) 
 def _attributes(attention: nn.Module, count: int, width: int) -> list[dict[str, int]]:
     """Which sizes may follow the number of heads, and what each is for one head."""
     said = vars(attention)
-    heads = {name: 1 for name in (*COUNTS, *KEY_COUNTS) if said.get(name) == count}
+    heads = {
+        below(path, name): 1
+        for path, part in attention.named_modules()
+        for name in (*COUNTS, *KEY_COUNTS)
+        if vars(part).get(name) == count
+    }
     if isinstance(attention, nn.MultiheadAttention):
         return [heads]
     widths = {name: width // count for name in WIDTHS if said.get(name) == width}
