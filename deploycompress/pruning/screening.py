@@ -13,7 +13,7 @@ from deploycompress.pruning.groups import ChannelGroup, Unpruned
 from deploycompress.pruning.trials import ROUNDS, Problem, livened, try_out
 
 MOST_TRIALS = 400  # of changes, in all: some hundred modules may ask for widths
-MOST_REFUSED = 3  # times that one kind of change to modules of one class may not help before it is given up
+MOST_REFUSED = 2  # times that one kind of change to modules of one class may not help before it is given up
 
 
 def screen(

@@ -367,6 +367,27 @@ def test_a_reshape_that_fits_half_by_chance_is_refused(given):
     assert unpruned["a"].startswith("the forward pass fails when it is pruned")
 
 
+def test_gates_of_one_channel_do_not_pile_up_along_a_stream(given):
+    class Focal(nn.Module):
+        """FocalNet's modulation; what each block adds is weighed by a channel of its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 5)
+            self.blocks = nn.ModuleList(nn.Conv2d(16, 17, 1) for _ in range(24))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for block in self.blocks:  # labels would double with each of them
+                y = block(x)
+                x = x + y[:, :16] * y[:, 16:] + y[:, :16]
+            return self.head(x.mean((2, 3)))
+
+    groups, unpruned = found(given(Focal, IMAGE))
+    assert set(groups) == set() or groups["stem"][0] == 16
+    assert "head" in unpruned
+
+
 def test_labels_that_do_not_vary_take_no_room():
     labels = along(torch.tensor([3, 4]), 1, (2, 2, 5, 5))
     assert varying(labels) == {1}
