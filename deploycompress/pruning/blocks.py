@@ -212,7 +212,7 @@ def _innermost(paths: Sequence[str]) -> list[str]:
 
 
 def _nested(path: str, other: str) -> bool:
-    return path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
+    return f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.")
 
 
 # ---------------------------------------------------------------- tried out
@@ -243,8 +243,7 @@ def _works(subject: nn.Module, model: Model, paths: Sequence[str], before: Mappi
         return False
     finally:  # a copy for each candidate would cost more than the trial
         for path, part in kept.items():
-            owner, _, leaf = path.rpartition(".")
-            setattr(subject.get_submodule(owner), leaf, part)
+            subject.set_submodule(path, part)
     try:
         return compare(before, after).relative > SAME
     except DeployCompressError:

@@ -69,11 +69,16 @@ def _resized(module: nn.Module, groups: Sequence[ChannelGroup], path: str, prefi
             changed = _told(groups, path, list(zip(run, amounts, strict=True)))
             if changed is not None:
                 yield Change(f"{prefix}split {run[0].attribute} {run[0].index}", changed)
+    likely: list[tuple[_Number, Amounts]] = []
     for number in numbers:
-        for share in _distinct(_whole(axes, groups, number.value)):
+        for i, share in enumerate(_distinct(_whole(axes, groups, number.value))):
             changed = _told(groups, path, [(number, share)])
             if changed is not None:
+                likely += [(number, share)] if i == 0 else []
                 yield Change(f"{prefix}{number.attribute} {number.index}", changed)
+    every = _told(groups, path, likely) if len(likely) > 1 else None
+    if every is not None:  # split(x, [self.part, self.width - self.part])
+        yield Change(f"{prefix}every size", every)
 
 
 def _numbers(part: nn.Module) -> list[_Number]:

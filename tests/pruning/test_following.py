@@ -85,6 +85,23 @@ class PartialConvolution(nn.Module):
         return self.mix(torch.cat([self.conv(a), b], 1))
 
 
+class Remainder(Partial):
+    """SHViT's attention: the second part is what is left of a width."""
+
+    class Block(PartialConvolution):
+        def __init__(self):
+            super().__init__()
+            self.untouched = 32
+
+        def forward(self, x):
+            a, b = torch.split(x, [self.worked, self.untouched - self.worked], dim=1)
+            return self.mix(torch.cat([self.conv(a), b], 1))
+
+    def __init__(self):
+        super().__init__()
+        self.block = self.Block()
+
+
 class Halved(nn.Module):
     """EdgeNeXt's cascade: one half of a stream has a convolution of its own, and both have to be as wide."""
 
@@ -147,6 +164,7 @@ MODELS = {
     "reshaped": (Reshaped, IMAGE, {"patch", "up"}),
     "split list": (SplitList, IMAGE, {"stem", "blocks.0.wide", "blocks.0.high"}),
     "partial": (Partial, IMAGE, {"stem", "block.conv"}),
+    "remainder": (Remainder, IMAGE, {"stem", "block.conv"}),
     "halved": (Halved, IMAGE, {"stem", "last"}),
     "uneven": (Uneven, IMAGE, {"a", "left", "right"}),
     "tied heads": (TiedHeads, (7, 6), {"embedding"}),
