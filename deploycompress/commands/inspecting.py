@@ -220,7 +220,7 @@ def _group_share(
         id=group.id,
         width=group.width,
         layers=tuple(layer for layer, _ in producing_layers(module) if layer in members),
-        heads=None if group.heads is None else group.width // group.unit,
+        heads=None if group.heads is None else group.steps,
         grid=group.grid,
         macs=costs.full["macs"] - cost["macs"],
         params=costs.full["params"] - cost["params"],

@@ -15,58 +15,13 @@ from deploycompress.config.base import StrictModel
 from deploycompress.errors import StageFailed
 from deploycompress.model.attention import replacement
 from deploycompress.model.passthrough import take_out, taken_out
+from deploycompress.model.sizes import LARGEST, MOST_ENTRIES, may_be_set, same_form, shrinks
 
-# Sizes a layer keeps of itself. Nothing else is ever written into a module.
-ALLOWED = frozenset(
-    {
-        "in_channels",
-        "out_channels",
-        "groups",
-        "in_features",
-        "out_features",
-        "in1_features",
-        "in2_features",
-        "num_features",
-        "num_channels",
-        "num_groups",
-        "num_parameters",
-        "num_embeddings",
-        "embedding_dim",
-        "normalized_shape",
-        "embed_dim",
-        "kdim",
-        "vdim",
-        "head_dim",
-        "num_heads",
-        "num_attention_heads",
-        "attention_head_size",
-        "all_head_size",
-        "hidden_size",
-        "hidden_dim",
-        "input_size",
-        "proj_size",
-        "dim",
-        "n_heads",
-        "n_head",
-        "heads",
-        "nhead",
-        "num_kv_heads",
-        "num_key_value_heads",
-        "attn_dim",
-        "kv_dim",
-        "inner_dim",
-        "all_head_dim",
-        "split_size",
-        "nf",
-        "nx",
-    }
-)
-LARGEST = 2**24  # of a size: far above any layer, far below what would exhaust memory by itself
 MOST_DIMENSIONS = 8
 MOST_REMOVED = 2**16
 
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
-Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=MOST_DIMENSIONS)]
+Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=MOST_ENTRIES)]
 
 
 class Edit(StrictModel):
@@ -188,8 +143,8 @@ def _changed(path: str, part: nn.Module, built: nn.Module) -> Iterator[tuple[str
         new, old = mine.get(name, absent), theirs.get(name, absent)
         if new is old or (new is not absent and old is not absent and _same(new, old)):
             continue
-        if name in ALLOWED and type(new) is type(old) and is_size(new):
-            yield name, new
+        if may_be_set(part, name) and same_form(old, new) and shrinks(old, new):
+            yield name, tuple(new) if isinstance(new, list) else new
             continue
         if new is absent or old is absent:
             what = "new" if old is absent else "gone"
@@ -203,11 +158,6 @@ def _changed(path: str, part: nn.Module, built: nn.Module) -> Iterator[tuple[str
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
-
-
-def is_size(value: Any) -> bool:
-    sizes = value if isinstance(value, tuple) and value else (value,)
-    return all(type(v) is int and 1 <= v <= LARGEST for v in sizes)
 
 
 def _counts(value: Any) -> bool:

@@ -11,10 +11,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from deploycompress.errors import StageFailed
 from deploycompress.model.architecture import (
-    ALLOWED,
     Architecture,
     TensorForm,
-    is_size,
     modules_of,
     named_tensors,
     pairs,
@@ -24,14 +22,15 @@ from deploycompress.model.architecture import (
 )
 from deploycompress.model.attention import allow_any_heads, replacement
 from deploycompress.model.passthrough import take_out
+from deploycompress.model.sizes import may_be_set, same_form, shrinks
 
 
 def edit(fresh: nn.Module, architecture: Architecture) -> None:
     """Take blocks out of ``fresh`` and set sizes in it. Raises StageFailed for what does not belong to it.
 
-    The document may come from anyone: only submodules are taken out, only allow-listed sizes are set, only
-    where a fresh build has one of the same type, and nothing is imported or called. A class changes only to
-    the one that stands in for it.
+    The document may come from anyone: only submodules are taken out, only sizes are set, only to smaller ones
+    and where a fresh build has one of the same form (``deploycompress.model.sizes`` says why that is safe), and
+    nothing is imported or called. A class changes only to the one that stands in for it.
     """
     for path in architecture.removed:
         if not path or path not in modules_of(fresh):
@@ -51,14 +50,25 @@ def edit(fresh: nn.Module, architecture: Architecture) -> None:
                 f"the model has a {type_name(part)} there"
             )
         for name, value in change.attributes.items():
-            old = vars(part).get(name)
-            if name not in ALLOWED or not is_size(old) or type(old) is not type(value):
-                raise StageFailed(
-                    f"architecture.json sets {name} of {change.path or '(root)'} to {short(value)}; "
-                    f"the model has {short(old)} there"
-                    + ("" if name in ALLOWED else " and only sizes of layers may be set")
-                )
-            setattr(part, name, value)
+            _set_size(part, change.path, name, value)
+
+
+def _set_size(part: nn.Module, path: str, name: str, value: int | tuple[int, ...]) -> None:
+    old = vars(part).get(name)
+    new = list(value) if isinstance(old, list) and isinstance(value, tuple) else value
+    problem = None
+    if not may_be_set(part, name):
+        problem = " and only sizes of layers may be set"
+    elif not same_form(old, new):
+        problem = ""
+    elif not shrinks(old, new):
+        problem = " and a size may only become smaller"
+    if problem is not None:
+        raise StageFailed(
+            f"architecture.json sets {name} of {path or '(root)'} to {short(value)}; "
+            f"the model has {short(old)} there{problem}"
+        )
+    setattr(part, name, new)
 
 
 def _class_name(kind: type[nn.Module]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from deploycompress.errors import StageFailed
 from deploycompress.model.attention import allow_any_heads
 from deploycompress.model.passthrough import take_out
-from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
+from deploycompress.pruning.groups import ChannelGroup, Kept, Size, removed_positions
 from deploycompress.pruning.layers import Axis, Layer, bare_tensor, cut, describe, put
+from deploycompress.pruning.shared import holders, tie_again
 
 if TYPE_CHECKING:
     from deploycompress.pruning.blocks import Block
@@ -38,6 +39,7 @@ def apply(
         width = bare_tensor(module, name).shape[dim] if dim is not None else _width(module, name, axis)
         everything = torch.arange(width)
         keep.setdefault(name, {})[axis] = everything[~torch.isin(everything, gone)]
+    before = holders(module)
     for name, axes in keep.items():
         dim = bare.get(name)
         if dim is None:
@@ -46,6 +48,7 @@ def apply(
             owner, _, leaf = name.rpartition(".")
             whole = bare_tensor(module, name).detach()
             put(module.get_submodule(owner), leaf, whole.index_select(dim, axes["out"].to(whole.device)))
+    tie_again(module, before)
     for name, axes in keep.items():
         for axis, indices in axes.items():
             if name not in bare and _width(module, name, axis) != len(indices):
@@ -54,35 +57,45 @@ def apply(
                     f"planned are {len(indices)}"
                 )
     _tell_owners(module, groups, kept, keep)
-    for group in groups:
-        stay = kept.get(group.id, torch.arange(group.width))
-        made = [m for m in group.members if (m.layer, m.axis) == (group.id, "out")]
-        planned = sum(
-            len(member.at(stay)) for member in made
-        )  # packed queries, keys and values: three of each
-        realised = _width(module, group.id, "out")
-        if realised != planned:
-            raise StageFailed(
-                f"group {group.id} has {realised} channels after pruning; planned are {planned}"
-            )
     take_out(module, [block.id for block in removed])
 
 
 def _tell_owners(
     module: nn.Module, groups: Sequence[ChannelGroup], kept: Kept, touched: Iterable[str]
 ) -> None:
-    """Attention modules learn how many heads they have, and go on without what their class takes for granted."""
+    """Modules learn the sizes that they ask for, and attention goes on without what its class takes for granted."""
     for group in groups:
-        if group.heads is not None and group.id in kept:
-            owner = module.get_submodule(group.heads.owner)
-            units = len(kept[group.id]) // group.unit
-            for attribute, each in group.heads.attributes.items():
-                setattr(owner, attribute, units * each)
+        if group.id in kept:
+            for size in group.sizes:
+                _shrink(
+                    module.get_submodule(size.owner), size, group.width - len(kept[group.id]), group.width
+                )
     paths = {
         ".".join(parts[:n]) for parts in (name.split(".") for name in touched) for n in range(len(parts) + 1)
     }
     for path in sorted(paths):
-        allow_any_heads(_child(module, path))
+        part = _child(module, path)
+        allow_any_heads(part)
+        for name, value in vars(part).items() if part is not None else ():
+            if not name.startswith("_") and _is_cache(value):
+                value.clear()
+
+
+def _is_cache(value: Any) -> bool:
+    """Tensors that a module has computed from its weights and remembers (biases of attention in LeViT)."""
+    return type(value) is dict and bool(value) and all(type(tensor) is Tensor for tensor in value.values())
+
+
+def _shrink(owner: nn.Module, size: Size, removed: int, width: int) -> None:
+    gone, rest = divmod(size.amount * removed, width)
+    assert rest == 0, f"{size}: {removed} of {width} channels go"
+    old = getattr(owner, size.attribute)
+    if size.index is None:
+        setattr(owner, size.attribute, old - gone)
+        return
+    entries = list(old)
+    entries[size.index] -= gone
+    setattr(owner, size.attribute, type(old)(entries))
 
 
 def _child(module: nn.Module, path: str) -> nn.Module | None:
@@ -109,5 +122,8 @@ def _width(module: nn.Module, name: str, axis: Axis) -> int:
                     f"layer {name} says it has {layer.widths[other]} {other}put channels; "
                     f"its weight is {list(weight.shape)}"
                 )
-    # One channel a group is left: the layer is depthwise now; or one in all, and a PReLU has one slope.
-    return layer.widths.get(axis, layer.widths.get("out", 1))
+    if (
+        axis not in layer.widths
+    ):  # one channel a run is left, it is depthwise now; or one in all: a PReLU's slope
+        return layer.widths.get("out", 1) // (layer.multiplier if axis == "in" else 1)
+    return layer.widths[axis]

@@ -22,7 +22,7 @@ from deploycompress.model.parity import compare, to_numpy
 from deploycompress.model.passthrough import PassThrough, first_tensor, take_out
 from deploycompress.model.source import seeded
 from deploycompress.pruning.groups import ChannelGroup
-from deploycompress.pruning.screening import SAMPLES, livened
+from deploycompress.pruning.trials import SAMPLES, livened
 from deploycompress.recovery.evaluation import device_of, mean_loss
 
 REESTIMATED = 20  # batches for the batch statistics of a network without a block
@@ -212,7 +212,7 @@ def _innermost(paths: Sequence[str]) -> list[str]:
 
 
 def _nested(path: str, other: str) -> bool:
-    return path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
+    return f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.")
 
 
 # ---------------------------------------------------------------- tried out
@@ -234,13 +234,16 @@ def _that_can_go(subject: nn.Module, model: Model, paths: Sequence[str]) -> list
 
 def _works(subject: nn.Module, model: Model, paths: Sequence[str], before: Mapping[str, np.ndarray]) -> bool:
     """Whether the network runs without these, gives finite outputs, and other ones than before."""
-    trial = copy.deepcopy(subject)
-    take_out(trial, paths)
+    kept = {path: subject.get_submodule(path) for path in paths}
+    take_out(subject, paths)
     try:
         with torch.no_grad(), seeded(0):
-            after = to_numpy(model.call(trial, model.example(SAMPLES)))
+            after = to_numpy(model.call(subject, model.example(SAMPLES)))
     except Exception:  # its owner asks a block for more than its output
         return False
+    finally:  # a copy for each candidate would cost more than the trial
+        for path, part in kept.items():
+            subject.set_submodule(path, part)
     try:
         return compare(before, after).relative > SAME
     except DeployCompressError:

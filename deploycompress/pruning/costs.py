@@ -70,7 +70,7 @@ class WidthCosts:
         self._blocks = [block.id for block in blocks]
         inside = {id: number for number, block in enumerate(blocks, 1) for id in block.groups}
         self._group_block = np.array([inside.get(group.id, 0) for group in groups], dtype=np.int64)
-        owners = {g.heads.owner: g for g in groups if g.heads is not None}
+        owners = {owner: g for g in groups if g.heads is not None for owner in g.heads.owners}
         counted = multiplications(module, model, [*owners, *self._blocks])
         self._constant = np.array([counted.elsewhere, 0.0, 0.0])
         # Axis 0 is "no axis": its width is always one.

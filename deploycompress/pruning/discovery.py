@@ -60,7 +60,7 @@ def producing_layers(module: nn.Module) -> Iterator[tuple[str, int]]:
 def _explained(item: Unpruned, attention: Sequence[Attention]) -> Unpruned:
     """Layers of attention whose heads stay have that reason, whatever the labels made of them."""
     for found in attention:
-        if found.layout is None and f"{item.layer}.".startswith(f"{found.path}."):
+        if found.reason and f"{item.layer}.".startswith(f"{found.path}."):
             return Unpruned(item.layer, f"attention: {found.reason}")
     return item
 

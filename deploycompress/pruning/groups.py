@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, lcm
+from math import ceil, gcd, lcm
 
 import torch
 from torch import Tensor
@@ -37,25 +37,37 @@ class Member:
         return self.positions[torch.isin(self.channels, channels)].sort().values
 
 
+@dataclass(frozen=True)
+class Size:
+    """A number that the module ``owner`` keeps in an attribute because its forward asks for a width.
+
+    ``amount`` of it are channels of the group that has this, and fall in proportion with the group's width.
+    ``index``: its place in a tuple or list.
+    """
+
+    owner: str  # module path
+    attribute: str
+    amount: int
+    index: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Heads:
     """Channels that stay or go in whole attention heads.
 
-    ``units`` [width]: which head (or heads that share keys) each channel is of, equally many channels of each.
-    ``attributes``: what the attention module ``owner`` keeps of its size, and how much of it one unit is.
+    ``units`` [width]: which head (or heads that share keys) each channel is of; of one segment all are equally wide.
     """
 
-    owner: str  # module path
+    owners: tuple[str, ...]  # paths of the attention modules
     units: Tensor
-    attributes: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
     """``width`` channels; ``id`` is the path of the first layer that makes them.
 
-    ``segments`` [width]: channels of one segment can stand for each other; every segment keeps equally many
-    (the runs of a grouped convolution, the halves of a chunk).
+    ``segments`` [width]: channels of one segment can stand for each other; every segment keeps the same share
+    (the runs of a grouped convolution, the halves of a chunk, the parts of a split).
     ``grid``: the widths that may be chosen, ascending; the last one is ``width``.
     """
 
@@ -65,6 +77,7 @@ class ChannelGroup:
     segments: Tensor
     grid: tuple[int, ...] = ()
     heads: Heads | None = None  # None: every channel stays or goes by itself
+    sizes: tuple[Size, ...] = ()
 
     @property
     def segment_count(self) -> int:
@@ -76,30 +89,60 @@ class ChannelGroup:
         return tuple(sorted((member.kind, member.axis) for member in self.members))
 
     @property
-    def unit(self) -> int:
-        """How many channels stay or go together."""
-        return 1 if self.heads is None else self.width // (int(self.heads.units.max()) + 1)
+    def steps(self) -> int:
+        """Into how many equal steps the width divides: each of whole units, and of the same share of every segment."""
+        return gcd(*self._unit_segments()[1].bincount().tolist())
 
     @property
     def step(self) -> int:
-        """Widths are multiples of it: a unit of every segment."""
-        return self.unit * self.segment_count
+        """Widths are multiples of it."""
+        return self.width // self.steps
 
     def keep(self, scores: Tensor, width: int) -> Tensor:
-        """The ``width`` best channels by ``scores`` [width of the group], equally many of every segment.
+        """The ``width`` best channels by ``scores`` [width of the group], the same share of every segment.
 
         A unit's score is the sum of its channels'. Of equal scores the first stays. Ascending; a smaller width
         keeps a subset of a larger one.
         """
-        each, rest = divmod(width, self.step)
+        steps, rest = divmod(width, self.step)
         assert rest == 0, f"{self.id}: {width} channels in steps of {self.step}"
-        units = torch.arange(self.width) if self.heads is None else self.heads.units
-        count = self.width // self.unit
-        totals = torch.zeros(count, dtype=scores.dtype).index_add(0, units, scores)
-        segments = torch.zeros(count, dtype=torch.int64).index_copy(0, units, self.segments)
+        units, segments = self._unit_segments()
+        totals = torch.zeros(len(segments), dtype=scores.dtype).index_add(0, units, scores)
         order = totals.argsort(descending=True, stable=True)
-        chosen = [order[segments[order] == s][:each] for s in range(self.segment_count)]
+        each = (segments.bincount() // self.steps * steps).tolist()
+        chosen = [order[segments[order] == s][:count] for s, count in enumerate(each)]
         return torch.isin(units, torch.cat(chosen)).nonzero().flatten()
+
+    def _unit_segments(self) -> tuple[Tensor, Tensor]:
+        """[width] the unit of each channel, and [units] the segment of each unit."""
+        if self.heads is None:
+            return torch.arange(self.width), self.segments
+        units = self.heads.units
+        of_unit = torch.zeros(int(units.max()) + 1, dtype=torch.int64)
+        return units, of_unit.index_copy(0, units, self.segments)
+
+
+def joined(groups: Sequence[ChannelGroup]) -> ChannelGroup:
+    """``groups`` as one in which each keeps the same share: a tensor is split into equal parts, or has to be as
+    wide as another."""
+    members: list[Member] = []
+    segments: list[Tensor] = []
+    units: list[Tensor] = []
+    for group in groups:
+        first = sum(map(len, segments))
+        members += [replace(member, channels=member.channels + first) for member in group.members]
+        segments.append(group.segments + (int(segments[-1].max()) + 1 if segments else 0))
+        own = torch.arange(group.width) if group.heads is None else group.heads.units
+        units.append(own + (int(units[-1].max()) + 1 if units else 0))
+    owners = tuple(owner for group in groups if group.heads is not None for owner in group.heads.owners)
+    return replace(
+        groups[0],
+        width=sum(group.width for group in groups),
+        members=tuple(members),
+        segments=torch.cat(segments),
+        heads=Heads(owners, torch.cat(units)) if owners else None,
+        sizes=tuple(size for group in groups for size in group.sizes),
+    )
 
 
 @dataclass(frozen=True)
@@ -134,7 +177,7 @@ def on_grid(
 
 
 def _grid(group: ChannelGroup, align: int, original: int) -> tuple[int, ...]:
-    align = align if group.heads is None else group.unit
+    align = align if group.heads is None else group.step
     step = lcm(align, group.step)
     smallest = ceil(max(align, SMALLEST_SHARE * original) / step) * step
     return (*range(smallest, group.width, step), group.width)

@@ -19,7 +19,8 @@ from deploycompress.pruning.labels import FREE
 from deploycompress.pruning.layers import describe
 from deploycompress.pruning.places import Place, Places
 from deploycompress.pruning.propagation import Heads, propagate
-from deploycompress.pruning.segments import Uneven, segments, shared_layers
+from deploycompress.pruning.segments import Uneven, segments
+from deploycompress.pruning.shared import shared_layers, tie_shared
 
 
 class _LeftWhole(Exception):
@@ -44,6 +45,7 @@ def labelled_groups(
     }
     try:
         places = propagate(traced, model, Heads(_claimed(heads.values()), outlets))
+        tie_shared(traced, places)
     except Exception as error:  # the model's own forward may raise anything
         first = (str(error).strip().splitlines() or ["no message"])[0]
         reason = f"the model cannot be traced: {type(error).__name__}: {first}"
@@ -99,8 +101,6 @@ class _Channels:
 
     def _reason(self, name: str, out: bool) -> str | None:
         """Why the channels of a layer may not go, whatever they hang together with."""
-        if name in self.shared:
-            return f"{name} shares its weight with {self.shared[name]}"
         if out and any(fnmatchcase(name, pattern) for pattern in self.exclude):
             return f"excluded by the configuration ({name})"
         return None
@@ -131,6 +131,8 @@ class _Channels:
         """A group of heads with what reads them outside of their module. Raises _LeftWhole."""
         members = [replace(m, kind=self._kind(m)) for m in group.members]
         for member in members:
+            if member.layer in self.shared:
+                raise _LeftWhole(f"{member.layer} shares its weight with {self.shared[member.layer]}")
             reason = self._reason(member.layer, member.axis == "out")
             if reason is not None:
                 raise _LeftWhole(reason)
@@ -158,10 +160,12 @@ class _Channels:
         done = [c for c in ordered if c in self.taken]
         if len(done) == len(ordered):
             return None
-        if done:
-            raise _LeftWhole("some of its channels are in another group")
         if len(ordered) < 2:
             raise _LeftWhole(f"its {len(labels)} channels go together")
+        if done:  # the others are a group of their own
+            ordered = [c for c in ordered if c not in self.taken]
+        if len(ordered) < 2:
+            raise _LeftWhole("all but one of its channels are in other groups")
         members = self._members({c: i for i, c in enumerate(ordered)})
         parts = self._segments(members, len(ordered))
         self.taken.update(ordered)

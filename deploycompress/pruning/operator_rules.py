@@ -142,7 +142,11 @@ class Operators:
                     else layer
                 )
                 spread = spread.expand(shape)
-                same = next((i for i, other in enumerate(found) if varying(other) & varying(spread)), None)
+                dims = varying(spread)
+                # Two that vary along nothing (a gate of one channel) would pile up along a residual stream.
+                same = next(
+                    (i for i, o in enumerate(found) if (varying(o) & dims if dims else not varying(o))), None
+                )
                 if same is None and (alone or tensor not in self.own):
                     found.append(spread)
                 elif same is not None:

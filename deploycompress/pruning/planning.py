@@ -61,7 +61,7 @@ def plan_by_counting(request: Request) -> Plan:
     """For a target of MACs, parameters, bytes and channels, which can be counted."""
     found = find_groups(request.module, request.model, request.exclude)
     original = request.model.build()
-    widths = dict(producing_layers(original))
+    widths = original_widths(request.module, original, found.groups)
     align = request.align or ALIGN
     groups = on_grid(found.groups, align, widths)
     full = full_cost(original, request.model, groups, widths)
@@ -89,6 +89,12 @@ def plan_by_counting(request: Request) -> Plan:
 def taken(blocks: Sequence[Block], widths: Mapping[str, int]) -> tuple[Block, ...]:
     """The blocks that go."""
     return tuple(block for block in blocks if widths.get(block.id) == 0)
+
+
+def original_widths(module: nn.Module, original: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, int]:
+    """Group id -> how wide the group of ``module`` was in the ``original``: by the layer that makes its channels."""
+    now, before = dict(producing_layers(module)), dict(producing_layers(original))
+    return {g.id: round(g.width * before.get(g.id, now[g.id]) / now[g.id]) for g in groups if g.id in now}
 
 
 def full_cost(

@@ -1,27 +1,19 @@
-"""Groups tried out before they are offered: pruned must equal masked, on random inputs."""
+"""Groups tried out before they are offered: those that work stay, others are mended, or left out with the reason."""
 
 from __future__ import annotations
 
-import copy
+from collections import Counter
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from deploycompress.contracts import Model
-from deploycompress.errors import DeployCompressError
-from deploycompress.model.batchnorm import reestimate_batchnorm
-from deploycompress.model.parity import compare, to_numpy
-from deploycompress.model.source import seeded
-from deploycompress.model.untrained import wake_zero_layers
-from deploycompress.pruning.apply import apply
+from deploycompress.pruning.following import changes, touching
 from deploycompress.pruning.groups import ChannelGroup, Unpruned
-from deploycompress.pruning.layers import Layer, describe
-from deploycompress.pruning.masked import masked
+from deploycompress.pruning.trials import ROUNDS, Problem, livened, try_out
 
-SAMPLES = 2
-TOLERANCE = 1e-3  # of max|y|; a channel in the wrong place is off by far more
-SHARES = (0.5, 0.75)  # of each group; a reshape that is written into the code may fit one width by chance
+MOST_TRIALS = 400  # of changes, in all: some hundred modules may ask for widths
+MOST_REFUSED = 2  # times that one kind of change to modules of one class may not help before it is given up
 
 
 def screen(
@@ -29,98 +21,96 @@ def screen(
 ) -> tuple[list[ChannelGroup], list[Unpruned]]:
     """Which groups can be pruned, and why not the others.
 
-    All at once where that works, which is the rule; else by halves, until each that does not work is alone.
+    All at once where that works, which is the rule. Where the pruned forward fails, the module at work is told
+    the widths it asks for, or the groups it ties together become one; what cannot be mended is set aside, and
+    tried again without the others.
     """
-    good, failed = list(groups), list[Unpruned]()
-    if groups:
-        subject = livened(module, model)
-        for share in SHARES:
-            good, others = _that_agree(subject, model, good, share)
-            failed += others
-    return good, failed
+    if not groups:
+        return [], []
+    screening = _Screening(livened(module, model), model)
+    good = list(groups)
+    for number in range(len(ROUNDS)):
+        screening.settle(good, number)
+        good = screening.good
+    return good, sorted(screening.failed, key=lambda u: [g.id for g in groups].index(u.layer))
 
 
-def _that_agree(
-    subject: nn.Module, model: Model, groups: Sequence[ChannelGroup], share: float
-) -> tuple[list[ChannelGroup], list[Unpruned]]:
-    good: list[ChannelGroup] = []
-    failed: list[Unpruned] = []
-    pending = [list(groups)] if groups else []
-    while pending:
-        part = pending.pop()
-        problem = _problem(subject, model, [*good, *part], share)
-        if problem is None:
-            good += part
-        elif len(part) > 1:
-            pending += [part[len(part) // 2 :], part[: len(part) // 2]]
-        else:
-            alone = _problem(subject, model, part, share) if good else problem
-            failed.append(Unpruned(part[0].id, alone or f"together with other groups {problem}"))
-    order = {group.id: i for i, group in enumerate(groups)}
-    return sorted(good, key=lambda g: order[g.id]), sorted(failed, key=lambda u: order[u.layer])
+class _Screening:
+    def __init__(self, subject: nn.Module, model: Model) -> None:
+        self.subject, self.model = subject, model
+        self.good: list[ChannelGroup] = []
+        self.failed: list[Unpruned] = []
+        self.trials = 0  # of changes
+        self.helped: Counter[tuple[type[nn.Module], str]] = Counter()
+        self.refused: Counter[tuple[type[nn.Module], str]] = Counter()
 
+    def settle(self, groups: Sequence[ChannelGroup], number: int) -> None:
+        """Find those of ``groups`` that can be pruned together to the shares of a round, or mend them."""
+        order = {group.id: i for i, group in enumerate(groups)}
+        self.good = []
+        pending = [list(groups)] if groups else []
+        while pending:
+            part = pending.pop()
+            mended, problem = self._mended([*self.good, *part], number)
+            if problem is None:
+                self.good = mended
+            elif len(part) > 1:
+                pending += _divided(part, problem)
+            else:
+                self.failed.append(Unpruned(part[0].id, self._reason(part, problem, number)))
+        self.good.sort(key=lambda g: order[g.id])
 
-def _problem(subject: nn.Module, model: Model, groups: Sequence[ChannelGroup], share: float) -> str | None:
-    """Why these groups cannot be pruned to about that share, or None when they can."""
-    generator = torch.Generator().manual_seed(0)
-    kept = {g.id: g.keep(torch.rand(g.width, generator=generator), _about(g, share)) for g in groups}
-    pruned = copy.deepcopy(subject)
-    inputs = model.example(SAMPLES)
-    try:
-        apply(pruned, groups, kept)
-        with torch.no_grad(), seeded(0):
-            candidate = to_numpy(model.call(pruned, inputs))
-    except Exception as error:
-        return f"the forward pass fails when it is pruned ({_reason(error)})"
-    try:
-        with torch.no_grad(), seeded(0):
-            reference = to_numpy(model.call(masked(subject, groups, kept), inputs))
-    except Exception as error:
-        return f"its effect cannot be checked by masking ({_reason(error)})"
-    try:
-        apart = compare(reference, candidate).relative
-    except DeployCompressError as error:
-        return f"pruned and masked cannot be compared ({error})"
-    if apart > TOLERANCE:
-        return f"pruned and masked differ by {apart:.2g} of the largest output"
-    return None
+    def _mended(self, groups: list[ChannelGroup], number: int) -> tuple[list[ChannelGroup], Problem | None]:
+        """``groups`` changed until they work together; or as far as that goes, and what is wrong then."""
+        problem = self._try(groups, number)
+        while problem is not None:
+            better = next(
+                filter(None, (self._better(groups, problem, p, number) for p in problem.blamed[:2])), None
+            )
+            if better is None:
+                break
+            groups, problem = better
+        return groups, problem
 
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-
-
-def _about(group: ChannelGroup, share: float) -> int:
-    """A number of channels that goes into the group's segments and units, and is less than all of them."""
-    return max(1, int(group.width // group.step * share)) * group.step
-
-
-def livened(module: nn.Module, model: Model) -> nn.Module:
-    """A copy in which every branch counts.
-
-    Layers and normalisations of zeros, and layer scales of 1e-6, would hide a channel in the wrong place, so the
-    parameters of normalisations and those in no known layer are drawn anew, and batch statistics follow.
-    Where that makes the outputs overflow, the copy is as it was.
-    """
-    plain = copy.deepcopy(module).cpu().eval()
-    wake_zero_layers(plain)
-    subject = copy.deepcopy(plain)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for part in subject.modules():
-            layer = describe(part)
-            if isinstance(layer, Layer) and "in" in layer.widths:
-                weight = getattr(part, "weight", None)
-                if weight is not None and not bool(weight.any()):  # an untrained head
-                    weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+    def _better(
+        self, groups: list[ChannelGroup], problem: Problem, path: str, number: int
+    ) -> tuple[list[ChannelGroup], Problem | None] | None:
+        """A change to the module that fails after which the forward gets further; out of it, if there is one."""
+        kind = type(self.subject.get_submodule(path))
+        likely = sorted(changes(self.subject, groups, path), key=lambda c: -self.helped[kind, c.label])
+        best: tuple[list[ChannelGroup], Problem] | None = None
+        for change in likely:
+            key = (kind, change.label)
+            if self.trials == MOST_TRIALS or self.refused[key] >= MOST_REFUSED * (1 + self.helped[key]):
                 continue
-            for parameter in part.parameters(recurse=False):
-                if parameter.is_floating_point():
-                    parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
-    try:
-        reestimate_batchnorm(subject, [model.example(SAMPLES)], model.call)
-        with torch.no_grad(), seeded(0):
-            outputs = model.call(subject, model.example(SAMPLES))
-    except Exception:  # batch statistics of one value, for one; the groups are then tried on what there is
-        return plain
-    return subject if all(bool(torch.isfinite(t).all()) for t in outputs.values()) else plain
+            self.trials += 1
+            left = self._try(change.groups, number)
+            if left is None or (left.calls > problem.calls and left.blamed and path not in left.blamed):
+                self.helped[key] += 1
+                return change.groups, left
+            if left.blamed and left.calls > (best[1] if best else problem).calls:
+                best = change.groups, left
+            self.refused[key] += 1
+        return best
+
+    def _reason(self, alone: list[ChannelGroup], problem: Problem, number: int) -> str:
+        if self.good and not touching(alone, _place(problem)):  # it may be another one's fault
+            own = self._try(alone, number)
+            return own.reason if own else f"together with other groups {problem.reason}"
+        return problem.reason
+
+    def _try(self, groups: Sequence[ChannelGroup], number: int) -> Problem | None:
+        return try_out(self.subject, self.model, groups, number)
+
+
+def _divided(part: list[ChannelGroup], problem: Problem) -> list[list[ChannelGroup]]:
+    """Those that reach the module or layer that fails, after those that do not; halves where that tells nothing."""
+    ids = {group.id for group in touching(part, _place(problem))}
+    if 0 < len(ids) < len(part):
+        return [[group for group in part if (group.id in ids) is at_work] for at_work in (True, False)]
+    return [part[len(part) // 2 :], part[: len(part) // 2]]
+
+
+def _place(problem: Problem) -> str:
+    """The layer or module that fails; the whole model where none is known."""
+    return problem.layer or next(iter(problem.blamed), "")

@@ -1,37 +1,26 @@
-"""Which channels of a group can stand for each other, and which layers are one."""
+"""Which channels of a group can stand for each other."""
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deploycompress.pruning.groups import Member
 from deploycompress.pruning.layers import Layer
 
 
 class Uneven(Exception):
-    """Why a width alone would not say how many positions of every axis stay."""
-
-
-def shared_layers(module: nn.Module) -> dict[str, str]:
-    """Layer -> another layer that uses one of its parameters too."""
-    first: dict[int, str] = {}
-    found: dict[str, str] = {}
-    for name, part in module.named_modules():
-        for parameter in part.parameters(recurse=False):
-            other = first.setdefault(id(parameter), name)
-            if other != name:
-                found |= {name: other, other: name}
-    return found
+    """Why a share alone would not say how many positions of every axis stay."""
 
 
 def segments(members: list[Member], width: int, layers: Any) -> Tensor:
-    """[width] which segment each channel is in. Raises Uneven when the segments are not equally large.
+    """[width] which segment each channel is in. Raises Uneven when no share of them all is whole channels of each.
 
-    Two channels are in one segment when every member has them in the same runs, and equally often: then a
-    width alone says how many positions of every axis stay.
+    Two channels are in one segment when every member has them in the same runs, and equally often: then the
+    share that stays says how many positions of every axis do.
     """
     labels: list[tuple[Any, ...]] = [() for _ in range(width)]
     for member in members:
@@ -43,10 +32,10 @@ def segments(members: list[Member], width: int, layers: Any) -> Tensor:
     distinct = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     found = torch.tensor([distinct[label] for label in labels])
     sizes = found.bincount().tolist()
-    if len(set(sizes)) > 1:
+    if len(sizes) > 1 and gcd(*sizes) == 1:
+        if max(sizes) == 1:
+            raise Uneven(f"each of its {width} channels goes a way of its own")
         raise Uneven(f"its channels go separate ways in unequal parts ({_some(sizes)})")
-    if sizes[0] == 1:
-        raise Uneven(f"each of its {width} channels goes a way of its own")
     return found
 
 

@@ -18,6 +18,7 @@ from deploycompress.contracts import Batch, Note
 from deploycompress.errors import StageFailed
 from deploycompress.pruning.activations import channels_last, watching
 from deploycompress.pruning.groups import ChannelGroup, Kept, removed_positions
+from deploycompress.pruning.shared import shared_layers
 from deploycompress.recovery.evaluation import device_of
 
 POSITIONS = 8192  # samples of a layer's inputs and outputs, over all batches
@@ -62,21 +63,25 @@ def compensate(
     if not batches:
         raise StageFailed("weights cannot be fitted anew without a batch; the data are empty")
     removed = removed_positions(groups, kept)
-    there = {name for name, _ in pruned.named_modules()}  # what is not went with its block
-    readers = {name for name, axis in removed if axis == "in" and name in there}
+    shared = shared_layers(pruned)
+    reasons: dict[str, str] = {}
+    readers = set()
+    for name, part in pruned.named_modules():  # what is not there went with its block
+        if (name, "in") in removed:
+            reason = _unfit(part) or ("another layer uses its weight too" if name in shared else None)
+            if reason is None:
+                readers.add(name)
+            else:
+                reasons[name] = reason
     device = device_of(pruned)
     unpruned = unpruned.to(device).eval()
     pruned.eval()
     errors: dict[str, tuple[float, float]] = {}
     with torch.no_grad():
         calls = _calls(unpruned, readers, batches[0].to(device), call)
-        reasons = dict.fromkeys(sorted(readers - calls.keys()), "it is not called")
+        reasons |= dict.fromkeys(sorted(readers - calls.keys()), "it is not called")
         for name, times in calls.items():
             part = pruned.get_submodule(name)
-            reason = _unfit(part)
-            if reason is not None:
-                reasons[name] = reason
-                continue
             gone = removed.get((name, "out"), torch.empty(0, dtype=torch.int64)).to(device)
             equations = _Equations.of(part)
             for number, batch in enumerate(batches):
@@ -136,7 +141,8 @@ def _seen(
 def _unfit(part: nn.Module) -> str | None:
     if isinstance(part, _ConvTransposeNd):
         return "it is a transposed convolution"
-    assert isinstance(part, (_ConvNd, nn.Linear))
+    if not isinstance(part, (_ConvNd, nn.Linear)):
+        return f"it is a {type(part).__name__}"
     inputs = part.weight[0].numel()
     return f"an output of it reads {inputs} inputs, more than {LARGEST}" if inputs > LARGEST else None
 

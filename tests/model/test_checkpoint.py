@@ -18,7 +18,8 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(8)
         self.act = nn.ReLU()
         self.scale = 1.5
-        self.hidden_size = 8
+        self.hidden_size, self.patch_size, self.flag = 8, 4, True
+        self.parts, self._parts = [4, 4], (4, 4)
         self.register_buffer("table", torch.arange(8.0), persistent=False)
 
     def forward(self, image):
@@ -51,7 +52,7 @@ def narrowed(module):
     block.norm.bias = nn.Parameter(block.norm.bias.detach()[keep])
     block.norm.normalized_shape = (4,)
     block.table = block.table[keep]
-    block.hidden_size = 4
+    block.hidden_size, block.parts = 4, [1, 3]
     module.head.weight = nn.Parameter(module.head.weight.detach()[:, keep])
     module.head.in_features = 4
     return module
@@ -78,12 +79,13 @@ def test_a_changed_model_comes_back_and_goes_on_training(saved):
     for (name, a), b in zip(module.named_parameters(), loaded.parameters(), strict=True):
         assert torch.equal(a, b), name
     assert torch.equal(loaded.block.table, torch.tensor([0.0, 2, 5, 7]))
+    assert loaded.block.parts == [1, 3] and loaded.block.hidden_size == 4
 
 
 def test_the_edits_are_sizes_only(saved):
     document = json.loads((saved[2] / "architecture.json").read_text())
     assert [(e["path"], e["attributes"]) for e in document["architecture"]["edits"]] == [
-        ("block", {"hidden_size": 4}),
+        ("block", {"hidden_size": 4, "parts": [1, 3]}),
         ("block.conv", {"out_channels": 4}),
         ("block.norm", {"normalized_shape": [4]}),
         ("head", {"in_features": 4}),
@@ -218,6 +220,7 @@ def deep(document, path, value):
     document[last] = value
 
 
+BLOCK = ("architecture", "edits", 0)
 EDIT = ("architecture", "edits", 1)
 TENSOR = ("architecture", "tensors", "head.weight")
 
@@ -234,6 +237,13 @@ TENSOR = ("architecture", "tensors", "head.weight")
         ((*EDIT, "attributes"), {"out_channels": 2**40}, "is not an architecture"),
         ((*EDIT, "attributes"), {"out_channels": 0}, "is not an architecture"),
         ((*EDIT, "attributes"), {"out_channels": [4]}, r"sets out_channels of block.conv to \(4,\)"),
+        ((*EDIT, "attributes"), {"out_channels": 9}, "the model has 8 there and a size may only become smaller"),
+        ((*BLOCK, "attributes"), {"hidden_size": 9}, "the model has 8 there and a size may only become smaller"),
+        ((*BLOCK, "attributes"), {"patch_size": 1}, "the model has 4 there and only sizes of layers may be set"),
+        ((*BLOCK, "attributes"), {"_parts": [2, 2]}, "and only sizes of layers may be set"),
+        ((*BLOCK, "attributes"), {"parts": [2, 2, 4]}, r"sets parts of block to \(2, 2, 4\); the model has \[4, 4\] there"),
+        ((*BLOCK, "attributes"), {"parts": [2, 6]}, "a size may only become smaller"),
+        ((*BLOCK, "attributes"), {"flag": 1}, "the model has True there"),
         ((*EDIT, "attributes"), {"out_channels": 5}, r"gives block.conv sizes for a weight of \[5, 3\]"),
         ((*EDIT, "path"), "block.__class__", "names a module 'block.__class__' that the model has not"),
         ((*EDIT, "type"), "builtins.eval", "says that block.conv is a builtins.eval"),

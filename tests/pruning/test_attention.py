@@ -226,14 +226,14 @@ def pruned(model, seed=0):
 def test_heads_are_found_in_every_layout(model):
     found = find_groups(model.build(), model)
     heads = [g for g in found.groups if g.heads is not None]
-    assert [(g.width, g.unit, g.step) for g in heads] == [(16, 4, 4)]
+    assert [(g.width, g.steps, g.step) for g in heads] == [(16, 4, 4)]
     assert [u.layer for u in found.unpruned] == ["head"]
     assert {g.id for g in found.groups} > {"up"}
 
 
 def test_pruned_equals_masked_costs_what_was_foreseen_and_comes_back(model, tmp_path):
     module, groups, widths, kept, cut = pruned(model)
-    assert any(g.heads and len(kept[g.id]) == 2 * g.unit for g in groups)
+    assert any(g.heads and len(kept[g.id]) == 2 * g.step for g in groups)
     reference = masked(module, groups, kept)
     for size in (1, 5):
         assert compare(outputs(model, reference, size), outputs(model, cut, size)).relative < 1e-5
@@ -315,7 +315,6 @@ class OneHead(Packed):
         (Unnamed, "attention.alpha", "attention: its projections to queries, keys and values are not recog"),
         (OneHead, "attention.qkv", "attention: it has one head, which stays"),
         (lambda: Wrapped(add_zero_attn=True), "attention.attention.out_proj", "attention: attention with a"),
-        (Torch, "attention.out_proj", "attention: no layout of its heads fits"),
     ],
 )
 def test_what_is_not_understood_is_left_whole_with_its_reason(make, layer, reason, given):

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from deploycompress.model import checkpoint
+from deploycompress.pruning.apply import apply
+from deploycompress.pruning.costs import WidthCosts, count
 from deploycompress.pruning.discovery import find_groups, producing_layers
+from deploycompress.pruning.masked import masked
 
 F = nn.functional
 WHOLE = "its channels are the model's outputs"
@@ -86,7 +90,7 @@ class Attention(nn.Module):
 
 
 class Reused(nn.Module):
-    """A weight with two owners, one of them the classifier."""
+    """A weight with two owners."""
 
     def __init__(self):
         super().__init__()
@@ -150,7 +154,6 @@ class TiedToInput(nn.Module):
     [
         (Attention, (5, 8), "inside", "attention.in_proj_weight has them along 2 dimensions"),
         (Attention, (5, 8), "attention.out_proj", "attention: attention with a learned or zero key"),
-        (Reused, (8,), "first", "first shares its weight with second"),
         (Constant, (8,), "a", "the forward pass fails when it is pruned"),
         (Averaged, (8,), "a", "the operator mean takes them together"),
         (Unreached, (8,), "extra", "the trace does not reach it"),
@@ -160,6 +163,52 @@ class TiedToInput(nn.Module):
 def test_what_cannot_be_pruned_is_left_whole_with_its_reason(given, make, shape, layer, reason):
     _, unpruned = summary(given(make, shape))
     assert unpruned[layer].startswith(reason), unpruned[layer]
+
+
+class LanguageModel(nn.Module):
+    """The head reads with the weight that embeds, and has one output for each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.up, self.down = nn.Embedding(11, 16), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.head = nn.Linear(16, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        x = self.embedding(x)
+        return self.head(x + self.down(F.gelu(self.up(x))))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "max", "id", "members", "whole"),
+    [
+        (Reused, (8,), None, "first", ["first", "head", "second"], {"head"}),
+        (LanguageModel, (6,), 11, "down", ["down", "embedding", "head", "up"], {"head"}),
+    ],
+)
+def test_a_weight_with_two_owners_is_cut_once_and_stays_one(
+    given, make, shape, max, id, members, whole, tmp_path
+):
+    model = given(make, shape, max)
+    groups, unpruned = summary(model)
+    assert groups[id] == (16, members) and set(unpruned) == whole
+    module = model.build()
+    groups = find_groups(module, model).groups
+    kept = {id: torch.arange(0, 16, 2)}
+    expected = model.call(masked(module, groups, kept), model.example(3))["output"]
+    foreseen = WidthCosts(module, groups, model).at(
+        {g.id: len(kept.get(g.id, range(g.width))) for g in groups}
+    )
+    apply(module, groups, kept)
+    assert torch.allclose(model.call(module, model.example(3))["output"], expected, atol=1e-5)
+    assert {name: foreseen[name] for name in ("macs", "params")} == {
+        name: count(module, model)[name] for name in ("macs", "params")
+    }
+    checkpoint.save(module, tmp_path / "model", model)
+    names = ("first", "second") if make is Reused else ("embedding", "head")
+    loaded = checkpoint.load(tmp_path / "model", model)
+    one, other = (loaded.get_submodule(name) for name in names)
+    assert one.weight is other.weight and 8 in one.weight.shape
 
 
 @pytest.mark.parametrize(("make", "shape"), [(Attention, (5, 8)), (TiedToInput, (8,))])

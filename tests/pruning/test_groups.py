@@ -52,7 +52,7 @@ def of_heads(units):
     units = torch.tensor(units)
     width = len(units)
     segments = torch.zeros(width, dtype=torch.int64)
-    return ChannelGroup("h", width, (), segments, (), Heads("", units, {}))
+    return ChannelGroup("h", width, (), segments, (), Heads(("",), units))
 
 
 @pytest.mark.parametrize(("align", "grid"), [(1, (3, 6, 9)), (8, (3, 6, 9))])

@@ -11,6 +11,7 @@ from deploycompress.pruning.discovery import find_groups, trace_groups
 from deploycompress.pruning.groups import ChannelGroup, Member, on_grid
 from deploycompress.pruning.labels import FREE, Ties, along, tidy, varying
 from deploycompress.pruning.masked import masked, normalises_weight
+from deploycompress.pruning.operator_rules import Operators
 from deploycompress.pruning.screening import screen
 
 F = nn.functional
@@ -277,7 +278,7 @@ def test_a_shuffled_stream_stays_and_the_blocks_are_pruned(given):
     groups, unpruned = found(given(Shuffle, IMAGE))
     assert set(groups) == {"blocks.0.0", "blocks.1.0", "blocks.2.0", "last"}
     assert groups["blocks.0.0"] == (16, ["blocks.0.0", "blocks.0.1", "blocks.0.2", "blocks.0.3"])
-    assert "unequal parts" in unpruned["stem"]
+    assert "pruned and masked differ" in unpruned["stem"]
 
 
 def test_neighbours_along_the_channels_keep_them_whole(given):
@@ -343,8 +344,7 @@ def test_one_group_that_does_not_work_costs_few_trials(given, monkeypatch):
     )
     groups[5] = ChannelGroup(bad.id, bad.width, wrong, bad.segments)
     trials = []
-    problem = screening._problem
-    monkeypatch.setattr(screening, "_problem", lambda *a: trials.append(1) or problem(*a))
+    monkeypatch.setattr(screening, "try_out", lambda *a, real=screening.try_out: trials.append(1) or real(*a))
     good, failed = screen(module, model, groups)
     assert [u.layer for u in failed] == ["5"] and failed[0].reason.startswith("pruned and masked differ")
     assert [g.id for g in good] == [str(i) for i in range(16) if i != 5]
@@ -366,6 +366,31 @@ def test_a_reshape_that_fits_half_by_chance_is_refused(given):
     groups, unpruned = found(given(Chance, (8,)))
     assert groups == {"b": (24, ["b", "head"])}
     assert unpruned["a"].startswith("the forward pass fails when it is pruned")
+
+
+def test_gates_of_one_channel_do_not_pile_up_along_a_stream(given, monkeypatch):
+    class Focal(nn.Module):
+        """FocalNet's modulation: what each block adds is weighed by a channel of its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 5)
+            self.blocks = nn.ModuleList(nn.Conv2d(16, 17, 1) for _ in range(4))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for block in self.blocks:
+                y = block(x)
+                x = x + y[:, 1:] * y[:, :1] + y[:, 1:]
+            return self.head(x.mean((2, 3)))
+
+    layers = []
+    real = Operators.set
+    monkeypatch.setattr(Operators, "set", lambda *a: layers.append(len(a[2])) or real(*a))
+    groups, unpruned = found(given(Focal, IMAGE))
+    assert groups == {"stem": (16, ["blocks.0", "blocks.1", "blocks.2", "blocks.3", "head", "stem"])}
+    assert set(unpruned) == {"blocks.0", "blocks.1", "blocks.2", "blocks.3", "head"}
+    assert max(layers) <= 3
 
 
 def test_labels_that_do_not_vary_take_no_room():

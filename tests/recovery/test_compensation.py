@@ -196,6 +196,30 @@ def test_what_cannot_be_fitted_is_named(monkeypatch):
     assert not done.errors
 
 
+def test_weights_of_two_layers_and_packed_attention_are_left_alone():
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.attention = nn.Linear(6, 8, bias=False), nn.MultiheadAttention(8, 2)
+            self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 6, bias=False)
+            self.again = nn.Linear(8, 6, bias=False)
+            self.again.weight = self.head.weight
+
+        def forward(self, x):
+            x = self.embedding(x)
+            x = x + self.mix(self.attention(query=x, key=x, value=x)[0])
+            return self.head(x) + self.again(x)
+
+    model = Given(6)
+    module = Language().eval()
+    pruned, groups, kept = halved(module, model)
+    done = compensate(pruned, module, groups, kept, list(samples(model)), model.call)
+    reasons = {n.subject: n.message.removeprefix("its weights are not fitted: ") for n in done.notes}
+    assert reasons["attention"].startswith("it is a ") and reasons["attention"].endswith("MultiheadAttention")
+    assert reasons["head"] == reasons["again"] == "another layer uses its weight too"
+    assert pruned.head.weight is pruned.again.weight and "mix" in done.errors
+
+
 def test_channels_that_are_always_off_are_no_obstacle():
     model = Given(6)
     module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()

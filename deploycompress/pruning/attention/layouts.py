@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploycompress.pruning.groups import ChannelGroup, Heads, Member
+from deploycompress.pruning.groups import ChannelGroup, Heads, Member, Size
 from deploycompress.pruning.layers import Axis, Layer, describe, is_transposed_linear
 
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
@@ -27,6 +27,7 @@ ROLES = tuple(
 )
 PACKED = re.compile(r"|.*qkv.*|c_attn|in_proj|query_key_value")  # nothing: the module itself
 PACKED_KEYS = re.compile(r".*kv.*")
+PACKED_QUERIES = re.compile(r"(?:to_)?qk(?:_proj)?")
 BIAS = re.compile(r"(?:q|k|v|query|key|value)_?bias")
 PROJECTION = re.compile(r"proj|out|merge|dense|fc")
 
@@ -55,7 +56,7 @@ class Layout:
     projection: str | None
     units: Tensor
     others: tuple[Member, ...]
-    attributes: Mapping[str, int]  # of the attention module, for each head
+    attributes: Mapping[str, int]  # path of an attribute below the attention module -> its size for one head
 
     @property
     def width(self) -> int:
@@ -69,13 +70,14 @@ class Layout:
             members.append(Member(below(path, self.projection), "in", everything, everything))
         members += self.others_at(path)
         segments = torch.zeros(self.width, dtype=torch.int64)
-        return ChannelGroup(members[0].layer, self.width, tuple(members), segments, (), self.heads(path))
+        count = int(self.units.max()) + 1
+        places = [(name.rpartition("."), each) for name, each in self.attributes.items()]
+        sizes = tuple(Size(below(path, owner), leaf, each * count) for (owner, _, leaf), each in places)
+        heads = Heads((path,), self.units)
+        return ChannelGroup(members[0].layer, self.width, tuple(members), segments, (), heads, sizes)
 
     def others_at(self, path: str) -> list[Member]:
         return [Member(below(path, m.layer), m.axis, m.channels, m.positions, m.dim) for m in self.others]
-
-    def heads(self, path: str) -> Heads:
-        return Heads(path, self.units, self.attributes)
 
 
 def below(path: str, name: str) -> str:
@@ -132,6 +134,7 @@ def _arrangements(dense: Mapping[str, Layer], count: int) -> Iterator[tuple[tupl
     packed = [n for n in dense if PACKED.fullmatch(leaf[n])]
     packed += [n for n in dense if n not in packed and _feeds_another(n, dense)]
     packed_keys = [n for n in dense if n not in packed and PACKED_KEYS.fullmatch(leaf[n])]
+    packed_queries = [n for n in dense if PACKED_QUERIES.fullmatch(leaf[n])]
     if all(len(found) == 1 for found in separate):
         names = [found[0] for found in separate]
         widths = {dense[name].widths["out"] for name in names}
@@ -146,6 +149,13 @@ def _arrangements(dense: Mapping[str, Layer], count: int) -> Iterator[tuple[tupl
             for positions, units in _packings(2, width, count):
                 parts = tuple(Part(keys, p) for p in positions)
                 yield (Part(query, torch.arange(width)), *parts), units
+    elif len(separate[2]) == 1 and packed_queries:
+        value, queries = separate[2][0], packed_queries[0]
+        width = dense[value].widths["out"]
+        if width % count == 0 and dense[queries].widths["out"] == 2 * width:
+            for positions, units in _packings(2, width, count):
+                parts = tuple(Part(queries, p) for p in positions)
+                yield (*parts, Part(value, torch.arange(width))), units
     elif packed and dense[packed[0]].widths["out"] % (3 * count) == 0:
         for positions, units in _packings(3, dense[packed[0]].widths["out"] // 3, count):
             yield tuple(Part(packed[0], p) for p in positions), units
@@ -220,7 +230,12 @@ def _other_kinds(attention: nn.Module, dense: set[str], count: int, width: int) 
 def _attributes(attention: nn.Module, count: int, width: int) -> list[dict[str, int]]:
     """Which sizes may follow the number of heads, and what each is for one head."""
     said = vars(attention)
-    heads = {name: 1 for name in (*COUNTS, *KEY_COUNTS) if said.get(name) == count}
+    heads = {
+        below(path, name): 1
+        for path, part in attention.named_modules()
+        for name in (*COUNTS, *KEY_COUNTS)
+        if vars(part).get(name) == count
+    }
     if isinstance(attention, nn.MultiheadAttention):
         return [heads]
     widths = {name: width // count for name in WIDTHS if said.get(name) == width}

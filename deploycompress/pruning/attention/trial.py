@@ -26,7 +26,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """One attention module: its layout, or why its heads stay."""
+    """One attention module: its layout, or why its heads stay.
+
+    A layout with a reason beside it did not work alone: heads whose width has to be that of what they read may
+    be pruned together with it, which only a trial in the whole model can tell.
+    """
 
     path: str
     layout: Layout | None
@@ -95,19 +99,19 @@ def _calls(subject: nn.Module, model: Model, owners: Mapping[str, nn.Module]) ->
 
 
 def _verdict(owner: nn.Module, call: Call | None) -> tuple[Layout | None, str]:
-    """The layout, or None and the reason."""
+    """The layout, or the reason beside the likeliest one or none."""
     if call is None:
         return None, "its forward is not called, or not by the module itself"
-    problem = ""
+    first: tuple[Layout | None, str] | None = None
     try:
         for layout in layouts(owner):
-            found = _problem(owner, layout, call)
-            if found is None:
+            problem = _problem(owner, layout, call)
+            if problem is None:
                 return layout, ""
-            problem = problem or found
+            first = first or (layout, f"no layout of its heads fits: {problem}")
     except NotUnderstood as error:
         return None, str(error)
-    return None, f"no layout of its heads fits: {problem}"
+    return first or (None, "no layout of its heads fits")
 
 
 def _problem(owner: nn.Module, layout: Layout, call: Call) -> str | None:
@@ -120,7 +124,7 @@ def _problem(owner: nn.Module, layout: Layout, call: Call) -> str | None:
             scale = SCALE / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 1.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     scores = torch.rand(group.width, generator=generator)
-    kept = {group.id: group.keep(scores, max(1, group.width // group.unit // 2) * group.unit)}
+    kept = {group.id: group.keep(scores, max(1, group.steps // 2) * group.step)}
     pruned = copy.deepcopy(lively)
     try:
         apply(pruned, [group], kept)

@@ -14,14 +14,14 @@ from deploycompress.model.passthrough import taken_out
 from deploycompress.pruning.blocks import Block
 from deploycompress.pruning.budget import Allocated, Budget, allocate, smallest_widths, worth
 from deploycompress.pruning.costs import WidthCosts
-from deploycompress.pruning.discovery import find_groups, producing_layers
+from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import ChannelGroup, Unpruned, choose
 from deploycompress.pruning.latency.bench import Bench
 from deploycompress.pruning.latency.fitted import Fitted, fitted_costs
 from deploycompress.pruning.latency.prediction import Widths
 from deploycompress.pruning.latency.settling import Settled, settle
 from deploycompress.pruning.latency.whole import WholeModels
-from deploycompress.pruning.planning import Plan, Request, Together, full_cost, taken
+from deploycompress.pruning.planning import Plan, Request, Together, full_cost, original_widths, taken
 
 LATENCY = "latency"
 WARNED_ERROR = 0.1  # of the prediction, on models it was not fitted to; the truth loop corrects what is left
@@ -49,7 +49,7 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     present = {group.id: group.width for group in (*fitted.groups, *groups)}
     present |= dict.fromkeys(taken_out(module), 0)
     costs = Together([WidthCosts(module, groups, model, blocks), fitted.costs], present)
-    widths = dict(producing_layers(original))
+    widths = original_widths(module, original, groups)
     predicted_ms = fitted.costs.latency_ms({group.id: group.width for group in fitted.groups})
     full = {**full_cost(original, model, groups, widths), LATENCY: predicted_ms}
     limits = request.target.limits(full)
@@ -139,7 +139,10 @@ def _on_grids_of(
 ) -> tuple[ChannelGroup, ...]:
     """The same few widths as the unpruned model's groups have, as far as these go."""
     grids = {group.id: group.grid for group in original}
-    return tuple(replace(g, grid=(*(w for w in grids.get(g.id, ()) if w < g.width), g.width)) for g in groups)
+    return tuple(
+        replace(g, grid=(*(w for w in grids.get(g.id, ()) if w < g.width and w % g.step == 0), g.width))
+        for g in groups
+    )
 
 
 def _lost(
