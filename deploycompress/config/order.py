@@ -95,13 +95,14 @@ class _SoFar:
         sources = {}
         for name, ref in refs.items():
             chosen = ref == "last" and step.source is not None
-            place: KeyPath = ("options", "from") if chosen else ("config", name) if ref != "last" else ()
+            within = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+            place: KeyPath = ("options", "from") if chosen else ("config", *within) if ref != "last" else ()
             ref = step.source if chosen and step.source is not None else ref
             problem = self._unknown(ref, step, chosen)
             sources[name] = self._resolve(ref, stage)
-            if problem is None and stage is not None and name == "source":
+            if problem is None and stage is not None and (name == "source" or ref in self.made):
                 problem = self._misfit(stage, step, ref, sources[name])
-                place = place if chosen else ()
+                place = place if chosen or name != "source" else ()
             if problem is not None:
                 faults.append((place, problem))
         return Hop(step.id, step.stage, sources, None if stage is None else stage.produces, tuple(faults))
