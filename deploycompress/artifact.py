@@ -117,7 +117,9 @@ class Artifact:
         return {
             "id": self.id,
             "kind": self.kind,
-            "path": (self.path.relative_to(folder) if self.path.is_relative_to(folder) else self.path).as_posix(),
+            "path": (
+                self.path.relative_to(folder) if self.path.is_relative_to(folder) else self.path
+            ).as_posix(),
             "sha256": self.sha256,
             "bytes": self.bytes,
             "files": [[f.name, f.sha256, f.bytes] for f in self.files],

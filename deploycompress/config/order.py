@@ -100,8 +100,10 @@ class _SoFar:
             ref = step.source if chosen and step.source is not None else ref
             problem = self._unknown(ref, step, chosen)
             sources[name] = self._resolve(ref, stage)
-            if problem is None and stage is not None and (name == "source" or ref in self.made):
-                problem = self._misfit(stage, step, ref, sources[name])
+            # A file beside the source may be of another kind: an ONNX file that teaches.
+            if problem is None and stage is not None and (name == "source" or not os.path.isabs(ref)):
+                key = "from" if name == "source" else str(within[0])
+                problem = self._misfit(stage, step, ref, sources[name], key)
                 place = place if chosen or name != "source" else ()
             if problem is not None:
                 faults.append((place, problem))
@@ -138,8 +140,10 @@ class _SoFar:
         question = f"did you mean {close!r}? Known" if close else "known"
         return f"unknown step {ref!r}; {question}: {listed(known)}, or a file"
 
-    def _misfit(self, stage: Any, step: StepConfig, ref: str, sources: tuple[str, ...]) -> str | None:
-        """Why the stage cannot read its source: the kinds do not fit."""
+    def _misfit(
+        self, stage: Any, step: StepConfig, ref: str, sources: tuple[str, ...], key: str
+    ) -> str | None:
+        """Why the stage cannot read what ``key`` names: the kinds do not fit."""
         kinds = [self._kinds(source) for source in sources]
         if any(kind is None or kind & stage.accepts for kind in kinds):
             return None
@@ -153,7 +157,7 @@ class _SoFar:
         ]
         remedy = _maker(stage.accepts)
         if fitting:
-            remedy = f"; name a step before it that does with `from: {fitting[-1]}`"
+            remedy = f"; name a step before it that does with `{key}: {fitting[-1]}`"
         return f"{step.stage} reads {accepts}, but {what}{remedy}"
 
 

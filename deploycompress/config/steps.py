@@ -222,9 +222,7 @@ def _teacher(given: Any, step: Written, steps: list[Written], round: int, docume
                 document.report((*step.config, TEACHER), message)
             found += meant[name]
         else:
-            found.append(
-                _in_round(name, step, steps, round, document) if isinstance(name, str) else name
-            )
+            found.append(_in_round(name, step, steps, round, document) if isinstance(name, str) else name)
     several = [name for number, name in enumerate(found) if name not in found[:number]]
     return several[0] if len(several) == 1 else several if several else given
 

@@ -73,7 +73,9 @@ class Teaching(StrictModel):
             )
         teachers = self.teachers()
         if len(teachers) > 1 or str(teachers[0]).endswith(ONNX):
-            raise ValueError("joint: expected one teacher that can be trained: a step, or {build, args, weights}")
+            raise ValueError(
+                "joint: expected one teacher that can be trained: a step, or {build, args, weights}"
+            )
         return self
 
     def teachers(self) -> tuple[Teacher, ...]:

@@ -116,16 +116,22 @@ def test_pairs_by_name_are_checked():
     student, teacher = layers(Staged()), layers(Staged(width=6))
     found = named_pairs({"layer1.0": "layer1", "layer3": "layer3.2"}, student, teacher)
     assert [(p.student, p.teacher) for p in found] == [("layer1.0", "layer1"), ("layer3", "layer3.2")]
-    with pytest.raises(ConfigError, match=r"the student has no layer 'layr1' .* did you mean 'layer1'\? It has"):
+    with pytest.raises(
+        ConfigError, match=r"the student has no layer 'layr1' .* did you mean 'layer1'\? It has"
+    ):
         named_pairs({"layr1": "layer1"}, student, teacher)
     with pytest.raises(ConfigError, match=r"the teacher has no layer 'fc2' that runs once"):
         named_pairs({"layer1": "fc2"}, student, teacher)
-    with pytest.raises(ConfigError, match=r"layer1 of the student gives out \[2, 4, 8, 8\] and layer2 of the teach"):
+    with pytest.raises(
+        ConfigError, match=r"layer1 of the student gives out \[2, 4, 8, 8\] and layer2 of the teach"
+    ):
         named_pairs({"layer1": "layer2"}, student, teacher)
 
 
 def test_networks_without_a_common_layer_are_told_so():
-    with pytest.raises(ConfigError, match=r"no layer of the student has the path .* the student has stem \[2, 4, 8,"):
+    with pytest.raises(
+        ConfigError, match=r"no layer of the student has the path .* the student has stem \[2, 4, 8,"
+    ):
         pairs_by_path(layers(Staged()), {})
 
 

@@ -9,6 +9,7 @@ import torch
 
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.errors import ConfigError
+from deploycompress.recovery.layers import Layer
 from deploycompress.recovery.losses.attention import AttentionTransfer
 from deploycompress.recovery.losses.cosine import Cosine
 from deploycompress.recovery.losses.dist import Relations
@@ -19,7 +20,6 @@ from deploycompress.recovery.losses.mse import SquaredDistance
 from deploycompress.recovery.losses.pixel_kd import PixelSoftLabels
 from deploycompress.recovery.losses.token_kd import TokenSoftLabels
 from deploycompress.recovery.losses.weighted import Weighted, WeightedSum
-from deploycompress.recovery.layers import Layer
 
 NO_LABELS = Batch({}, None, 1)
 DIVERGENCE = 0.1308120  # KL((3/4, 1/4) || (1/2, 1/2))
@@ -79,7 +79,9 @@ def test_mse_and_cosine_by_hand():
     assert float(SquaredDistance()(out([[1.0, 2.0]]), out([[3.0, 5.0]]), NO_LABELS)) == pytest.approx(6.5)
     loss = Cosine()(out([[1.0, 0.0], [2.0, 0.0]]), out([[1.0, 1.0], [7.0, 0.0]]), NO_LABELS)
     assert float(loss) == pytest.approx((1 - 1 / math.sqrt(2) + 0) / 2)
-    with pytest.raises(ConfigError, match=r"loss mse: the student's output is \[1, 2\] and the teacher's \[2\]"):
+    with pytest.raises(
+        ConfigError, match=r"loss mse: the student's output is \[1, 2\] and the teacher's \[2\]"
+    ):
         SquaredDistance()(out([[1.0, 2.0]]), out([3.0, 5.0]), NO_LABELS)
 
 
@@ -104,7 +106,9 @@ def test_padding_has_no_say_in_the_tokens_loss():
 
 def test_padding_that_nothing_tells_is_refused():
     student, teacher = tokens([0.0, 0.0])
-    with pytest.raises(ConfigError, match=r"which tokens are padding is not known: the batch has the inputs ids"):
+    with pytest.raises(
+        ConfigError, match=r"which tokens are padding is not known: the batch has the inputs ids"
+    ):
         TokenSoftLabels()(student, teacher, Batch({"ids": torch.ones(1, 2)}, torch.tensor([0]), 1))
     with pytest.raises(ConfigError, match=r"the input attention_mask is \[1, 3\]; expected \[1, 2\]"):
         TokenSoftLabels()(student, teacher, Batch({"attention_mask": torch.ones(1, 3)}, None, 1))

@@ -136,7 +136,10 @@ def test_a_first_batch_that_does_not_fit_is_refused(network, context):
     other_classes = nn.Linear(8, 5)
     with pytest.raises(ConfigError, match=r"the student's output is \[16, 3\] and the teacher's \[16, 5\]"):
         Distillation(run.model, run.task, other_classes, SoftLabels()).prepare(network(), batch)
-    with pytest.raises(ConfigError, match=r"the teacher's forward fails on the first batch: RuntimeError: .*Received x \[16, 8\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the teacher's forward fails on the first batch: RuntimeError: .*Received x \[16, 8\]",
+    ):
         Distillation(run.model, run.task, nn.Linear(9, 3), SoftLabels()).prepare(network(), batch)
     with pytest.raises(ConfigError, match=r"the student has no layer 'layer1'"):
         Distillation(run.model, run.task, network(), Features({"layer1": "0"})).prepare(network(), batch)
@@ -156,5 +159,5 @@ def test_in_mutual_learning_both_learn_from_the_labels_and_from_each_other(netwo
     student.zero_grad()
     (terms["teacher_kd"] + terms["teacher_task"]).backward()
     assert teacher[0].weight.grad is not None and student[0].weight.grad is None
-    with pytest.raises(ConfigError, match="distill.joint: the loss reads features"):
+    with pytest.raises(ConfigError, match=r"distill.joint: the loss reads features"):
         MutualLearning(run.model, run.task, teacher, Features(), 0.5)

@@ -60,7 +60,9 @@ def test_an_onnx_file_answers_batches_of_any_size(file_of, name):
 
 
 def test_an_onnx_file_that_does_not_fit_is_refused(file_of, tmp_path):
-    with pytest.raises(ConfigError, match=r"teacher.onnx: it takes batches of 4 only; expected a dynamic first"):
+    with pytest.raises(
+        ConfigError, match=r"teacher.onnx: it takes batches of 4 only; expected a dynamic first"
+    ):
         FileTeacher(file_of(batch=4))
     teacher = FileTeacher(file_of())
     with pytest.raises(ConfigError, match=r"teacher.onnx does not run on a batch of x float32\[2, 5\]"):
@@ -106,7 +108,9 @@ def test_features_are_the_first_ones_and_shapes_have_to_agree():
     first = Says([[1.0, 2.0]], {"layer1": torch.ones(1, 4)})
     both = Several([first, Says([[3.0, 4.0]])])
     assert set(both.answer(Batch({}, None, 1), ["layer1"]).features) == {"layer1"}
-    with pytest.raises(ConfigError, match=r"the teachers' outputs are \[1, 2\], \[1, 3\]; expected the same shape"):
+    with pytest.raises(
+        ConfigError, match=r"the teachers' outputs are \[1, 2\], \[1, 3\]; expected the same shape"
+    ):
         Several([first, Says([[1.0, 2.0, 3.0]])]).answer(Batch({}, None, 1), ())
 
 

@@ -18,13 +18,18 @@ STUDENT = {"build": "timm:mobilenetv3_small_100", "args": {"num_classes": 3}}
 def test_a_loss_is_a_name_or_a_name_with_arguments_or_a_sum():
     (kd,) = Teaching(temperature=2.0).open_loss().parts.values()
     assert isinstance(kd.loss, SoftLabels) and (kd.weight, kd.loss.temperature) == (1.0, 2.0)
-    several = Teaching(loss=["kd", {"attention": {}}, {"dkd": {"weight": 2, "beta": 0.5, "temperature": 1.0}}])
+    several = Teaching(
+        loss=["kd", {"attention": {}}, {"dkd": {"weight": 2, "beta": 0.5, "temperature": 1.0}}]
+    )
     parts = several.open_loss().parts
     assert list(parts) == ["kd", "attention", "dkd"]
     assert isinstance(parts["attention"].loss, AttentionTransfer) and parts["attention"].weight == 1000
     dkd = parts["dkd"].loss
     assert isinstance(dkd, DecoupledSoftLabels) and (dkd.beta, dkd.temperature) == (0.5, 1.0)
-    assert parts["dkd"].weight == 2.0 and list(Teaching(loss=["kd", "kd"]).open_loss().parts) == ["kd", "kd_2"]
+    assert parts["dkd"].weight == 2.0 and list(Teaching(loss=["kd", "kd"]).open_loss().parts) == [
+        "kd",
+        "kd_2",
+    ]
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -60,7 +65,9 @@ def test_what_cannot_be_is_refused_when_it_is_read(given, message):
 def test_a_loss_of_ones_own_that_cannot_be_made_says_why(tmp_path):
     own = tmp_path / "own_loss.py"
     own.write_text("def broken(depth):\n    raise ValueError('no such thing')\n")
-    with pytest.raises(ConfigError, match=r"distill.loss .*own_loss.py:broken could not be made: no such thing"):
+    with pytest.raises(
+        ConfigError, match=r"distill.loss .*own_loss.py:broken could not be made: no such thing"
+    ):
         Teaching(loss={f"{own}:broken": {"depth": 1}}).open_loss()
     with pytest.raises(ConfigError, match=r"could not be made: .*depth"):
         Teaching(loss=f"{own}:broken").open_loss()

@@ -206,7 +206,9 @@ def test_a_student_of_another_build_learns_and_goes_on_as_any_checkpoint(inputs,
     assert type(net).__name__ == "Small"
     feeds = parity_feeds(anew.model, anew.data.loader("val"))
     assert export_onnx(net, anew.model, tmp_path / "small.onnx", feeds=feeds)
-    with pytest.raises(StageFailed, match=r"of another network, small.py:build-\w+; the configuration names no oth"):
+    with pytest.raises(
+        StageFailed, match=r"of another network, small.py:build-\w+; the configuration names no oth"
+    ):
         checkpoint.load(path, run_context().model)
 
     (tmp_path / "pruned").mkdir()
@@ -266,7 +268,9 @@ def test_weights_of_a_teacher_that_do_not_fit_are_told_as_its_own(inputs, small,
     save_file({"body.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     built = small.model_copy(update={"weights": tmp_path / "other.safetensors"})
     context = run_context(rehearsal=True, others=[built])
-    with pytest.raises(ConfigError, match=r"^distill.teacher.weights: .* Check distill.teacher.build and distill"):
+    with pytest.raises(
+        ConfigError, match=r"^distill.teacher.weights: .* Check distill.teacher.build and distill"
+    ):
         distilled(inputs, tmp_path / "work", context=context, teacher=built)
 
 

@@ -33,9 +33,7 @@ class PixelSoftLabels:
         if labels is None:
             return divergence.mean()
         if not isinstance(labels, torch.Tensor) or labels.shape != divergence.shape:
-            received = (
-                str(list(labels.shape)) if isinstance(labels, torch.Tensor) else type(labels).__name__
-            )
+            received = str(list(labels.shape)) if isinstance(labels, torch.Tensor) else type(labels).__name__
             raise ConfigError(
                 f"loss pixel_kd: received labels {received}; expected {list(divergence.shape)}, as the logits are "
                 f"{list(s.shape)}: one class index a pixel, or no labels"

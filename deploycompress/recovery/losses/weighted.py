@@ -68,9 +68,7 @@ class WeightedSum:
         return sum(terms[1:], start=terms[0])
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> Mapping[str, Tensor]:
-        return {
-            name: part.weight * part.loss(student, teacher, batch) for name, part in self.parts.items()
-        }
+        return {name: part.weight * part.loss(student, teacher, batch) for name, part in self.parts.items()}
 
     def _losses(self) -> list[Any]:
         return [part.loss for part in self.parts.values()]
