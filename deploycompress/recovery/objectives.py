@@ -154,8 +154,8 @@ class MutualLearning:
     def prepare(self, student: nn.Module, batch: Batch) -> None:
         """As for ``Distillation``."""
         with _trial(student), _trial(self.trainable):
-            for whose, net in (("teacher", self.trainable), ("student", student)):
-                _tried(whose, batch, lambda net=net: self._model.call(net, batch.inputs))
+            _tried("teacher", batch, lambda: self._model.call(self.trainable, batch.inputs))
+            _tried("student", batch, lambda: self._model.call(student, batch.inputs))
             self(student, batch)
         _require_labels(self._alpha, batch)
 

@@ -95,6 +95,8 @@ REPEATED = """
     stages:
       - prune: {target: {macs: 50%}}
       - distill: {epochs: 1, teacher: TEACHER}
+  - export
+  - benchmark
 """
 
 

@@ -216,7 +216,7 @@ def test_a_student_of_another_build_learns_and_goes_on_as_any_checkpoint(inputs,
     prune = Prune(Prune.Config(**target))
     pruned = prune.run({"source": outcome.artifacts}, tmp_path / "pruned", anew)
     assert 0.4 < pruned.metrics["macs_ratio"] <= 0.6 and prune.ensures({}, pruned, anew)
-    assert checkpoint.load(pruned.artifacts[0].path, anew.model).head.in_features < 16
+    assert checkpoint.load(pruned.artifacts[0].path, anew.model).body[0].out_channels < 16
 
 
 def test_a_student_of_another_build_is_a_compression_with_the_source_as_teacher(small):

@@ -32,8 +32,11 @@ class AttentionTransfer:
     def attach(self, student: Layers, teacher: Layers) -> Sequence[Pair]:
         from deploycompress.recovery.layers import named_pairs, pairs_by_path
 
-        named = self.layers is not None
-        pairs = named_pairs(self.layers, student, teacher) if named else pairs_by_path(student, teacher, 3)
+        pairs = (
+            pairs_by_path(student, teacher, 3)
+            if self.layers is None
+            else named_pairs(self.layers, student, teacher)
+        )
         self._places = {pair.student: (student[pair.student].axis, pair.teacher) for pair in pairs}
         return pairs
 

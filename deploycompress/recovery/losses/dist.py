@@ -39,5 +39,5 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
     """``1 - r`` of each row with its other, averaged."""
     import torch.nn.functional as F
 
-    centred = (x - x.mean(dim=1, keepdim=True) for x in (a, b))
-    return (1 - F.cosine_similarity(*centred, dim=1, eps=TINY)).mean()
+    a, b = (x - x.mean(dim=1, keepdim=True) for x in (a, b))
+    return (1 - F.cosine_similarity(a, b, dim=1, eps=TINY)).mean()

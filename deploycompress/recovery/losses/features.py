@@ -35,8 +35,11 @@ class Features:
 
         from deploycompress.recovery.layers import named_pairs, pairs_by_path
 
-        named = self.layers is not None
-        pairs = named_pairs(self.layers, student, teacher) if named else pairs_by_path(student, teacher)
+        pairs = (
+            pairs_by_path(student, teacher)
+            if self.layers is None
+            else named_pairs(self.layers, student, teacher)
+        )
         self._places = {pair.student: (student[pair.student].axis, pair.teacher) for pair in pairs}
         self._adapters = {
             pair.student: nn.Linear(student[pair.student].width, teacher[pair.teacher].width)
