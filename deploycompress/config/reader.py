@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploycompress.config import names, order, overrides, references, steps, yaml_file, yaml_text
+from deploycompress.config import names, order, overrides, references, steps, teachers, yaml_file, yaml_text
 from deploycompress.config.document import Document, KeyPath, in_order
-from deploycompress.config.files import found, not_found, search_path, with_each, with_paths
+from deploycompress.config.files import found, not_found, search_path, with_paths
 from deploycompress.config.gates import read_gates
 from deploycompress.config.schema import (
     DataConfig,
     ModelConfig,
-    Network,
     OpenConfig,
     OpenDataConfig,
     PipelineConfig,
@@ -198,7 +197,9 @@ class _Reader:
             return None
         stage = references.absolute(raw["stage"], self.folders)
         names.check_keys(self.document, (*path, "config"), self.folders)
-        self.teacher_files((*path, "config"))
+        block = self.document.value((*path, "config"))
+        if teachers.KEY in block:
+            block[teachers.KEY] = teachers.with_files(block[teachers.KEY], self.source_file)
         config = validate(self.stage_model(stage, path), self.document, (*path, "config"), also=steps.OPTIONS)
         if options is None or config is None:
             return None
@@ -208,7 +209,9 @@ class _Reader:
             source=self.source_file(options.source),
             timeout=options.timeout,
             back_off=options.back_off,
-            config=self.with_builds(self.with_files(config, (*path, "config")), (*path, "config")),
+            config=teachers.with_builds(
+                self.with_files(config, (*path, "config")), self.document, (*path, "config"), self.folders
+            ),
         )
 
     def stage_model(self, stage: str, path: KeyPath) -> Any:
@@ -223,27 +226,7 @@ class _Reader:
         file = found(Path(source), self.folders) if source not in steps.RESERVED else None
         return source if file is None else str(file)
 
-    def teacher_files(self, path: KeyPath) -> None:
-        """A teacher is a step's id, or a file: then its absolute path."""
-        block = self.document.value(path)
-        given = block.get(steps.TEACHER)
-        if isinstance(given, str):
-            block[steps.TEACHER] = self.source_file(given)
-        elif isinstance(given, list):
-            block[steps.TEACHER] = [self.source_file(g) if isinstance(g, str) else g for g in given]
-
     # ------------------------------------------------------------ files and user code
-
-    def with_builds(self, model: M, path: KeyPath) -> M:
-        """``model`` with absolute files in the builds of its networks; one that is not found is a mistake."""
-
-        def absolute(key: KeyPath, network: Network) -> Network:
-            reason = references.locate(network.build, self.folders)
-            if reason is not None:
-                self.document.report((*path, *key, "build"), f"{network.build!r}: {reason}")
-            return network.model_copy(update={"build": references.absolute(network.build, self.folders)})
-
-        return with_each(model, Network, absolute)
 
     def with_files(self, model: M, path: KeyPath) -> M:
         """``model`` with absolute paths; a file that does not exist is a mistake."""

@@ -10,16 +10,16 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from deploycompress.config import schedule
+from deploycompress.config import schedule, teachers
 from deploycompress.config.document import Document, KeyPath, Place
 from deploycompress.config.schema import Repeat
 from deploycompress.config.validation import validate
 from deploycompress.config.wording import listed, shown
 
 OPTIONS = ("id", "from", "timeout", "back_off")  # of every step, beside its stage's own configuration
-TEACHER = "teacher"  # in a stage's configuration, it names steps as `from` does
 SPARSITY = "sparsity"  # beside what stands under `target`, it follows the schedule of a repeat
 RESERVED = (
     "model",
@@ -27,8 +27,7 @@ RESERVED = (
     "original",
     "last",
     "all",
-    "previous",
-    "mixed",
+    *teachers.ROUNDS,
 )  # `from` gives them a meaning, the planner folders
 
 
@@ -180,8 +179,11 @@ def _step(
     options = {key: body.pop(key) for key in OPTIONS if key in body}
     if isinstance(options.get("from"), str):
         options["from"] = _in_round(options["from"], step, steps, round, document)
-    if TEACHER in body:
-        body[TEACHER] = _teacher(body[TEACHER], step, steps, round, document)
+    if teachers.KEY in body:
+        rewritten = partial(_in_round, step=step, steps=steps, round=round, document=document)
+        body[teachers.KEY], problem = teachers.of_round(body[teachers.KEY], step.id, round, rewritten)
+        if problem is not None:
+            document.report((*step.config, teachers.KEY), problem)
     whole = step.config if isinstance(document.value(step.path), dict) else step.path
     origins: Origins = {(): whole, ("config",): whole, ("options",): whole}
     data: dict[str, Any] = {"stage": step.stage, "id": id, "options": options, "config": body}
@@ -205,26 +207,6 @@ def _in_round(source: str, step: Written, steps: list[Written], round: int, docu
                 f"{source}@{round if other.repeat == step.repeat else document.value(other.repeat)['repeat']}"
             )
     return source
-
-
-def _teacher(given: Any, step: Written, steps: list[Written], round: int, document: Document) -> Any:
-    """A teacher, or several, for one round: ``previous`` is what this step made in the round before.
-
-    ``mixed`` is that and the original. In the first round both are the original.
-    """
-    before = f"{step.id}@{round - 1}" if round > 1 else "original"
-    meant = {"previous": [before], "mixed": ["original", before]}
-    found: list[Any] = []
-    for name in given if isinstance(given, list) else [given]:
-        if name in meant if isinstance(name, str) else False:
-            if not round:
-                message = f"{name!r} is the student of the round before; this step is in no repeat: give a step's id"
-                document.report((*step.config, TEACHER), message)
-            found += meant[name]
-        else:
-            found.append(_in_round(name, step, steps, round, document) if isinstance(name, str) else name)
-    several = [name for number, name in enumerate(found) if name not in found[:number]]
-    return several[0] if len(several) == 1 else several if several else given
 
 
 def _part(data: Any, path: KeyPath) -> Any:

@@ -57,7 +57,13 @@ class FileTeacher:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._inputs = path, list(inspect_onnx(path)["inputs"])
+        described = inspect_onnx(path)
+        self._path, self._inputs = path, list(described["inputs"])
+        if described["external"]:
+            raise ConfigError(
+                f"teacher {path.name}: it keeps tensors in {', '.join(described['external'])}, whose change would go "
+                "unnoticed; save it as one file, or name the network as {build, weights}"
+            )
         fixed = fixed_batch_of(path)
         if fixed is not None:
             raise ConfigError(

@@ -20,7 +20,8 @@ from deploycompress.recovery.teaching import Teaching
 if TYPE_CHECKING:
     from torch import nn
 
-    from deploycompress.recovery.objectives import Distillation, MutualLearning, Objective
+    from deploycompress.recovery.mutual import MutualLearning
+    from deploycompress.recovery.objectives import Distillation, Objective
 
 STATISTICS_BATCHES = 200  # enough for means and variances of every channel
 
@@ -100,7 +101,8 @@ class Distill(Stage):
         return _built(self.config.student, "distill.student", context)
 
     def _objective(self, inputs: Inputs, context: RunContext) -> Distillation | MutualLearning:
-        from deploycompress.recovery.objectives import Distillation, MutualLearning
+        from deploycompress.recovery.mutual import MutualLearning
+        from deploycompress.recovery.objectives import Distillation
         from deploycompress.recovery.teachers import open_teacher
         from deploycompress.recovery.training import device
 

@@ -12,7 +12,8 @@ from deploycompress.recovery.losses.features import Features
 from deploycompress.recovery.losses.kd import SoftLabels
 from deploycompress.recovery.losses.mse import SquaredDistance
 from deploycompress.recovery.losses.weighted import Weighted, WeightedSum
-from deploycompress.recovery.objectives import Distillation, MutualLearning, Penalised
+from deploycompress.recovery.mutual import MutualLearning
+from deploycompress.recovery.objectives import Distillation, Penalised
 from deploycompress.recovery.recipe import Recipe
 from deploycompress.recovery.training import fit
 

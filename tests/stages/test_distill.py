@@ -16,8 +16,6 @@ from deploycompress.data.datasets.digits import Digits
 from deploycompress.data.source import SourceData
 from deploycompress.data.tasks.classification import Classification
 from deploycompress.errors import ConfigError, StageFailed
-from deploycompress.graph.export import export_onnx
-from deploycompress.graph.feeds import parity_feeds
 from deploycompress.model import checkpoint
 from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.source import SourceModel
@@ -204,8 +202,6 @@ def test_a_student_of_another_build_learns_and_goes_on_as_any_checkpoint(inputs,
     anew = run_context(others=[small])
     net = checkpoint.load(path, anew.model)
     assert type(net).__name__ == "Small"
-    feeds = parity_feeds(anew.model, anew.data.loader("val"))
-    assert export_onnx(net, anew.model, tmp_path / "small.onnx", feeds=feeds)
     with pytest.raises(
         StageFailed, match=r"of another network, small.py:build-\w+; the configuration names no oth"
     ):
@@ -244,22 +240,19 @@ def test_files_of_weights_and_steps_are_inputs_so_that_their_digests_are_in_the_
     assert Distill(Distill.Config()).depends(None) == {}
 
 
-def test_several_teachers_a_step_a_file_of_weights_another_build_and_an_onnx_file(inputs, small, tmp_path):
+def test_several_teachers_a_step_a_file_of_weights_and_another_build(inputs, small, tmp_path):
     context = run_context(rehearsal=True, others=[small])
     net = checkpoint.load(inputs["teacher"][0].path, context.model)
     save_file(net.state_dict(), tmp_path / "own.safetensors")
     save_file(context.model.other(small).build().state_dict(), tmp_path / "small.safetensors")
-    feeds = parity_feeds(context.model, context.data.loader("val"))
-    export_onnx(net, context.model, tmp_path / "teacher.onnx", feeds=feeds)
     built = small.model_copy(update={"weights": tmp_path / "small.safetensors"})
     given = {
         "source": inputs["source"],
         "teacher.0": inputs["teacher"],
         "teacher.1": (Artifact.of("own", "checkpoint", tmp_path / "own.safetensors"),),
         "teacher.2": (Artifact.of("small", "checkpoint", built.weights),),
-        "teacher.3": (Artifact.of("teacher", "onnx", tmp_path / "teacher.onnx"),),
     }
-    teachers = ["original", str(tmp_path / "own.safetensors"), built, str(tmp_path / "teacher.onnx")]
+    teachers = ["original", str(tmp_path / "own.safetensors"), built]
     outcome = distilled(given, tmp_path / "work", context=context, teacher=teachers, combine="confidence")
     assert outcome.artifacts
 
