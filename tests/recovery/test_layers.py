@@ -99,6 +99,13 @@ def test_a_flat_network_gives_the_last_layer_of_every_size():
     assert [pair.student for pair in pairs_by_path(layers(net), layers(net), least=3)] == ["1", "2"]
 
 
+def test_what_lies_inside_a_block_is_passed_over_where_it_runs_last_at_its_size():
+    """The first half of the second block still has the size of the first stage."""
+    narrows = nn.Sequential(nn.Conv2d(4, 9, 1), nn.ReLU(), nn.Conv2d(9, 4, 3, stride=2, padding=1))
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), narrows, nn.Flatten(), nn.Linear(64, 3))
+    assert [pair.student for pair in pairs_by_path(layers(net), layers(net))] == ["1", "2", "3"]
+
+
 def test_a_layer_that_runs_twice_is_no_feature():
     class Shared(nn.Module):
         def __init__(self):

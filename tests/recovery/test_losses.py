@@ -68,11 +68,19 @@ def test_dist_by_hand():
     loss = Relations(temperature=2.0, beta=1.0, gamma=0.5)
     assert float(loss(out(student), out(teacher), NO_LABELS)) == pytest.approx(4 * (2 + 0.5 * 2))
     assert float(loss(out(student), out(student), NO_LABELS)) == pytest.approx(0, abs=1e-5)
-    # Within a sample only differences count: a teacher that is surer in the same order costs little.
-    a, b = torch.tensor([[0.2, 0.1, 0.7]]), torch.tensor([[0.5, 0.1, 0.4]])
-    r = float(torch.corrcoef(torch.cat([a, b]))[0, 1])
-    within = Relations(temperature=1.0, gamma=0.0)(out(a.log()), out(b.log()), NO_LABELS)
-    assert float(within) == pytest.approx(1 - r, abs=1e-5)
+    # Of three classes and two samples each correlation by itself, and which of the two it is.
+    p = torch.tensor([[0.2, 0.1, 0.7], [0.5, 0.4, 0.1]])
+    q = torch.tensor([[0.5, 0.1, 0.4], [0.4, 0.5, 0.1]])
+
+    def apart(rows, others):
+        pairs = zip(rows, others, strict=True)
+        return sum(1 - float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs) / len(rows)
+
+    samples = Relations(temperature=1.0, gamma=0.0)(out(p.log()), out(q.log()), NO_LABELS)
+    classes = Relations(temperature=1.0, beta=0.0)(out(p.log()), out(q.log()), NO_LABELS)
+    assert float(samples) == pytest.approx(apart(p, q), abs=1e-5)
+    assert float(classes) == pytest.approx(apart(p.T, q.T), abs=1e-5)
+    assert abs(float(samples) - float(classes)) > 0.1
 
 
 def test_mse_and_cosine_by_hand():
