@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,10 +17,12 @@ from deploycompress.config.wording import listed, nearest
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.errors import ConfigError
 
-FEW_SIZES = 3  # with fewer sizes than this a network has no stages, and its repeated blocks are taken
+FEW_SIZES = 3  # with fewer sizes than this the blocks of a network form no stages, and some of them are taken
 SPREAD = 4  # of such blocks
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
-CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RMSNorm, nn.MultiheadAttention, nn.RNNBase)
+CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+NORMS_LAST = (nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Layer:
 
     shape: tuple[int, ...]
     axis: int
-    compound: bool = False  # it has modules inside
+    block: bool = False  # a compound of which the network has several: a residual block, a transformer layer
+    inside: bool = False  # lies in such a block
 
     @property
     def width(self) -> int:
@@ -38,6 +42,10 @@ class Layer:
     def size(self) -> tuple[int, ...]:
         """The other dimensions: the batch and the positions."""
         return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+    @property
+    def positions(self) -> int:
+        return math.prod(self.size[1:])
 
     def fits(self, other: Layer) -> bool:
         """Whether the two differ in width at most."""
@@ -73,24 +81,28 @@ class FeatureLoss(Protocol):
 
 
 def trace(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> Layers:
-    """Every module that runs exactly once in ``run()``, gives out a tensor, and whose tensor is not an output."""
+    """What ``run()``, a forward pass of ``module`` that gives its outputs by name, has its layers give out.
+
+    Of modules that run exactly once and give out a tensor with a width for every sample; the network's own outputs
+    are no features.
+    """
     runs: Counter[str] = Counter()
     found: dict[str, Layer] = {}
     made: dict[str, weakref.ref[Tensor]] = {}
-    axes: dict[int, int] = {}  # number of dimensions -> the width's, as the last layer with weights had it
+    widths: dict[int, tuple[int, int]] = {}  # number of dimensions -> which is the width, and how wide it is
+    blocks = _blocks(module)
 
     def note(path: str, part: nn.Module) -> Callable[..., None]:
+        inside = any(path.startswith(f"{block}.") for block in blocks)
+
         def hook(_: nn.Module, given: Any, output: Any) -> None:
             runs[path] += 1
             tensor = first_tensor(output)
             if tensor is None or tensor.ndim < 2 or not tensor.is_floating_point():
                 return
-            if isinstance(part, CHANNELS_FIRST):
-                axes[tensor.ndim] = 1
-            elif isinstance(part, CHANNELS_LAST):
-                axes[tensor.ndim] = tensor.ndim - 1
-            axis = axes.get(tensor.ndim, 2 if tensor.ndim == 3 else 1)
-            found[path] = Layer(tuple(tensor.shape), axis, any(True for _ in part.children()))
+            axis = _axis(part, tensor, widths.get(tensor.ndim))
+            widths[tensor.ndim] = axis, tensor.shape[axis]
+            found[path] = Layer(tuple(tensor.shape), axis, path in blocks, inside)
             made[path] = weakref.ref(tensor)
 
         return hook
@@ -105,8 +117,43 @@ def trace(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> Layers:
         for handle in hooks:
             handle.remove()
     last = {id(tensor) for tensor in outputs.values()}
-    kept = (path for path in found if runs[path] == 1 and id(made[path]()) not in last)
-    return {path: found[path] for path in kept}
+    samples = next(iter(outputs.values())).shape[:1]
+    return {
+        path: layer
+        for path, layer in found.items()
+        if runs[path] == 1 and layer.shape[:1] == samples and id(made[path]()) not in last
+    }
+
+
+def _blocks(module: nn.Module) -> frozenset[str]:
+    """Paths of compound modules of which there are several of one class."""
+    compound = {
+        path: type(part)
+        for path, part in module.named_modules()
+        if path and type(part) not in CONTAINERS and any(True for _ in part.children())
+    }
+    number = Counter(compound.values())
+    return frozenset(path for path, kind in compound.items() if number[kind] > 1)
+
+
+def _axis(part: nn.Module, tensor: Tensor, before: tuple[int, int] | None) -> int:
+    """Which dimension is the width: the layer knows, or it is where a tensor like it had it ``before``.
+
+    What a permutation has moved is found by how wide it was.
+    """
+    if isinstance(part, CHANNELS_FIRST):
+        return 1
+    if isinstance(part, CHANNELS_LAST):
+        return tensor.ndim - 1
+    if isinstance(part, NORMS_LAST):  # some move the channels to the end for it, and back
+        before = tensor.ndim - 1, part.normalized_shape[-1]
+    if before is None:
+        return 2 if tensor.ndim == 3 else 1
+    axis, width = before
+    if tensor.shape[axis] == width:
+        return axis
+    alike = [i for i in range(1, tensor.ndim) if tensor.shape[i] == width]
+    return alike[0] if len(alike) == 1 else axis
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -119,24 +166,27 @@ def first_tensor(output: Any) -> Tensor | None:
 # ---------------------------------------------------------------- paired
 
 
-def pairs_by_path(student: Layers, teacher: Layers, least: int = 2) -> tuple[Pair, ...]:
+def pairs_by_path(student: Layers, teacher: Layers, positions: bool = False) -> tuple[Pair, ...]:
     """The ends of stages: of the layers with one path and one size in both networks the last of every size.
 
-    Of these the outermost; widths may differ. A network with few sizes, such as a transformer, gives a few of its
-    repeated blocks as well, evenly spread (as Sun et al., "Patient Knowledge Distillation", 2019, skip layers).
-    ``least``: dimensions that the layers must have. Raises ConfigError where there is none.
+    Of these the outermost, and none from inside a block; widths may differ. Where the blocks form no stages, as in a
+    transformer, some of them are taken as well, evenly spread (as Sun et al., "Patient Knowledge Distillation for BERT
+    Model Compression", 2019, skip layers). ``positions``: only layers with more than one. Raises ConfigError where
+    there is none.
     """
     common = [
         path
         for path, layer in student.items()
-        if path in teacher and len(layer.shape) >= least and layer.fits(teacher[path])
+        if path in teacher and not layer.inside and layer.fits(teacher[path])
+        if layer.positions > 1 or not positions
     ]
     by_size: dict[tuple[int, ...], list[str]] = {}
     for path in common:
         by_size.setdefault(student[path].size, []).append(path)
-    chosen = {max(paths, key=lambda p: (-p.count("."), common.index(p))) for paths in by_size.values()}
-    if len(by_size) < FEW_SIZES:
-        chosen |= set(_spread(_repeated(common, student)))
+    chosen = {max(reversed(paths), key=lambda path: -path.count(".")) for paths in by_size.values()}
+    blocks = [path for path in common if student[path].block]
+    if len({student[path].size for path in blocks}) < FEW_SIZES:
+        chosen |= set(_spread(blocks))
     if not chosen:
         raise ConfigError(
             "no layer of the student has the path and the size of one of the teacher's: name pairs, as `layers: "
@@ -162,16 +212,6 @@ def named_pairs(names: Mapping[str, str], student: Layers, teacher: Layers) -> t
                 f"{list(teacher[other].shape)}; expected sizes that differ in the width at most"
             )
     return tuple(Pair(own, other) for own, other in names.items())
-
-
-def _repeated(paths: Sequence[str], layers: Layers) -> list[str]:
-    """The largest set of compound layers of one size that are children of one module."""
-    children: dict[tuple[str, tuple[int, ...]], list[str]] = {}
-    for path in paths:
-        if layers[path].compound:
-            children.setdefault((path.rpartition(".")[0], layers[path].size), []).append(path)
-    most = max(children.values(), key=len, default=[])
-    return most if len(most) > 1 else []
 
 
 def _spread(paths: Sequence[str]) -> list[str]:

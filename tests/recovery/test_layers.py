@@ -42,21 +42,28 @@ class Staged(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class TokenBlock(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.mix(self.norm(x))
+
+
 class Tokens(nn.Module):
     """Six blocks on [batch, 5 tokens, width]."""
 
     def __init__(self, width=4):
         super().__init__()
         self.embed = nn.Linear(1, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) for _ in range(6)
-        )
+        self.blocks = nn.ModuleList(TokenBlock(width) for _ in range(6))
         self.head = nn.Linear(width, 3)
 
     def forward(self, x):
         x = self.embed(x)
         for block in self.blocks:
-            x = x + block(x)
+            x = block(x)
         return self.head(x.mean(1))
 
 
@@ -91,12 +98,51 @@ def test_a_network_of_one_size_gives_some_of_its_blocks():
     assert layers(Tokens(), SEQUENCE)["blocks.0"].axis == 2
 
 
+def test_what_has_another_batch_is_no_feature():
+    """A learned position is the same for every sample."""
+
+    class Positioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.place, self.head = nn.Linear(1, 4), nn.Embedding(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head((self.tokens(x) + self.place(torch.arange(5)[None])).mean(1))
+
+    assert set(layers(Positioned(), SEQUENCE)) == {"tokens"}
+
+
 def test_a_flat_network_gives_the_last_layer_of_every_size():
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 3)
     )
     assert [pair.student for pair in pairs_by_path(layers(net), layers(net))] == ["1", "2", "3"]
-    assert [pair.student for pair in pairs_by_path(layers(net), layers(net), least=3)] == ["1", "2"]
+    assert [pair.student for pair in pairs_by_path(layers(net), layers(net), positions=True)] == ["1", "2"]
+
+
+def test_the_width_is_found_again_after_a_permutation():
+    """Channels last inside, as in ConvNeXt: a norm that moves them there, and a block that moves them back."""
+
+    class Permuting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mix = nn.LayerNorm(6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return x + self.mix(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+    class FirstNorm(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 1), FirstNorm(6), Permuting(), Permuting(), nn.Flatten(), nn.Linear(384, 3)
+    )
+    found = layers(net)
+    assert {path: found[path].axis for path in ("0", "1", "2", "2.norm", "2.mix")} == {
+        "0": 1, "1": 1, "2": 1, "2.norm": 3, "2.mix": 3,
+    }  # fmt: skip
+    assert found["2.mix"].inside and found["2"].block and not found["2"].inside
 
 
 def test_what_lies_inside_a_block_is_passed_over_where_it_runs_last_at_its_size():

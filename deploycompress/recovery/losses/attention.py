@@ -33,7 +33,7 @@ class AttentionTransfer:
         from deploycompress.recovery.layers import named_pairs, pairs_by_path
 
         pairs = (
-            pairs_by_path(student, teacher, 3)
+            pairs_by_path(student, teacher, positions=True)
             if self.layers is None
             else named_pairs(self.layers, student, teacher)
         )
