@@ -55,7 +55,9 @@ def test_files_and_builds_are_made_absolute(tiny):
     assert (step, file) == ("train", str(folder / "teacher.onnx"))
     assert network.build == f"{folder / 'model.py'}:build" and network.weights == folder / "w.safetensors"
     assert distill.loss == ("kd", {f"{folder / 'own.py'}:Squared": {"weight": 2}})
-    import_user_code(config)
+    sys.modules.pop("deploycompress_user_model", None)
+    import_user_code(config)  # so that its text is in the digests
+    assert sys.modules["deploycompress_user_model"].__file__ == str(folder / "model.py")
     (_, own) = distill.open_loss().parts.values()
     assert type(own.loss).__name__ == "Squared" and own.weight == 2
 
