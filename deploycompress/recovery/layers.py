@@ -19,6 +19,7 @@ from deploycompress.errors import ConfigError
 
 FEW_SIZES = 3  # with fewer sizes than this the blocks of a network form no stages, and some of them are taken
 SPREAD = 4  # of such blocks
+HALVES = (torch.float16, torch.bfloat16)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
@@ -238,8 +239,8 @@ def watched(module: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tenso
     def note(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, given: Any, output: Any) -> None:
             tensor = first_tensor(output)
-            if tensor is not None:
-                seen[path] = tensor
+            if tensor is not None:  # in mixed precision losses are taken in float32
+                seen[path] = tensor.float() if tensor.dtype in HALVES else tensor
 
         return hook
 

@@ -59,7 +59,7 @@ class Distillation:
         self._model, self._task, self._loss = model, task, loss
         self._teacher = NetworkTeacher(model, teacher) if isinstance(teacher, nn.Module) else teacher
         self._alpha = Share(alpha, alpha if final_alpha is None else final_alpha)
-        self._pairs: Sequence[Pair] = ()
+        self.pairs: Sequence[Pair] = ()  # layers whose features are read
         self.trainable: nn.Module | None = None
 
     def prepare(self, student: nn.Module, batch: Batch) -> None:
@@ -80,9 +80,9 @@ class Distillation:
         tell(self._loss, done)
 
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
-        teacher = self._teacher.answer(batch, [pair.teacher for pair in self._pairs])
+        teacher = self._teacher.answer(batch, [pair.teacher for pair in self.pairs])
         # The hooks go on the network itself, whatever it is wrapped in for several processes.
-        own = [pair.student for pair in self._pairs]
+        own = [pair.student for pair in self.pairs]
         with watched(extract_model_from_parallel(student) if own else student, own) as features:
             tensors = self._model.call(student, batch.inputs)
         outputs = Outputs(tensors, features)
@@ -94,7 +94,7 @@ class Distillation:
         """Show the layers of both networks to the loss."""
         loss: Any = self._loss
         own = trace(student, lambda: self._model.call(student, batch.inputs))
-        self._pairs = tuple(loss.attach(own, self._teacher.layers(batch)))
+        self.pairs = tuple(loss.attach(own, self._teacher.layers(batch)))
         self.trainable = getattr(loss, "trainable", None)
         if self.trainable is not None:
             self.trainable.to(next(iter(batch.inputs.values())).device)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from deploycompress.config.base import StrictModel
+from deploycompress.config.references import LIBRARIES
 from deploycompress.config.schema import Network
 from deploycompress.config.wording import unknown
 from deploycompress.errors import ConfigError
@@ -65,6 +66,8 @@ class Teaching(StrictModel):
     @model_validator(mode="after")
     def _joint_fits(self) -> Teaching:
         if not self.joint:
+            for teacher in self.networks()[self.student is not None :]:
+                _require_weights(teacher)
             return self
         final = self.anneal.alpha if self.anneal is not None and self.anneal.alpha is not None else self.alpha
         if self.alpha == 1 or final == 1:
@@ -102,6 +105,16 @@ class Teaching(StrictModel):
             term = name.rpartition(":")[2]
             parts[term if term not in parts else f"{term}_{len(parts) + 1}"] = Weighted(loss, weight)
         return WeightedSum(parts, self.anneal.temperature if self.anneal is not None else None)
+
+
+def _require_weights(teacher: Network) -> None:
+    """A user's function may load weights itself, and so may a library's when its arguments ask for it."""
+    own = teacher.build.partition(":")[0] not in LIBRARIES or {"weights", "pretrained"} & teacher.args.keys()
+    if teacher.weights is None and not own:
+        raise ValueError(
+            f"teacher: {teacher.build} has no weights, and what is not trained teaches nothing; expected weights: FILE, "
+            "or joint: true"
+        )
 
 
 def _entries(loss: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploycompress.artifact import Artifact
 from deploycompress.config.schema import Network
-from deploycompress.contracts import Inputs, Outcome, Ref, RunContext, Stage
+from deploycompress.contracts import Event, Inputs, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError
 from deploycompress.pruning.shaping import Regularization, SoftPrune, open_shaping
 from deploycompress.recovery.recipe import Recipe
@@ -174,6 +174,12 @@ def _try_first_batch(
         raise ConfigError("data: the train split is empty; look at data.source and data.root")
     with seeded(context.seed):  # adapters start the same every time
         distillation.prepare(student, batch.to(device()))
+    pairs = getattr(distillation, "pairs", ())
+    if pairs:
+        told = ", ".join(
+            p.student if p.student == p.teacher else f"{p.student} from {p.teacher}" for p in pairs
+        )
+        context.emit(Event("decision", f"features are learned at {told}"))
 
 
 def _validated(student: nn.Module, context: RunContext) -> dict[str, float]:

@@ -195,3 +195,10 @@ def test_no_hook_stays_behind():
         net(IMAGE)
     assert set(seen) == {"layer1", "layer2.0"} and seen["layer1"].shape == (2, 4, 8, 8)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_features_of_half_precision_are_compared_in_float32():
+    net = Staged()
+    with torch.autocast("cpu", torch.bfloat16), watched(net, ["layer1.0.conv1"]) as seen:
+        net(IMAGE)
+    assert seen["layer1.0.conv1"].dtype == torch.float32

@@ -54,6 +54,7 @@ def test_every_loss_is_made_by_its_name_alone(name):
         ({"joint": True, "teacher": ["original", "train"]}, "joint: expected one teacher that can be trained"),
         ({"joint": True, "teacher": "/x/teacher.onnx"}, "joint: expected one teacher that can be trained"),
         ({"teacher": {"args": {}}}, "build"),
+        ({"teacher": ["original", {"build": "timm:resnet18"}]}, "teacher: timm:resnet18 has no weights"),
         ({"combine": "median"}, "confidence"),
     ],
 )  # fmt: skip
@@ -73,10 +74,17 @@ def test_a_loss_of_ones_own_that_cannot_be_made_says_why(tmp_path):
         Teaching(loss=f"{own}:broken").open_loss()
 
 
+def test_an_untrained_teacher_may_be_trained_beside_the_student_or_load_its_weights_itself():
+    assert Teaching(joint=True, teacher={"build": "timm:resnet18"}).networks()
+    assert Teaching(teacher={"build": "own.py:trained"}, student={"build": "timm:resnet18"}).networks()
+
+
 def test_the_source_teaches_a_student_of_another_build():
     assert Teaching().teachers() == ("original",)
     assert Teaching(student=STUDENT).teachers() == ("last",)
-    chosen = Teaching(student=STUDENT, teacher=["train", {"build": "timm:resnet18"}])
+    chosen = Teaching(
+        student=STUDENT, teacher=["train", {"build": "timm:resnet18", "args": {"pretrained": True}}]
+    )
     assert [network.build for network in chosen.networks()] == [STUDENT["build"], "timm:resnet18"]
     again = Teaching.model_validate(chosen.model_dump(mode="json"))
     assert again == chosen

@@ -269,9 +269,13 @@ def test_weights_of_a_teacher_that_do_not_fit_are_told_as_its_own(inputs, small,
 
 def test_features_and_attention_of_a_pruned_student(inputs, tmp_path):
     """The ends of stages keep their width; inside the narrowed block an adapter is needed, and trained."""
+    events = []
+    context = replace(run_context(), emit=events.append)
     by_path = ["kd", "features", {"attention": {"weight": 100}}]
-    outcome = distilled(inputs, tmp_path / "a", epochs=1, loss=by_path)
+    outcome = distilled(inputs, tmp_path / "a", context=context, epochs=1, loss=by_path)
     assert outcome.metrics["val_accuracy"] > 0.3
+    (told,) = [event.message for event in events if event.kind == "decision"]
+    assert told.startswith("features are learned at ") and "layer1, layer2, layer3" in told
     inside = {"features": {"layers": {"layer3.0.conv1": "layer3.0.conv1"}}}
     assert distilled(inputs, tmp_path / "b", rehearsal=True, loss=["kd", inside]).artifacts
     with pytest.raises(ConfigError, match=r"the student has no layer 'layer9'"):
