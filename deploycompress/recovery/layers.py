@@ -178,8 +178,8 @@ def pairs_by_path(student: Layers, teacher: Layers, positions: bool = False) -> 
     common = [
         path
         for path, layer in student.items()
-        if path in teacher and not layer.inside and layer.fits(teacher[path])
-        if layer.positions > 1 or not positions
+        if path in teacher and layer.fits(teacher[path])
+        if not (layer.inside or teacher[path].inside) and (layer.positions > 1 or not positions)
     ]
     by_size: dict[tuple[int, ...], list[str]] = {}
     for path in common:

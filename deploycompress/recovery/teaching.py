@@ -64,17 +64,18 @@ class Teaching(StrictModel):
         return value
 
     @model_validator(mode="after")
-    def _joint_fits(self) -> Teaching:
+    def _teachers_fit(self) -> Teaching:
+        teachers = self.teachers()
         if not self.joint:
-            for teacher in self.networks()[self.student is not None :]:
-                _require_weights(teacher)
+            for teacher in teachers:
+                if isinstance(teacher, Network):
+                    _require_weights(teacher)
             return self
         final = self.anneal.alpha if self.anneal is not None and self.anneal.alpha is not None else self.alpha
         if self.alpha == 1 or final == 1:
             raise ValueError(
                 "joint: two networks that only follow each other learn nothing; expected alpha below 1"
             )
-        teachers = self.teachers()
         if len(teachers) > 1 or str(teachers[0]).endswith(ONNX):
             raise ValueError(
                 "joint: expected one teacher that can be trained: a step, or {build, args, weights}"

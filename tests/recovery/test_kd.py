@@ -58,6 +58,15 @@ def test_the_gradient_hardly_depends_on_a_high_temperature():
     assert torch.allclose(gradients[1], -teacher / 3, atol=3e-3)
 
 
+def test_tokens_with_their_classes_last_are_sent_to_the_loss_for_tokens():
+    tokens = Outputs({"o": torch.zeros(2, 7, 3)})
+    with pytest.raises(
+        ConfigError, match=r"outputs are \[2, 7, 3\] and the labels \[2, 7\]; .* use loss: token_kd"
+    ):
+        SoftLabels()(tokens, tokens, Batch({}, torch.zeros(2, 7, dtype=torch.int64), 2))
+    assert float(SoftLabels()(tokens, tokens, Batch({}, torch.zeros(2, 3, dtype=torch.int64), 2))) == 0
+
+
 def test_a_teacher_for_other_classes_and_a_temperature_of_zero_are_refused():
     with pytest.raises(ConfigError, match=r"the student's output is \[1, 2\] and the teacher's \[1, 3\]"):
         SoftLabels()(outputs([0.0, 1.0]), outputs([0.0, 1.0, 2.0]), LABEL_0)

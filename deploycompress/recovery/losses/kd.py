@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploycompress.contracts import Batch, Outputs
+from deploycompress.errors import ConfigError
 from deploycompress.recovery.losses.divergence import checked_temperature, soft_divergence
 from deploycompress.recovery.losses.matching import alike
 
@@ -26,4 +27,10 @@ class SoftLabels:
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t = alike("kd", student, teacher, "[batch, classes, ...]", least=2)
+        labels = getattr(batch.targets, "shape", None)
+        if s.ndim == 3 and labels == s.shape[:2] != (len(s), s.shape[2]):
+            raise ConfigError(
+                f"loss kd: the outputs are {list(s.shape)} and the labels {list(labels)}; expected classes in the second "
+                "dimension, [batch, classes, positions]: for [batch, tokens, classes] use loss: token_kd"
+            )
         return soft_divergence(s.movedim(1, -1), t.movedim(1, -1), self.temperature).mean()
