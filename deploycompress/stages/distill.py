@@ -56,7 +56,8 @@ class Distill(Stage):
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
         """Versions of the packages that the networks come from; a user's own code is in every key."""
-        places = {network.build.partition(":")[0].partition(".")[0] for network in self.config.networks()}
+        modules = {network.build.rpartition(":")[0] for network in self.config.networks()}
+        places = {module.partition(".")[0] for module in modules if not module.endswith(".py")}
         if not places:
             return {}
         installed = packages_distributions()

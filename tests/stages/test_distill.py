@@ -237,7 +237,8 @@ def test_files_of_weights_and_steps_are_inputs_so_that_their_digests_are_in_the_
     }
     depends = stage.depends(None)
     assert list(depends) == ["timm"] and depends["timm"][0].startswith("timm==")
-    assert Distill(Distill.Config()).depends(None) == {}
+    own = {"build": "/x/own.py:build"}
+    assert Distill(Distill.Config(teacher=own)).depends(None) == Distill(Distill.Config()).depends(None) == {}
 
 
 def test_several_teachers_a_step_a_file_of_weights_and_another_build(inputs, small, tmp_path):
