@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from deploycompress.errors import ConfigError
-from deploycompress.recovery.layers import named_pairs, pairs_by_path, trace, watched
+from deploycompress.recovery.layers import trace, watched
+from deploycompress.recovery.pairing import named_pairs, pairs_by_path
 
 
 class Block(nn.Module):

@@ -30,7 +30,7 @@ class AttentionTransfer:
         self._places: dict[str, tuple[int, str]] = {}  # student path -> the width's dimension, teacher path
 
     def attach(self, student: Layers, teacher: Layers) -> Sequence[Pair]:
-        from deploycompress.recovery.layers import named_pairs, pairs_by_path
+        from deploycompress.recovery.pairing import named_pairs, pairs_by_path
 
         pairs = (
             pairs_by_path(student, teacher, positions=True)

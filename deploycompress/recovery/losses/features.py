@@ -33,7 +33,7 @@ class Features:
     def attach(self, student: Layers, teacher: Layers) -> Sequence[Pair]:
         from torch import nn
 
-        from deploycompress.recovery.layers import named_pairs, pairs_by_path
+        from deploycompress.recovery.pairing import named_pairs, pairs_by_path
 
         pairs = (
             pairs_by_path(student, teacher)
