@@ -57,7 +57,7 @@ def train(
         student.parameters(), recipe.learning_rate, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, recipe.steps))
-    kd = SoftLabels(TEMPERATURE, ALPHA if recipe.labels else 1.0)
+    kd, alpha = SoftLabels(TEMPERATURE), ALPHA if recipe.labels else 1.0
     for inputs, labels in batches(samples, preparation, recipe, seed):
         with torch.autocast("cpu", torch.bfloat16):
             logits = student(inputs)
@@ -67,9 +67,10 @@ def train(
         if taught is None:
             loss = F.cross_entropy(logits, labels)
         else:
-            loss = kd(
+            soft = kd(
                 Outputs({"logits": logits}), Outputs({"logits": taught}), Batch({}, labels, len(labels))
             )
+            loss = alpha * soft + (1 - alpha) * F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -113,11 +113,13 @@ class Artifact:
         return self.path
 
     def to_json(self, folder: Path) -> dict[str, Any]:
-        """The manifest entry, with the path relative to ``folder``."""
+        """The manifest entry, with the path relative to ``folder``; a file that a configuration names lies outside."""
         return {
             "id": self.id,
             "kind": self.kind,
-            "path": self.path.relative_to(folder).as_posix(),
+            "path": (
+                self.path.relative_to(folder) if self.path.is_relative_to(folder) else self.path
+            ).as_posix(),
             "sha256": self.sha256,
             "bytes": self.bytes,
             "files": [[f.name, f.sha256, f.bytes] for f in self.files],

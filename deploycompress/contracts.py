@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from deploycompress.artifact import Artifact, Kind
 from deploycompress.config.base import StrictModel
-from deploycompress.config.schema import Gate, InputSpec, TargetConfig
+from deploycompress.config.schema import Gate, InputSpec, Network, TargetConfig
 from deploycompress.measure.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -126,6 +126,14 @@ class Model(Protocol):
         """Run ``module`` on named inputs; the outputs by name."""
         ...
 
+    def other(self, network: Network) -> Model:
+        """Another network that reads the same inputs; its checkpoints load with this model from then on."""
+        ...
+
+    def named(self, name: str) -> Model:
+        """The one whose checkpoints bear ``name``; "" is this model. Raises StageFailed for one that is not known."""
+        ...
+
 
 class Data(Protocol):
     """The user's data; a split is opened on first use."""
@@ -208,7 +216,7 @@ class Stage(ABC):
     produces: ClassVar[frozenset[Kind]]  # empty: passes its source on (benchmark)
     version: ClassVar[int] = 1  # raised by hand when the same configuration gives another result
     libraries: ClassVar[tuple[str, ...]] = ()  # distributions whose versions are part of the key
-    compresses: ClassVar[bool] = False  # the baseline is taken before the first such step
+    compresses: bool = False  # the baseline is taken before the first such step
     reusable: ClassVar[bool] = True  # False: a measurement, made again in every run
 
     class Config(StrictModel):
@@ -291,6 +299,14 @@ class Allocation(Protocol):
 
 
 class Loss(Protocol):
+    """What a student is to learn from a teacher's answer.
+
+    ``alpha`` and the labels' part are the distillation's, not a loss's. One that takes ``temperature`` is given it. It
+    may have ``terms`` with the same arguments, its summands by name; ``attach`` and ``trainable`` where it reads
+    features (``recovery.layers.FeatureLoss``); ``progress(done)``, told the share of the training that is done; and
+    ``weight``, what it counts where the configuration does not say.
+    """
+
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor: ...
 
 

@@ -79,7 +79,20 @@ ALLOCATIONS = Table(
     },
 )
 
-LOSSES = Table("loss", {"kd": "deploycompress.recovery.losses.kd:SoftLabels"})
+LOSSES = Table(
+    "loss",
+    {
+        "kd": "deploycompress.recovery.losses.kd:SoftLabels",
+        "dkd": "deploycompress.recovery.losses.dkd:DecoupledSoftLabels",
+        "dist": "deploycompress.recovery.losses.dist:Relations",
+        "features": "deploycompress.recovery.losses.features:Features",
+        "attention": "deploycompress.recovery.losses.attention:AttentionTransfer",
+        "mse": "deploycompress.recovery.losses.mse:SquaredDistance",
+        "cosine": "deploycompress.recovery.losses.cosine:Cosine",
+        "token_kd": "deploycompress.recovery.losses.token_kd:TokenSoftLabels",
+        "pixel_kd": "deploycompress.recovery.losses.pixel_kd:PixelSoftLabels",
+    },
+)
 
 RUNTIMES = Table(
     "runtime",

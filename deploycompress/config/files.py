@@ -13,6 +13,7 @@ from deploycompress.config.document import KeyPath
 from deploycompress.config.wording import nearest, shown
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 def search_path(path: Path) -> tuple[Path, ...]:
@@ -38,19 +39,36 @@ def not_found(path: Path, folders: Sequence[Path]) -> str:
     return f"{shown(str(path))} does not exist{question}{'' if path.is_absolute() else looked}"
 
 
-def with_paths(value: T, change: Callable[[KeyPath, Path], Path], key: KeyPath = ()) -> T:
+def with_paths(value: T, change: Callable[[KeyPath, Path], Path]) -> T:
     """``value`` with every path in it, however deep, replaced by what ``change`` gives for it and its key."""
+    return with_each(value, Path, change)
+
+
+def every(value: object, kind: type[K]) -> list[K]:
+    """All of that kind in a configuration, however deep."""
+    found: list[K] = []
+
+    def note(key: KeyPath, one: K) -> K:
+        found.append(one)
+        return one
+
+    with_each(value, kind, note)
+    return found
+
+
+def with_each(value: T, kind: type[K], change: Callable[[KeyPath, K], K], key: KeyPath = ()) -> T:
+    """As ``with_paths``, for any kind of value."""
     changed: Any = value
-    if isinstance(value, Path):
+    if isinstance(value, kind):
         changed = change(key, value)
     elif isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
-        parts = {n: with_paths(getattr(value, n), change, (*key, f.alias or n)) for n, f in fields}
+        parts = {n: with_each(getattr(value, n), kind, change, (*key, f.alias or n)) for n, f in fields}
         changed = value.model_copy(
             update={n: new for n, new in parts.items() if new is not getattr(value, n)}
         )
     elif isinstance(value, (list, tuple)):
-        changed = type(value)(with_paths(item, change, (*key, i)) for i, item in enumerate(value))
+        changed = type(value)(with_each(item, kind, change, (*key, i)) for i, item in enumerate(value))
     elif isinstance(value, dict):
-        changed = {k: with_paths(item, change, (*key, k)) for k, item in value.items()}
+        changed = {k: with_each(item, kind, change, (*key, k)) for k, item in value.items()}
     return changed  # type: ignore[no-any-return]

@@ -23,15 +23,20 @@ TABLES: dict[str, registry.Table] = {
     "devices": registry.DEVICES,
 }
 
+WITH_ARGUMENTS = frozenset({"loss"})  # a name under one of these may be {name: {argument: value}} instead
+
 
 def check_name(
-    table: registry.Table, document: Document, path: KeyPath, folders: Sequence[Path]
+    table: registry.Table, document: Document, path: KeyPath, folders: Sequence[Path], *, key: bool = False
 ) -> str | None:
-    """The name at ``path``, a user's file in it made absolute; None after its mistake was noted."""
-    name = document.value(path)
+    """The name at ``path``, a user's file in it made absolute; None after its mistake was noted.
+
+    ``key``: the name is the last part of the path itself.
+    """
+    name = path[-1] if key else document.value(path)
     problem = wrong_name(table, name, folders)
     if problem is not None:
-        document.report(path, problem)
+        document.report(path, problem, key=key)
         return None
     return references.absolute(str(name), folders)
 
@@ -54,11 +59,17 @@ def check_keys(document: Document, path: KeyPath, folders: Sequence[Path]) -> No
     for key in TABLES.keys() & block.keys() if isinstance(block, dict) else ():
         listed = isinstance(block[key], list)
         for inner in [(*path, key, i) for i in range(len(block[key]))] if listed else [(*path, key)]:
-            if not isinstance(document.value(inner), str):
-                continue  # its model says what is due
-            name = check_name(TABLES[key], document, inner, folders)
-            if name is not None:
-                document.value(inner[:-1])[inner[-1]] = name
+            given = document.value(inner)
+            if isinstance(given, str):
+                name = check_name(TABLES[key], document, inner, folders)
+                if name is not None:
+                    document.value(inner[:-1])[inner[-1]] = name
+            elif key in WITH_ARGUMENTS and isinstance(given, dict) and len(given) == 1:
+                (written,) = given
+                name = check_name(TABLES[key], document, (*inner, written), folders, key=True)
+                if name is not None:
+                    given[name] = given.pop(written)
+            # Of anything else its model says what is due.
 
 
 def load(table: registry.Table, name: str, folders: Sequence[Path]) -> Any:

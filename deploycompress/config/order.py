@@ -95,13 +95,16 @@ class _SoFar:
         sources = {}
         for name, ref in refs.items():
             chosen = ref == "last" and step.source is not None
-            place: KeyPath = ("options", "from") if chosen else ("config", name) if ref != "last" else ()
+            within = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+            place: KeyPath = ("options", "from") if chosen else ("config", *within) if ref != "last" else ()
             ref = step.source if chosen and step.source is not None else ref
             problem = self._unknown(ref, step, chosen)
             sources[name] = self._resolve(ref, stage)
-            if problem is None and stage is not None and name == "source":
-                problem = self._misfit(stage, step, ref, sources[name])
-                place = place if chosen else ()
+            # A file beside the source may be of another kind: an ONNX file that teaches.
+            if problem is None and stage is not None and (name == "source" or not os.path.isabs(ref)):
+                key = "from" if name == "source" else str(within[0])
+                problem = self._misfit(stage, step, ref, sources[name], key)
+                place = place if chosen or name != "source" else ()
             if problem is not None:
                 faults.append((place, problem))
         return Hop(step.id, step.stage, sources, None if stage is None else stage.produces, tuple(faults))
@@ -137,8 +140,10 @@ class _SoFar:
         question = f"did you mean {close!r}? Known" if close else "known"
         return f"unknown step {ref!r}; {question}: {listed(known)}, or a file"
 
-    def _misfit(self, stage: Any, step: StepConfig, ref: str, sources: tuple[str, ...]) -> str | None:
-        """Why the stage cannot read its source: the kinds do not fit."""
+    def _misfit(
+        self, stage: Any, step: StepConfig, ref: str, sources: tuple[str, ...], key: str
+    ) -> str | None:
+        """Why the stage cannot read what ``key`` names: the kinds do not fit."""
         kinds = [self._kinds(source) for source in sources]
         if any(kind is None or kind & stage.accepts for kind in kinds):
             return None
@@ -152,7 +157,7 @@ class _SoFar:
         ]
         remedy = _maker(stage.accepts)
         if fitting:
-            remedy = f"; name a step before it that does with `from: {fitting[-1]}`"
+            remedy = f"; name a step before it that does with `{key}: {fitting[-1]}`"
         return f"{step.stage} reads {accepts}, but {what}{remedy}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploycompress.config import names, order, overrides, references, steps, yaml_file, yaml_text
+from deploycompress.config import names, order, overrides, references, steps, teachers, yaml_file, yaml_text
 from deploycompress.config.document import Document, KeyPath, in_order
 from deploycompress.config.files import found, not_found, search_path, with_paths
 from deploycompress.config.gates import read_gates
@@ -197,6 +197,9 @@ class _Reader:
             return None
         stage = references.absolute(raw["stage"], self.folders)
         names.check_keys(self.document, (*path, "config"), self.folders)
+        block = self.document.value((*path, "config"))
+        if teachers.KEY in block:
+            block[teachers.KEY] = teachers.with_files(block[teachers.KEY], self.source_file)
         config = validate(self.stage_model(stage, path), self.document, (*path, "config"), also=steps.OPTIONS)
         if options is None or config is None:
             return None
@@ -206,7 +209,9 @@ class _Reader:
             source=self.source_file(options.source),
             timeout=options.timeout,
             back_off=options.back_off,
-            config=self.with_files(config, (*path, "config")),
+            config=teachers.with_builds(
+                self.with_files(config, (*path, "config")), self.document, (*path, "config"), self.folders
+            ),
         )
 
     def stage_model(self, stage: str, path: KeyPath) -> Any:

@@ -28,8 +28,8 @@ class InputSpec(StrictModel):
     max: Annotated[int, Field(ge=1)] | None = Field(None, description="Token ids are below it")
 
 
-class ModelConfig(StrictModel):
-    """Where the user's model comes from, by name."""
+class Network(StrictModel):
+    """A network by the function that builds it."""
 
     build: str = Field(
         description="module:function or path/to/file.py:function; also torchvision:resnet18, timm:NAME"
@@ -38,6 +38,11 @@ class ModelConfig(StrictModel):
     weights: Path | None = Field(
         None, description="A .safetensors file or a state_dict (.pt .pth .th); null: a train stage makes them"
     )
+
+
+class ModelConfig(Network):
+    """Where the user's model comes from, by name."""
+
     inputs: dict[str, InputSpec] = Field(
         min_length=1, description="Inputs by name: {image: {shape: [batch, 3, 224, 224]}}"
     )

@@ -10,9 +10,10 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from deploycompress.config import schedule
+from deploycompress.config import schedule, teachers
 from deploycompress.config.document import Document, KeyPath, Place
 from deploycompress.config.schema import Repeat
 from deploycompress.config.validation import validate
@@ -26,6 +27,7 @@ RESERVED = (
     "original",
     "last",
     "all",
+    *teachers.ROUNDS,
 )  # `from` gives them a meaning, the planner folders
 
 
@@ -177,6 +179,11 @@ def _step(
     options = {key: body.pop(key) for key in OPTIONS if key in body}
     if isinstance(options.get("from"), str):
         options["from"] = _in_round(options["from"], step, steps, round, document)
+    if teachers.KEY in body:
+        rewritten = partial(_in_round, step=step, steps=steps, round=round, document=document)
+        body[teachers.KEY], problem = teachers.of_round(body[teachers.KEY], step.id, round, rewritten)
+        if problem is not None:
+            document.report((*step.config, teachers.KEY), problem)
     whole = step.config if isinstance(document.value(step.path), dict) else step.path
     origins: Origins = {(): whole, ("config",): whole, ("options",): whole}
     data: dict[str, Any] = {"stage": step.stage, "id": id, "options": options, "config": body}

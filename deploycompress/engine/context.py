@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploycompress.config import references
+from deploycompress.config.files import every
 from deploycompress.config.names import TABLES
-from deploycompress.config.schema import PipelineConfig
+from deploycompress.config.schema import Network, PipelineConfig
 from deploycompress.contracts import Event, RunContext
 from deploycompress.engine.store import FileStore
 
@@ -26,7 +28,8 @@ def open_context(
     from deploycompress.model.source import SourceModel
 
     import_user_code(config)
-    model = SourceModel(config.model, config.seed, [Path(p) for p in job["search_path"]])
+    others = every(config.stages, Network)
+    model = SourceModel(config.model, config.seed, [Path(p) for p in job["search_path"]], others)
     return RunContext(
         model=model,
         data=SourceData(config.data, model, config.seed, few=rehearsal),
@@ -42,11 +45,14 @@ def open_context(
 
 
 def import_user_code(config: PipelineConfig) -> None:
-    """Import every criterion, loss or other part that the stages name, so that its code is in the digests."""
+    """Import every criterion, loss, network or other part that the stages name: its code is in the digests."""
     for step in config.stages:
         for key, name in _strings(step.config.model_dump(mode="json")):
             if key in TABLES and ":" in name:
                 TABLES[key].load(name)
+    for network in every(config.stages, Network):
+        if network.build.partition(":")[0] not in references.LIBRARIES:
+            references.load(network.build, ())
 
 
 def _strings(document: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -54,6 +60,7 @@ def _strings(document: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, document
     elif isinstance(document, dict):
         for inner, value in document.items():
+            yield key, inner  # {kd: {weight: 1}} under loss
             yield from _strings(value, inner)
     elif isinstance(document, list):
         for value in document:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from deploycompress.artifact import MANIFEST, Artifact, damaged, read_json
 from deploycompress.config import yaml_file
 from deploycompress.config.document import in_order
-from deploycompress.config.schema import ModelConfig
+from deploycompress.config.schema import ModelConfig, Network
 from deploycompress.config.validation import validate
 from deploycompress.config.wording import listed, unknown
 from deploycompress.engine.plan import MODEL
@@ -98,8 +99,8 @@ def _steps(run_dir: Path) -> list[Mapping[str, Any]]:
 
 
 def _load(folder: Path, run_dir: Path) -> nn.Module:
-    config, seed = _model_config(run_dir / CONFIG)
-    model = SourceModel(config, seed, _search_path(run_dir))
+    config, seed, others = _model_config(run_dir / CONFIG)
+    model = SourceModel(config, seed, _search_path(run_dir), others)
     try:
         return checkpoint.load(folder, model)
     except StageFailed as error:
@@ -109,8 +110,8 @@ def _load(folder: Path, run_dir: Path) -> nn.Module:
         ) from error
 
 
-def _model_config(path: Path) -> tuple[ModelConfig, int]:
-    """``model:`` and the seed alone: data and weights of the run may be on another machine."""
+def _model_config(path: Path) -> tuple[ModelConfig, int, list[Network]]:
+    """``model:``, the seed and the students: data and weights of the run may be on another machine."""
     document = yaml_file.load(path)
     if not isinstance(document.data, dict) or "model" not in document.data:
         raise ConfigError(f"{path} has no model: in it; expected the {CONFIG} that a run writes")
@@ -120,7 +121,18 @@ def _model_config(path: Path) -> tuple[ModelConfig, int]:
     seed = document.data.get("seed", 0)
     if not isinstance(seed, int):
         raise ConfigError(f"{path}: seed: received {seed!r}, expected a whole number")
-    return config, seed
+    return config, seed, _students(document.data.get("stages"))
+
+
+def _students(stages: Any) -> list[Network]:
+    """The networks that a stage has put in the place of the model."""
+    steps = stages if isinstance(stages, list) else []
+    bodies = [body for step in steps if isinstance(step, dict) for body in step.values()]
+    given = [body.get("student") for body in bodies if isinstance(body, dict)]
+    try:
+        return [Network.model_validate(student) for student in given if student is not None]
+    except ValidationError as error:
+        raise ConfigError(f"a student in the run's {CONFIG} is none: {error.errors()[0]['msg']}") from error
 
 
 def _search_path(run_dir: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from deploycompress.contracts import Model
 from deploycompress.errors import DeployCompressError, StageFailed
 from deploycompress.model.architecture import Architecture, describe, named_tensors, type_name
 from deploycompress.model.assembly import edit, put_tensors
+from deploycompress.model.build_name import build_of
 from deploycompress.model.lowrank import find_factors, put_factors
 from deploycompress.model.source import seeded
 from deploycompress.model.sparse import mark_sparse, sparse_weights
@@ -58,7 +59,7 @@ class Document(StrictModel):
 
     schema_: Literal[1] = Field(alias="schema")
     model: str  # type of the root, for the reader
-    build: str = ""
+    build: str = ""  # the name of another network than the pipeline's own
     architecture: Architecture
     probe: Probe
     sparse: tuple[str, ...] = ()  # parameters whose zeros are kept in training
@@ -68,7 +69,7 @@ class Document(StrictModel):
 # ---------------------------------------------------------------- saving
 
 
-def save(module: nn.Module, folder: Path, model: Model, *, build: str = "") -> None:
+def save(module: nn.Module, folder: Path, model: Model) -> None:
     """Write ``module`` to ``folder``, which is made.
 
     Raises StageFailed when a tensor or the probe output is not finite, and when the module differs from a
@@ -77,7 +78,8 @@ def save(module: nn.Module, folder: Path, model: Model, *, build: str = "") -> N
     bad = first_nonfinite((name, tensor) for name, tensor, _ in named_tensors(module))
     if bad is not None:
         raise StageFailed(f"the model is not kept: {bad}")
-    fresh = model.build()
+    build = build_of(module)
+    fresh = (model.named(build) if build else model).build()
     probe = _probe(_on_host(module), model)
     factors = find_factors(module, fresh)
     put_factors(fresh, factors)
@@ -166,7 +168,7 @@ def load(folder: Path, model: Model) -> nn.Module:
     bad = first_nonfinite(tensors.items())
     if bad is not None:
         raise StageFailed(f"{folder / WEIGHTS}: {bad}")
-    module = model.build()
+    module = (model.named(document.build) if document.build else model).build()
     put_factors(module, document.architecture.factors)
     edit(module, document.architecture)
     put_tensors(module, document.architecture, tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from deploycompress.artifact import digest_json
-from deploycompress.config.schema import InputSpec, ModelConfig
+from deploycompress.config.schema import InputSpec, ModelConfig, Network
+from deploycompress.errors import StageFailed
+from deploycompress.model.build_name import build_name, build_of, mark_build
 from deploycompress.model.code import loaded_code
 from deploycompress.model.factory import Factory, installed_version, open_factory
 from deploycompress.model.outputs import named_outputs
@@ -26,11 +28,25 @@ OTHER_DIMENSION = 32  # the example's size of a named dimension that is not the 
 
 
 class SourceModel:
-    """Implements ``contracts.Model`` for ``model:`` in pipeline.yaml."""
+    """Implements ``contracts.Model`` for ``model:`` in pipeline.yaml.
 
-    def __init__(self, config: ModelConfig, seed: int, search_path: Sequence[Path] = ()) -> None:
+    ``others``: networks that the stages name. A checkpoint of one bears its name, and nothing is ever built because
+    a checkpoint asks for it: only what the configuration names.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int,
+        search_path: Sequence[Path] = (),
+        others: Iterable[Network] = (),
+    ) -> None:
         self._config, self._seed, self._search_path = config, seed, tuple(search_path)
+        self._name = ""  # on what is built; the pipeline's own model has none
         self._by_keyword: bool | None = None  # known once the model was built, before anything wraps it
+        self._others: dict[str, SourceModel] = {}
+        for network in others:
+            self.other(network)
 
     @property
     def inputs(self) -> Mapping[str, InputSpec]:
@@ -63,6 +79,8 @@ class SourceModel:
         factory = self._factory
         with seeded(self._seed):
             module = factory().eval()
+        if self._name:
+            mark_build(module, self._name)
         if self._by_keyword is None:
             self._by_keyword = self._names_fit(module)
         return module
@@ -78,9 +96,36 @@ class SourceModel:
 
     def call(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run ``module``: by keyword when all names are parameters of its forward, else by position."""
+        if build_of(module) != self._name:
+            return self.named(build_of(module)).call(module, inputs)
         given = {name: inputs[name] for name in self._config.inputs}
         by_keyword = self._by_keyword if self._by_keyword is not None else self._names_fit(module)
         return named_outputs(module(**given) if by_keyword else module(*given.values()))
+
+    def other(self, network: Network) -> SourceModel:
+        """Another network that reads the same inputs; this model when it is built alike."""
+        own = self._config
+        if (network.build, network.args) == (own.build, own.args):
+            return self
+        name = build_name(network)
+        if name not in self._others:
+            config = own.model_copy(update={"build": network.build, "args": network.args, "weights": None})
+            made = SourceModel(config, self._seed, self._search_path)
+            made._name = name
+            self._others[name] = made
+        return self._others[name]
+
+    def named(self, name: str) -> SourceModel:
+        """The one that ``other`` made under ``name``. Raises StageFailed for a name that nothing here has."""
+        if name == self._name:
+            return self
+        if name not in self._others:
+            known = ", ".join(self._others) or "no other"
+            raise StageFailed(
+                f"the checkpoint is of another network, {name}; the configuration names {known} beside model.build: "
+                "add it as a student, or load with the configuration that made it"
+            )
+        return self._others[name]
 
     def _names_fit(self, module: nn.Module) -> bool:
         parameters = inspect.signature(module.forward).parameters

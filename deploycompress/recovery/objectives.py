@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
 
 from deploycompress.contracts import Batch, Loss, Model, Outputs, Task
+from deploycompress.recovery.layers import Pair, trace, watched
+from deploycompress.recovery.losses.weighted import reads_features
+from deploycompress.recovery.mixture import Share, Terms, mixed_terms, require_labels, tell, trial, tried
+from deploycompress.recovery.teachers import NetworkTeacher, Teacher
 
-Terms = Mapping[str, Tensor]  # the summands of the loss, scalars by name
+__all__ = ["Distillation", "Objective", "Penalised", "Supervised", "Terms"]
 
 
 class Objective(Protocol):
+    """It may have two more: an attribute ``trainable``, a module or None, whose parameters the loop trains with the
+    student's; and a method ``progress(done)``, told before each step the share of all steps that is done.
+    """
+
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
         """Raises ConfigError when the batch, or what the networks make of it, does not fit."""
         ...
@@ -32,26 +40,64 @@ class Supervised:
 
 
 class Distillation:
-    """A distillation loss between the student and a teacher that see the same augmented batch.
+    """``alpha * L(student, teacher) + (1 - alpha) * L_task(student, labels)``, on one augmented batch for both.
 
-    The same view for both: Beyer et al., "Knowledge distillation: A good teacher is patient and consistent".
+    With soft labels this is the objective of Hinton et al. (2015), section 2; the same view for both: Beyer et al.,
+    "Knowledge distillation: A good teacher is patient and consistent". With ``alpha`` 1 labels are not needed. A loss
+    that reads features needs ``prepare`` before the first call.
     """
 
-    def __init__(self, model: Model, task: Task, teacher: nn.Module, loss: Loss) -> None:
-        self._model, self._task, self._teacher, self._loss = model, task, teacher.eval(), loss
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        teacher: nn.Module | Teacher,
+        loss: Loss,
+        alpha: float = 0.9,
+        final_alpha: float | None = None,
+    ) -> None:
+        self._model, self._task, self._loss = model, task, loss
+        self._teacher = NetworkTeacher(model, teacher) if isinstance(teacher, nn.Module) else teacher
+        self._alpha = Share(alpha, alpha if final_alpha is None else final_alpha)
+        self.pairs: Sequence[Pair] = ()  # layers whose features are read
+        self.trainable: nn.Module | None = None
+
+    def prepare(self, student: nn.Module, batch: Batch) -> None:
+        """Try a first batch before anything is trained; losses that read features choose their layers on it.
+
+        Raises ConfigError when outputs, labels or layers do not fit. Changes no weight and no statistics.
+        """
+        with trial(student):
+            tried("teacher", batch, lambda: self._teacher.answer(batch, ()))
+            tried("student", batch, lambda: self._model.call(student, batch.inputs))
+            if reads_features(self._loss):
+                self._attach(student, batch)
+            self(student, batch)
+        require_labels(self._alpha, batch)
+
+    def progress(self, done: float) -> None:
+        self._alpha.progress(done)
+        tell(self._loss, done)
 
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
-        with torch.inference_mode():
-            seen = self._model.call(self._teacher, batch.inputs)
-        # Autograd may keep these for its backward, which it refuses to do with inference tensors.
-        teacher = Outputs({name: tensor.clone() for name, tensor in seen.items()})
-        outputs = Outputs(self._model.call(student, batch.inputs))
+        teacher = self._teacher.answer(batch, [pair.teacher for pair in self.pairs])
+        # The hooks go on the network itself, whatever it is wrapped in for several processes.
+        own = [pair.student for pair in self.pairs]
+        with watched(extract_model_from_parallel(student) if own else student, own) as features:
+            tensors = self._model.call(student, batch.inputs)
+        outputs = Outputs(tensors, features)
         if batch.targets is not None:
             self._task.check(outputs, batch)
-        if hasattr(self._loss, "terms"):
-            terms: Terms = self._loss.terms(outputs, teacher, batch)
-            return terms
-        return {"loss": self._loss(outputs, teacher, batch)}
+        return mixed_terms(self._loss, self._task, self._alpha, outputs, teacher, batch)
+
+    def _attach(self, student: nn.Module, batch: Batch) -> None:
+        """Show the layers of both networks to the loss."""
+        loss: Any = self._loss
+        own = trace(student, lambda: self._model.call(student, batch.inputs))
+        self.pairs = tuple(loss.attach(own, self._teacher.layers(batch)))
+        self.trainable = getattr(loss, "trainable", None)
+        if self.trainable is not None:
+            self.trainable.to(next(iter(batch.inputs.values())).device)
 
 
 class Penalised:
@@ -59,6 +105,10 @@ class Penalised:
 
     def __init__(self, objective: Objective, penalty: Callable[[], Terms]) -> None:
         self._objective, self._penalty = objective, penalty
+        self.trainable: nn.Module | None = getattr(objective, "trainable", None)
+
+    def progress(self, done: float) -> None:
+        tell(self._objective, done)
 
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
         return {**self._objective(student, batch), **self._penalty()}

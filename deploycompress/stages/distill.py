@@ -2,64 +2,86 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from deploycompress.artifact import Artifact
-from deploycompress.contracts import Inputs, Loss, Outcome, Ref, RunContext, Stage
+from deploycompress.config.schema import Network
+from deploycompress.contracts import Event, Inputs, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError
 from deploycompress.pruning.shaping import Regularization, SoftPrune, open_shaping
 from deploycompress.recovery.recipe import Recipe
-from deploycompress.registry import LOSSES
+from deploycompress.recovery.teaching import Teaching
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from deploycompress.recovery.mutual import MutualLearning
+    from deploycompress.recovery.objectives import Distillation, Objective
 
 STATISTICS_BATCHES = 200  # enough for means and variances of every channel
 
 
 class Distill(Stage):
-    """Student: the source. Teacher: the network before it was compressed, or another step's."""
+    """Student: the source, or a network of its own. Teacher: the network before it was compressed, or another."""
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
-    libraries = ("torch", "accelerate", "numpy")
-    compresses = False
+    libraries = ("torch", "accelerate", "numpy", "onnxruntime")
 
-    class Config(Recipe):
-        loss: str = "kd"
-        temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
-        alpha: Annotated[float, Field(ge=0, le=1)] = 0.9  # weight of the teacher; 1: labels are not needed
-        teacher: str = "original"  # or the id of a step
+    class Config(Recipe, Teaching):
         regularization: Regularization | None = None
         soft_prune: SoftPrune | None = None
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.compresses = config.student is not None  # then the baseline is the network before
+
     def inputs(self) -> Mapping[str, Ref]:
-        return {"source": "last", "teacher": self.config.teacher}
+        """The source, what teaches, and files of weights; a network without a file is no input."""
+        found = {"source": "last"}
+        for place, teacher in self._teachers().items():
+            if not isinstance(teacher, Network):
+                found[place] = teacher
+            elif teacher.weights is not None:
+                found[place] = str(teacher.weights)
+        student = self.config.student
+        if student is not None and student.weights is not None:
+            found["student"] = str(student.weights)
+        return found
+
+    def depends(self, context: RunContext) -> Mapping[str, Any]:
+        """Versions of the packages that the networks come from; a user's own code is in every key."""
+        modules = {network.build.rpartition(":")[0] for network in self.config.networks()}
+        places = {module.partition(".")[0] for module in modules if not module.endswith(".py")}
+        if not places:
+            return {}
+        installed = packages_distributions()
+        return {place: [_version(name) for name in installed.get(place, [])] for place in sorted(places)}
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
-        from deploycompress.recovery.objectives import Distillation, Objective, Penalised
+        from deploycompress.recovery.objectives import Penalised
         from deploycompress.recovery.training import device, fit
 
         config = self.config
-        student = checkpoint.load(inputs["source"][0].path, context.model)
+        student = self._student(inputs, context)
         shaping = open_shaping(
             student, context.model, config.epochs, config.regularization, config.soft_prune
         )
         student.to(device())
-        teacher = checkpoint.load(inputs["teacher"][0].path, context.model).to(device())
+        distillation = self._objective(inputs, context)
+        _try_first_batch(distillation, student, context)
         before = _validated(student, context)
         _reestimate(student, context)
         reestimated = _validated(student, context)
-        objective: Objective = Distillation(context.model, context.task, teacher, self._loss())
+        objective: Objective = distillation
         if shaping.penalty is not None:
-            objective = Penalised(objective, shaping.penalty)
+            objective = Penalised(distillation, shaping.penalty)
         history = fit(student, objective, config, context, shaping.after_epoch)
         _reestimate(student, context)
         after = _validated(student, context)
@@ -69,26 +91,110 @@ class Distill(Stage):
             (Artifact.of("", "checkpoint", folder),),
             {f"val_{name}": value for name, value in after.items()}
             | {f"val_{name}_before": value for name, value in before.items()}
-            | _sparsity(student),
+            | _sparsity(student)
+            | (_cost(student, context) if config.student is not None else {}),
             details={"epochs": history, "val_reestimated": reestimated},
         )
 
-    def _loss(self) -> Loss:
-        """The loss by name; it is given those of temperature and alpha that it takes."""
-        make = LOSSES.load(self.config.loss)
-        offered = {"temperature": self.config.temperature, "alpha": self.config.alpha}
-        taken = inspect.signature(make).parameters
-        try:
-            loss: Loss = make(**{name: value for name, value in offered.items() if name in taken})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"distill.loss {self.config.loss} could not be made: {error}") from error
-        return loss
+    def _student(self, inputs: Inputs, context: RunContext) -> nn.Module:
+        if self.config.student is None:
+            return _loaded(inputs["source"][0].path, context)
+        return _built(self.config.student, "distill.student", context)
+
+    def _objective(self, inputs: Inputs, context: RunContext) -> Distillation | MutualLearning:
+        from deploycompress.recovery.mutual import MutualLearning
+        from deploycompress.recovery.objectives import Distillation
+        from deploycompress.recovery.teachers import open_teacher
+        from deploycompress.recovery.training import device
+
+        config = self.config
+        made: list[nn.Module | Path] = []
+        for place, teacher in self._teachers().items():
+            if isinstance(teacher, Network):
+                made.append(_built(teacher, "distill.teacher", context).to(device()))
+                continue
+            given = inputs[place][0]
+            is_network = given.kind == "checkpoint"
+            made.append(_loaded(given.path, context).to(device()) if is_network else given.path)
+        final = config.anneal.alpha if config.anneal is not None else None
+        loss = config.open_loss()
+        if config.joint and not isinstance(made[0], Path):
+            return MutualLearning(context.model, context.task, made[0], loss, config.alpha, final)
+        opened = open_teacher(context.model, made, config.combine)
+        return Distillation(context.model, context.task, opened, loss, config.alpha, final)
+
+    def _teachers(self) -> dict[str, str | Network]:
+        """Every teacher by the name of its input: ``teacher``, or ``teacher.0`` and so on."""
+        teachers = self.config.teachers()
+        if len(teachers) == 1:
+            return {"teacher": teachers[0]}
+        return {f"teacher.{number}": teacher for number, teacher in enumerate(teachers)}
+
+
+def _built(network: Network, place: str, context: RunContext) -> nn.Module:
+    """A network of the configuration with its weights."""
+    return _with_weights(context.model.other(network).build, network.weights, place)
+
+
+def _loaded(path: Path, context: RunContext) -> nn.Module:
+    """The network of a step, or the pipeline's own with the weights in a file."""
+    from deploycompress.model import checkpoint
+
+    if path.is_file():
+        return _with_weights(context.model.build, path, "distill.teacher")
+    return checkpoint.load(path, context.model)
+
+
+def _with_weights(build: Callable[[], nn.Module], weights: Path | None, place: str) -> nn.Module:
+    """Raises ConfigError that speaks of the network at ``place`` of the configuration."""
+    from deploycompress.model.source import load_weights
+
+    try:
+        module = build()
+        if weights is not None:
+            load_weights(module, weights)
+    except ConfigError as error:
+        said = re.sub(r"\bmodel\.(build|args|weights)\b", rf"{place}.\1", str(error))
+        raise ConfigError(said) from error
+    return module
+
+
+def _version(distribution: str) -> str:
+    return f"{distribution}=={version(distribution)}"
+
+
+def _try_first_batch(
+    distillation: Distillation | MutualLearning, student: nn.Module, context: RunContext
+) -> None:
+    """What cannot work is refused here, before the first epoch. Raises ConfigError."""
+    from deploycompress.model.source import seeded
+    from deploycompress.recovery.training import device
+
+    batch = next(iter(context.data.loader("train", epoch=0)), None)
+    if batch is None:
+        raise ConfigError("data: the train split is empty; look at data.source and data.root")
+    with seeded(context.seed):  # adapters start the same every time
+        distillation.prepare(student, batch.to(device()))
+    pairs = getattr(distillation, "pairs", ())
+    if pairs:
+        told = ", ".join(
+            p.student if p.student == p.teacher else f"{p.student} from {p.teacher}" for p in pairs
+        )
+        context.emit(Event("decision", f"features are learned at {told}"))
 
 
 def _validated(student: nn.Module, context: RunContext) -> dict[str, float]:
     from deploycompress.recovery.evaluation import evaluate
 
     return evaluate(student, context.model, context.data.loader("val"), context.task)[0]
+
+
+def _cost(student: nn.Module, context: RunContext) -> dict[str, float]:
+    """Parameters and multiplications of a network that was not there before."""
+    from deploycompress.pruning.costs import count
+
+    cost = count(student, context.model)
+    return {name: cost[name] for name in ("params", "macs")}
 
 
 def _sparsity(student: nn.Module) -> dict[str, float]:

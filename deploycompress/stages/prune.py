@@ -173,6 +173,7 @@ class Prune(Stage):
 
     def _plan(self, module: nn.Module, workdir: Path, context: RunContext) -> Plan:
         """Which channels stay; shares are of the unpruned model, also where this is not the first pruning."""
+        from deploycompress.model.build_name import build_of
         from deploycompress.pruning.latency.bench import Bench, Place
         from deploycompress.pruning.latency.planning import plan_by_measuring
         from deploycompress.pruning.planning import Request, plan_by_counting
@@ -181,7 +182,7 @@ class Prune(Stage):
         default = "global" if self.config.target.latency is None else "latency"
         request = Request(
             module,
-            context.model,
+            context.model.named(build_of(module)),
             target,
             ALLOCATIONS.load(self.config.allocation or default)(),
             None if self.config.align == "auto" else int(self.config.align),

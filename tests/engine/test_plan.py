@@ -87,3 +87,49 @@ def test_repeat_is_a_chain_of_rounds(tiny):
     assert steps["prune@2"][1] == {"source": ("distill@1",)}
     assert steps["distill@2"][1] == {"source": ("prune@2",), "teacher": ("train",)}
     assert steps["export"][1] == {"source": ("distill@2",)}
+
+
+REPEATED = """
+  - train: {epochs: 1}
+  - repeat: 3
+    stages:
+      - prune: {target: {macs: 50%}}
+      - distill: {epochs: 1, teacher: TEACHER}
+  - export
+  - benchmark
+"""
+
+
+def test_the_student_of_the_last_round_teaches_the_next(tiny):
+    steps = steps_of(tiny, REPEATED.replace("TEACHER", "previous"))
+    teachers = [steps[f"distill@{n}"][1]["teacher"] for n in (1, 2, 3)]
+    assert teachers == [("train",), ("distill@1",), ("distill@2",)]
+
+
+def test_mixed_is_the_original_and_the_student_of_the_last_round(tiny):
+    steps = steps_of(tiny, REPEATED.replace("TEACHER", "mixed"))
+    assert steps["distill@1"][1] == {"source": ("prune@1",), "teacher": ("train",)}
+    assert steps["distill@3"][1] == {
+        "source": ("prune@3",),
+        "teacher.0": ("train",),
+        "teacher.1": ("distill@2",),
+    }
+
+
+def test_a_student_of_another_build_is_compared_with_its_source(tiny):
+    student = "{build: model.py:build, args: {width: 4}}"
+    steps = steps_of(
+        tiny,
+        f"""
+  - train: {{epochs: 1}}
+  - distill: {{epochs: 1, student: {student}}}
+  - distill: {{id: smaller, from: train, epochs: 1, student: {student}}}
+  - export
+  - benchmark
+""",
+    )
+    assert list(steps)[1:4] == ["train", "baseline", "distill"]
+    assert steps["baseline"][1] == {"source": ("train",)}
+    assert steps["distill"][1] == {"source": ("train",), "teacher": ("train",)}
+    assert steps["smaller"][1] == {"source": ("train",), "teacher": ("train",)}
+    assert steps["benchmark"][1]["baseline"] == ("baseline",)

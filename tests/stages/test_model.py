@@ -86,6 +86,22 @@ def test_data_that_do_not_fit(run_context, tmp_path, data, message):
     assert not (tmp_path / "work" / "model").exists()
 
 
+def test_samples_to_learn_from_need_no_labels_but_those_to_judge_by_do(run_context, tmp_path):
+    """A distillation may follow its teacher alone; a stage that does need labels says so itself."""
+
+    class Unlabelled(Data):
+        def loader(self, split, epoch=None):
+            kept = super().loader(split, epoch)
+            return [replace(b, targets=None) for b in kept] if split == self.unlabelled else kept
+
+    data = Unlabelled(batch())
+    data.unlabelled = "train"
+    assert start(replace(run_context(), data=data), tmp_path / "work").artifacts
+    data.unlabelled = "val"
+    with pytest.raises(ConfigError, match="received no labels"):
+        start(replace(run_context(), data=data), tmp_path / "again")
+
+
 def test_nan_in_the_weights_names_the_tensor(run_context, tmp_path):
     context = run_context()
     state = context.model.build().state_dict()
