@@ -38,6 +38,12 @@ class ModelConfig(StrictModel):
     weights: Path | None = Field(
         None, description="A .safetensors file or a state_dict (.pt .pth .th); null: a train stage makes them"
     )
+    expect: dict[str, Level] = Field(
+        {}, description="What the weights reach on the validation split, checked first: {accuracy: 93.4%}"
+    )
+    tolerance: Points | None = Field(
+        None, description="Of expect, besides the sampling error; 1 pp of a share, 5% of another figure"
+    )
     inputs: dict[str, InputSpec] = Field(
         min_length=1, description="Inputs by name: {image: {shape: [batch, 3, 224, 224]}}"
     )

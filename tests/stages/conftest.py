@@ -42,6 +42,7 @@ def run_context(tmp_path: Path) -> Callable[..., RunContext]:
         **target: Any,
     ) -> RunContext:
         from deploycompress.data.open import open_task
+        from deploycompress.engine.store import FileStore
         from deploycompress.data.source import SourceData
         from deploycompress.model.source import SourceModel
 
@@ -56,7 +57,7 @@ def run_context(tmp_path: Path) -> Callable[..., RunContext]:
             task=open_task(TaskConfig()),
             target=TargetConfig(**target),
             gates={},
-            store=None,  # type: ignore[arg-type]
+            store=FileStore(tmp_path / "store"),
             seed=0,
             rehearsal=rehearsal,
             emit=(events if events is not None else []).append,

@@ -93,3 +93,23 @@ def test_nan_in_the_weights_names_the_tensor(run_context, tmp_path):
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=r"tensor 5\.bias has 1 NaN or infinite values of 10"):
         start(context, tmp_path / "work", tmp_path / "w.pt")
+
+
+def test_given_weights_are_evaluated_once_and_held_against_what_is_expected(run_context, tmp_path, monkeypatch):
+    from deploycompress.config.quantities import Quantity
+    from deploycompress.recovery import given
+
+    context = run_context()
+    save_file(context.model.build().state_dict(), tmp_path / "w.safetensors")
+    reached = start(context, tmp_path / "first", tmp_path / "w.safetensors").metrics["val_accuracy"]
+    assert 0 <= reached < 0.5
+    monkeypatch.setattr(given, "evaluate", None)  # what is known already is not computed again
+    again = start(context, tmp_path / "again", tmp_path / "w.safetensors")
+    assert again.metrics["val_accuracy"] == reached
+    expected = {"accuracy": Quantity.parse("93.4%", "percent")}
+    stage = InitialModel(InitialModel.Config(weights=tmp_path / "w.safetensors", expect=expected))
+    with pytest.raises(ConfigError, match=r"model\.expect: the given weights reach accuracy .* expected 93\.40 %"):
+        stage.run({}, tmp_path / "again", context)
+    monkeypatch.undo()
+    rehearsal = run_context(rehearsal=True)
+    stage.run({}, tmp_path / "again", rehearsal)  # a few samples prove nothing
