@@ -17,9 +17,13 @@ def check_expected(document: Document, model: ModelConfig, task: Any) -> None:
     """``model.expect``: there are weights to expect it of, and the task, where it is known, has the metrics."""
     path: KeyPath = ("model", "expect")
     if model.expect and model.weights is None:
-        document.report(path, "no weights are given to expect this of; give model.weights, or leave it out", key=True)
+        document.report(
+            path, "no weights are given to expect this of; give model.weights, or leave it out", key=True
+        )
     if model.tolerance is not None and not model.expect:
-        document.report(("model", "tolerance"), "there is no model.expect that it is a tolerance of", key=True)
+        document.report(
+            ("model", "tolerance"), "there is no model.expect that it is a tolerance of", key=True
+        )
     if task is None:
         return
     known = _known(task)

@@ -79,7 +79,9 @@ def batched(item: Any, specs: Specs, where: str) -> Batch:
 def _is_samples(value: Any, specs: Specs) -> bool:
     """Whether this is a list of samples of the one input, each without the batch's dimension."""
     dimensions = len(next(iter(specs.values())).shape) - 1
-    return isinstance(value, (tuple, list)) and len(value) > 0 and all(np.ndim(v) == dimensions for v in value)
+    return (
+        isinstance(value, (tuple, list)) and len(value) > 0 and all(np.ndim(v) == dimensions for v in value)
+    )
 
 
 def tensor(value: Any, where: str) -> Tensor:

@@ -26,7 +26,9 @@ BLUR = (0.010, 0.015, 0.020, 0.025, 0.030)
 BRIGHTNESS = (0.4, 0.8, 1.2, 1.6, 2.0)
 CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
 
-Corruption = Callable[["Tensor", int, "torch.Generator"], "Tensor"]  # samples, severity from 0, random numbers
+Corruption = Callable[
+    ["Tensor", int, "torch.Generator"], "Tensor"
+]  # samples, severity from 0, random numbers
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def require_continuous(inputs: Mapping[str, Tensor], kind: str) -> list[str]:
         if tensor.is_floating_point() and (tensor.ndim == 4 or (kind == "noise" and tensor.ndim >= 2))
     ]
     if not found:
-        received = ", ".join(f"{n} {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for n, t in inputs.items())
+        received = ", ".join(
+            f"{n} {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for n, t in inputs.items()
+        )
         expected = "[batch, ...]" if kind == "noise" else "[batch, channels, height, width]"
         raise ConfigError(
             f"corruption {kind}: received the inputs {received}; expected one of real numbers {expected}: leave it out "

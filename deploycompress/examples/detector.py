@@ -28,7 +28,9 @@ class Dense(nn.Module):
         maps = [features] if isinstance(features, Tensor) else list(features.values())
         found = self.head(maps)
         height, width = image.shape[-2:]
-        anchors = self.anchor_generator(ImageList(image, [(height, width)]), maps)[0]  # the same for every image
+        anchors = self.anchor_generator(ImageList(image, [(height, width)]), maps)[
+            0
+        ]  # the same for every image
         return {
             "logits": found["cls_logits"],
             "offsets": found["bbox_regression"],
@@ -42,9 +44,12 @@ def torchvision(name: str = "ssdlite320_mobilenet_v3_large", **args: Any) -> nn.
     ``args``: torchvision's own, such as ``num_classes``. Raises ValueError for detectors of another form.
     """
     from torchvision.models import get_model
-    from torchvision.models.detection import SSD, RetinaNet
+    from torchvision.models.detection.retinanet import RetinaNet
+    from torchvision.models.detection.ssd import SSD
 
     detector = get_model(name, **({"weights": None, "weights_backbone": None} | args))
     if not isinstance(detector, (RetinaNet, SSD)):
-        raise ValueError(f"{name} is a {type(detector).__name__}; expected a RetinaNet or an SSD, which have anchors alone")
+        raise ValueError(
+            f"{name} is a {type(detector).__name__}; expected a RetinaNet or an SSD, which have anchors alone"
+        )
     return Dense(detector)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 Z95 = 1.96
-USUAL_SHARE, USUAL_PART = 0.01, 0.05  # tolerances: of a share, and as a part of what is expected of other figures
+USUAL_SHARE, USUAL_PART = (
+    0.01,
+    0.05,
+)  # tolerances: of a share, and as a part of what is expected of other figures
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ def held_against(
         allowed = usual if tolerance is None else tolerance.value
         sampling = Z95 * found.error if found.error is not None and name == task.primary.name else 0.0
         worse = level.value - value if info.higher_is_better else value - level.value
-        within = f"{_told(allowed, info, ' pp')}" + (f" and {_told(sampling, info, ' pp')} of sampling error" if sampling else "")
+        within = f"{_told(allowed, info, ' pp')}" + (
+            f" and {_told(sampling, info, ' pp')} of sampling error" if sampling else ""
+        )
         if worse > allowed + sampling:
             raise ConfigError(
                 f"model.expect: the given weights reach {name} {_told(value, info, ' %')} on the validation split; "
@@ -96,7 +101,9 @@ def _evaluated(module: nn.Module, context: RunContext) -> Reached:
     module.to(device())
     metrics, scores = evaluate(module, context.model, context.data.loader("val"), context.task)
     module.to("cpu")
-    error = None if scores is None or len(scores) < 2 else float(np.std(scores, ddof=1) / math.sqrt(len(scores)))
+    error = (
+        None if scores is None or len(scores) < 2 else float(np.std(scores, ddof=1) / math.sqrt(len(scores)))
+    )
     return Reached(metrics, error)
 
 

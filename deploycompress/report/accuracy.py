@@ -62,7 +62,8 @@ def _scores(evidence: Evidence, other: str | None) -> tuple[Sequence[float], Seq
         return None
     ids = (evidence.baseline.id, evidence.artifact.id)
     baseline, candidate = (
-        evidence.scores.get(id) if other is None else evidence.other_scores.get(id, {}).get(other) for id in ids
+        evidence.scores.get(id) if other is None else evidence.other_scores.get(id, {}).get(other)
+        for id in ids
     )
     return None if not baseline or not candidate else (baseline, candidate)
 

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 from deploycompress.artifact import Artifact
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Level, Points
-from deploycompress.contracts import Batch, Event, Inputs, Loader, Note, Outcome, Outputs, Ref, RunContext, Stage
+from deploycompress.contracts import (
+    Batch,
+    Event,
+    Inputs,
+    Loader,
+    Note,
+    Outcome,
+    Outputs,
+    Ref,
+    RunContext,
+    Stage,
+)
 from deploycompress.errors import ConfigError, DeployCompressError
 
 if TYPE_CHECKING:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 WEIGHTS = ("weights: null", "weights: w.pt\n  expect: {accuracy: 93.4%}")
-REGRESSION = (("task: classification", "task: regression"), ("accuracy: {max_drop: 1 pp,", "accuracy: {max_drop: 0.1,"))
+REGRESSION = (
+    ("task: classification", "task: regression"),
+    ("accuracy: {max_drop: 1 pp,", "accuracy: {max_drop: 0.1,"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,10 @@ from deploycompress.errors import ConfigError
 def images() -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     x = 5 + 2 * torch.randn(12, 3, 16, 16, generator=generator)
-    return [Batch({"image": x[i : i + 4], "ids": torch.ones(4, 2)[:, 0].long()}, torch.arange(4), 4) for i in (0, 4, 8)]
+    return [
+        Batch({"image": x[i : i + 4], "ids": torch.ones(4, 2)[:, 0].long()}, torch.arange(4), 4)
+        for i in (0, 4, 8)
+    ]
 
 
 def distance(batches: list[Batch], kind: str, severity: int) -> float:
@@ -53,8 +56,12 @@ def test_contrast_and_blur_keep_the_mean_and_blur_keeps_what_is_flat(images):
 
 def test_inputs_that_are_not_continuous_are_refused():
     tokens = Batch({"ids": torch.ones(2, 5, dtype=torch.int64)}, None, 2)
-    with pytest.raises(ConfigError, match=r"corruption noise: received the inputs ids int64\[2, 5\]; expected one of real"):
+    with pytest.raises(
+        ConfigError, match=r"corruption noise: received the inputs ids int64\[2, 5\]; expected one of real"
+    ):
         list(CorruptedLoader([tokens], "noise", 1))
     wave = Batch({"wave": torch.ones(2, 5)}, None, 2)
-    with pytest.raises(ConfigError, match=r"corruption blur: .*expected one of real numbers \[batch, channels, height"):
+    with pytest.raises(
+        ConfigError, match=r"corruption blur: .*expected one of real numbers \[batch, channels, height"
+    ):
         list(CorruptedLoader([wave], "blur", 1))

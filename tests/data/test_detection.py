@@ -24,7 +24,7 @@ def answered(network: torch.nn.Module) -> tuple[Outputs, Batch]:
     image = torch.randn(3, 3, SIDE, SIDE)
     with torch.no_grad():
         found = dict(network(image))
-    found["logits"] = found["logits"] + torch.randn_like(found["logits"])
+    found["logits"] = found["logits"] + 3 + 2 * torch.randn_like(found["logits"])
     found["offsets"] = found["offsets"] + 0.2 * torch.randn_like(found["offsets"])
     return Outputs(found), Batch({"image": image}, TARGETS, 3)
 
@@ -69,9 +69,7 @@ def test_multibox_loss_is_ssds(ssd):
     head = {"cls_logits": outputs.tensors["logits"], "bbox_regression": outputs.tensors["offsets"]}
     anchors = list(outputs.tensors["anchors"])
     matched = [
-        ssd.proposal_matcher(_overlaps(t["boxes"], a))
-        if len(t["boxes"])
-        else torch.full((len(a),), -1)
+        ssd.proposal_matcher(_overlaps(t["boxes"], a)) if len(t["boxes"]) else torch.full((len(a),), -1)
         for t, a in zip(TARGETS, anchors, strict=True)
     ]
     wanted = ssd.compute_loss(TARGETS, head, anchors, matched)
@@ -125,7 +123,9 @@ def test_average_precision_of_exact_and_of_missed_boxes():
     metrics.update(outputs, Batch({"image": torch.zeros(3, 3, SIDE, SIDE)}, TARGETS, 3))
     assert metrics.by_class() == {"ap": {"1": pytest.approx(1.0), "2": pytest.approx(0.5, abs=0.01)}}
     found = metrics.compute()
-    assert found["map"] == pytest.approx(0.75, abs=0.01) and found["worst_class"] == pytest.approx(0.5, abs=0.01)
+    assert found["map"] == pytest.approx(0.75, abs=0.01) and found["worst_class"] == pytest.approx(
+        0.5, abs=0.01
+    )
     assert metrics.scores() is None
 
 
@@ -133,7 +133,12 @@ def test_offsets_and_boxes_are_inverse_and_matching_by_hand():
     boxes, anchors = torch.tensor([[2.0, 3, 9, 7]]), torch.tensor([[0.0, 0, 8, 8]])
     torch.testing.assert_close(decode(encode(boxes, anchors, (10, 5)), anchors, (10, 5)), boxes)
     anchors = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 18], [0, 0, 4, 8], [50, 50, 58, 58]])
-    assert match(torch.tensor([[0.0, 0, 8, 8]]), anchors, 0.6, 0.45).tolist() == [0, BACKGROUND, BETWEEN, BACKGROUND]
+    assert match(torch.tensor([[0.0, 0, 8, 8]]), anchors, 0.6, 0.45).tolist() == [
+        0,
+        BACKGROUND,
+        BETWEEN,
+        BACKGROUND,
+    ]
     # A box that nothing overlaps well still has the anchor that overlaps it most.
     assert match(torch.tensor([[48.0, 48, 52, 52]]), anchors, 0.6, 0.45)[3] == 0
 
@@ -143,6 +148,7 @@ def test_a_detector_of_another_form_is_refused():
         detector.torchvision("fcos_resnet50_fpn")
     processed = Outputs({"output_0.boxes": torch.zeros(3, 4), "output_0.scores": torch.zeros(3)})
     with pytest.raises(
-        ConfigError, match=r"no output 'logits'; received output_0\.boxes.*deploycompress\.examples\.detector:torchvision"
+        ConfigError,
+        match=r"no output 'logits'; received output_0\.boxes.*deploycompress\.examples\.detector:torchvision",
     ):
         Detection().check(processed, Batch({}, TARGETS, 3))

@@ -161,7 +161,13 @@ def test_ctc_is_torchmetrics_word_and_character_error_rate():
 
 def test_greedy_decoding_and_edits_by_hand():
     assert decode(np.array([0, 1, 1, 0, 1, 2, 2, 0]), 0) == [1, 1, 2] and decode(np.array([]), 0) == []
-    for a, b, wanted in (("kitten", "sitting", 3), ("", "ab", 2), ("ab", "", 2), ("abc", "abc", 0), ("ab", "ba", 2)):
+    for a, b, wanted in (
+        ("kitten", "sitting", 3),
+        ("", "ab", 2),
+        ("ab", "", 2),
+        ("abc", "abc", 0),
+        ("ab", "ba", 2),
+    ):
         assert edits(a, b) == edits(b, a) == wanted
 
 
@@ -176,7 +182,9 @@ def test_ctc_loss_counts_only_the_frames_of_each_sample_and_padded_labels_are_li
     assert float(loss) == pytest.approx(float(task.loss(outputs, padded)))
     changed = logits.clone()
     changed[1, 5:] = 7
-    assert float(task.loss(Outputs({"output": changed, "frames": lengths}), padded)) == pytest.approx(float(loss))
+    assert float(task.loss(Outputs({"output": changed, "frames": lengths}), padded)) == pytest.approx(
+        float(loss)
+    )
     assert float(Ctc().loss(outputs, padded)) != pytest.approx(float(loss))
 
 
@@ -205,9 +213,21 @@ def test_an_autoencoder_whose_output_or_divergence_does_not_fit():
 
     batch = Batch({"x": torch.full((2, 3), 2.0)}, None, 2)
     for task, outputs, message in (
-        (Autoencoder(), {"code": torch.zeros(2, 1)}, r"output is float32\[2, 1\] for the input float32\[2, 3\]"),
-        (Autoencoder(minimise="bce"), {"r": torch.zeros(2, 3)}, "the input has values from 2 to 2; expected 0 to 1"),
-        (Autoencoder(), {"r": torch.zeros(2, 3), "mean": torch.zeros(2, 1)}, "expected both 'mean' and 'log_var"),
+        (
+            Autoencoder(),
+            {"code": torch.zeros(2, 1)},
+            r"output is float32\[2, 1\] for the input float32\[2, 3\]",
+        ),
+        (
+            Autoencoder(minimise="bce"),
+            {"r": torch.zeros(2, 3)},
+            "the input has values from 2 to 2; expected 0 to 1",
+        ),
+        (
+            Autoencoder(),
+            {"r": torch.zeros(2, 3), "mean": torch.zeros(2, 1)},
+            "expected both 'mean' and 'log_var",
+        ),
         (Autoencoder(output="x"), {"r": torch.zeros(2, 3)}, "the model has no output 'x'; received r"),
         (Autoencoder(input="z"), {"r": torch.zeros(2, 3)}, "the model has no input 'z'; received x"),
     ):

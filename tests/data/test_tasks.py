@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ def segmentation() -> Problem:
 
 
 def detection() -> Problem:
-    from torchvision.models.detection import RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
     from deploycompress.examples.detector import Dense
 
@@ -135,7 +136,8 @@ def detection() -> Problem:
             return found
 
     anchors = AnchorGenerator(sizes=((8,),), aspect_ratios=((1.0,),))
-    module = Dense(RetinaNet(Backbone(), 2, anchor_generator=anchors))
+    head = RetinaNetHead(8, 1, 2, norm_layer=partial(nn.GroupNorm, 2))
+    module = Dense(RetinaNet(Backbone(), 2, anchor_generator=anchors, head=head))
     x, targets = torch.zeros(SAMPLES, 1, 16, 16), []
     for i in range(SAMPLES):
         left, top, label = 4 * (i % 3), 4 * (i // 3 % 3), i % 2
@@ -309,7 +311,8 @@ def test_it_refuses_what_does_not_fit_and_says_what_was_received_and_expected(op
             task.check(outputs, Batch(problem.inputs, targets, SAMPLES))
     with pytest.raises(ConfigError, match=r"\[48, 1, 1, 1, 1\]|no output|for the input"):
         task.check(
-            Outputs({"odd": torch.zeros(SAMPLES, 1, 1, 1, 1)}), Batch(problem.inputs, problem.targets, SAMPLES)
+            Outputs({"odd": torch.zeros(SAMPLES, 1, 1, 1, 1)}),
+            Batch(problem.inputs, problem.targets, SAMPLES),
         )
 
 
@@ -321,7 +324,9 @@ def test_its_figures_are_those_it_tells_of_and_do_not_depend_on_the_batches(open
     assert figures == pytest.approx(whole, abs=1e-6)
     known = figures_of(task)
     assert task.primary.name in figures and set(figures) <= set(known)
-    assert all(0 <= value <= 1 for name, value in figures.items() if known[name].unit == "share" and name != "wer")
+    assert all(
+        0 <= value <= 1 for name, value in figures.items() if known[name].unit == "share" and name != "wer"
+    )
     if scores is not None:
         assert len(scores) == SAMPLES
         assert scores.mean() == pytest.approx(figures[task.primary.name], rel=1e-6)
@@ -383,7 +388,9 @@ def test_a_task_of_the_users_own_has_to_be_one():
         open_task(TaskConfig(name="builtins:dict"))
     with pytest.raises(ConfigError, match="task sys:path is a list; expected a class or a function"):
         open_task(TaskConfig(name="sys:path"))
-    own = open_task(TaskConfig(name="deploycompress.data.tasks.regression:Regression", args={"metric": "rmse"}))
+    own = open_task(
+        TaskConfig(name="deploycompress.data.tasks.regression:Regression", args={"metric": "rmse"})
+    )
     assert own.primary.name == "rmse"
 
 
@@ -403,3 +410,46 @@ def test_a_task_of_the_users_own_has_to_be_one():
 def test_a_metric_or_an_option_that_the_task_does_not_have(name, args, message):
     with pytest.raises(ConfigError, match=message):
         open_task(TaskConfig(name=name, args=args))
+
+
+def test_texts_are_classified_from_dicts_by_a_transformers_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A data set of dicts, two inputs by name, and outputs that are a ModelOutput with more in it than logits."""
+    from deploycompress.config.schema import DataConfig, ModelConfig
+    from deploycompress.data.source import SourceData
+    from deploycompress.model.source import SourceModel
+
+    (tmp_path / "texts.py").write_text(
+        "import torch\n"
+        "from transformers import BertConfig, BertForSequenceClassification\n\n"
+        "def build():\n"
+        "    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)\n"
+        "    config = BertConfig(**sizes, vocab_size=20, num_labels=3, output_hidden_states=True)\n"
+        "    return BertForSequenceClassification(config)\n\n"
+        "class Texts:\n"
+        "    def __len__(self):\n"
+        "        return 20\n\n"
+        "    def __getitem__(self, i):\n"
+        "        ids = torch.full((6,), i)\n"
+        "        return {'input_ids': ids, 'attention_mask': torch.ones_like(ids), 'label': i % 3}\n\n"
+        "def load():\n"
+        "    return {'train': Texts(), 'test': Texts()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    ids = InputSpec(shape=("batch", 6), dtype="int64", max=20)
+    mask = InputSpec(shape=("batch", 6), dtype="int64", max=2)
+    model = SourceModel(
+        ModelConfig(build="texts:build", inputs={"attention_mask": mask, "input_ids": ids}), 0
+    )
+    data = SourceData(DataConfig(source="texts:load", batch_size=8), model, 0)
+    module = model.build()
+    task = open_task(TaskConfig(args={"classes": 3, "output": "logits"}))
+    figures, scores = evaluate(module, model, data.loader("test"), task)
+    assert len(scores) == 20 and scores.mean() == pytest.approx(figures["accuracy"])
+    outputs = model.call(module, next(iter(data.loader("test"))).inputs)
+    assert next(iter(outputs)) == "logits" and "hidden_states.0" in outputs
+    with pytest.raises(
+        ConfigError, match=r"the model has no output 'scores'; received logits, hidden_states\.0"
+    ):
+        evaluate(module, model, data.loader("test"), open_task(TaskConfig(args={"output": "scores"})))

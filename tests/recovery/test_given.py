@@ -40,7 +40,7 @@ def test_within_the_tolerance_and_what_so_few_samples_tell_it_is_right():
 
 
 def test_the_sampling_error_is_that_of_the_primary_metric_alone():
-    with pytest.raises(ConfigError, match="reach f1 90.00 %"):
+    with pytest.raises(ConfigError, match=r"reach f1 90\.00 %"):
         notes(Reached({"accuracy": 0.9, "f1": 0.9}, 0.02), "93.4%", name="f1")
 
 
@@ -57,5 +57,7 @@ def test_lower_is_better_for_an_error_and_its_tolerance_is_a_part_of_it():
 
 
 def test_a_metric_that_the_split_does_not_give():
-    with pytest.raises(ConfigError, match="the given weights have no top5 on the validation split; received accuracy"):
+    with pytest.raises(
+        ConfigError, match="the given weights have no top5 on the validation split; received accuracy"
+    ):
         notes(Reached({"accuracy": 0.9}, None), "99%", name="top5")

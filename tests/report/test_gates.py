@@ -129,7 +129,10 @@ def test_a_lower_is_better_metric_that_is_worse_has_risen() -> None:
     assert (plain.verdict, plain.value) == ("fail", pytest.approx(0.5))
     assert plain.message.startswith("mae rose by 0.500; compared as two plain figures")
     paired = only(gate, rows, primary=mae, scores={"baseline": [1.0] * 300, "small": [1.5, 1.6, 1.4] * 100})
-    assert paired.verdict == "fail" and "rose by 0.500 on 300 samples (95 % interval of the rise" in paired.message
+    assert (
+        paired.verdict == "fail"
+        and "rose by 0.500 on 300 samples (95 % interval of the rise" in paired.message
+    )
 
 
 def test_another_metric_is_judged_the_way_it_is_better() -> None:
@@ -138,7 +141,9 @@ def test_another_metric_is_judged_the_way_it_is_better() -> None:
     gate = {"metric:wer": AccuracyGate(max_drop=amount("2 pp"))}
     verdict = only(gate, rows, figures=figures)
     assert (verdict.verdict, verdict.value, verdict.unit) == ("fail", pytest.approx(0.03), "points")
-    assert verdict.message.startswith("wer rose by 3.00 pp; compared as two plain figures, since wer has no score")
+    assert verdict.message.startswith(
+        "wer rose by 3.00 pp; compared as two plain figures, since wer has no score"
+    )
 
 
 def test_a_metric_under_a_corruption_is_judged_sample_by_sample() -> None:
@@ -157,7 +162,9 @@ def test_a_figure_of_one_class_can_be_guarded() -> None:
     gate = {"metric:recall.3": AccuracyGate(max_drop=amount("5 pp"))}
     verdict = only(gate, by_class=by_class, figures=figures)
     assert (verdict.verdict, verdict.value) == ("fail", pytest.approx(0.2))
-    other = only({"metric:recall.4": AccuracyGate(max_drop=amount("5 pp"))}, by_class=by_class, figures=figures)
+    other = only(
+        {"metric:recall.4": AccuracyGate(max_drop=amount("5 pp"))}, by_class=by_class, figures=figures
+    )
     assert other.verdict == "pass"
     missing = only({"metric:recall.7": AccuracyGate(min=amount("5%"))}, by_class=by_class, figures=figures)
     assert missing.verdict == "fail" and "no recall.7 was measured" in missing.message

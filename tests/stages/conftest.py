@@ -42,8 +42,8 @@ def run_context(tmp_path: Path) -> Callable[..., RunContext]:
         **target: Any,
     ) -> RunContext:
         from deploycompress.data.open import open_task
-        from deploycompress.engine.store import FileStore
         from deploycompress.data.source import SourceData
+        from deploycompress.engine.store import FileStore
         from deploycompress.model.source import SourceModel
 
         inputs = {"image": InputSpec(shape=(batch, 1, 8, 8))}

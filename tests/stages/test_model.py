@@ -95,7 +95,9 @@ def test_nan_in_the_weights_names_the_tensor(run_context, tmp_path):
         start(context, tmp_path / "work", tmp_path / "w.pt")
 
 
-def test_given_weights_are_evaluated_once_and_held_against_what_is_expected(run_context, tmp_path, monkeypatch):
+def test_given_weights_are_evaluated_once_and_held_against_what_is_expected(
+    run_context, tmp_path, monkeypatch
+):
     from deploycompress.config.quantities import Quantity
     from deploycompress.recovery import given
 
@@ -108,7 +110,9 @@ def test_given_weights_are_evaluated_once_and_held_against_what_is_expected(run_
     assert again.metrics["val_accuracy"] == reached
     expected = {"accuracy": Quantity.parse("93.4%", "percent")}
     stage = InitialModel(InitialModel.Config(weights=tmp_path / "w.safetensors", expect=expected))
-    with pytest.raises(ConfigError, match=r"model\.expect: the given weights reach accuracy .* expected 93\.40 %"):
+    with pytest.raises(
+        ConfigError, match=r"model\.expect: the given weights reach accuracy .* expected 93\.40 %"
+    ):
         stage.run({}, tmp_path / "again", context)
     monkeypatch.undo()
     rehearsal = run_context(rehearsal=True)

@@ -40,7 +40,10 @@ class Autoencoder:
     metric: str = "reconstruction"
 
     figures: ClassVar[dict[str, MetricInfo]] = table(
-        *(MetricInfo(name, higher_is_better=False, unit="") for name in ("reconstruction", "kl", "negative_elbo"))
+        *(
+            MetricInfo(name, higher_is_better=False, unit="")
+            for name in ("reconstruction", "kl", "negative_elbo")
+        )
     )
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class Autoencoder:
                         "expected 0 to 1 for minimise: bce; scale the data, end the model in a sigmoid, or minimise mse"
                     )
         parts = [name in outputs.tensors for name in (self.mean, self.log_variance)]
-        if self.metric == "kl" and not all(parts) or parts[0] != parts[1]:
+        if (self.metric == "kl" and not all(parts)) or parts[0] != parts[1]:
             raise ConfigError(
                 f"{NAME}: the model's outputs are {', '.join(outputs.tensors)}; expected both {self.mean!r} and "
                 f"{self.log_variance!r} for the divergence, or neither: name them in task.args"
@@ -122,7 +125,9 @@ class AutoencoderMetrics:
                 self._each[name].append(values.detach().double().cpu().numpy())
 
     def compute(self) -> dict[str, float]:
-        return known(**{name: float(np.concatenate(v).mean()) if v else None for name, v in self._each.items()})
+        return known(
+            **{name: float(np.concatenate(v).mean()) if v else None for name, v in self._each.items()}
+        )
 
     def scores(self) -> np.ndarray | None:
         """The primary metric of every sample, in order."""

@@ -57,7 +57,9 @@ def require_indices(labels: Tensor, classes: int, task: str, ignored: int | None
     import torch
 
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ConfigError(f"{task}: received labels {form(labels)}; expected integers, the number of a class each")
+        raise ConfigError(
+            f"{task}: received labels {form(labels)}; expected integers {list(labels.shape)}, the number of a class each"
+        )
     counted = labels if ignored is None else labels[labels != ignored]
     if counted.numel() and not (int(counted.min()) >= 0 and int(counted.max()) < classes):
         besides = "" if ignored is None else f", or {ignored} for what is not counted"

@@ -44,9 +44,13 @@ class Ctc:
 
     def __post_init__(self) -> None:
         if self.symbols is not None and not 0 <= self.blank < len(self.symbols):
-            raise ValueError(f"blank is {self.blank}; expected 0 to {len(self.symbols) - 1}, as symbols has as many")
+            raise ValueError(
+                f"blank is {self.blank}; expected 0 to {len(self.symbols) - 1}, as symbols has as many"
+            )
         if self.metric is not None:
-            require_metric(NAME if self.spaced else f"{NAME} without a space among symbols", self.metric, self.figures)
+            require_metric(
+                NAME if self.spaced else f"{NAME} without a space among symbols", self.metric, self.figures
+            )
 
     @property
     def spaced(self) -> bool:
@@ -127,7 +131,9 @@ class Ctc:
             return torch.full((len(logits),), most, device=logits.device)
         found = outputs.tensors.get(self.lengths, batch.inputs.get(self.lengths))
         if found is None or tuple(found.shape) != (len(logits),) or not bool((found <= most).all()):
-            received = "neither" if found is None else f"{found.tolist() if found.ndim == 1 else list(found.shape)}"
+            received = (
+                "neither" if found is None else f"{found.tolist() if found.ndim == 1 else list(found.shape)}"
+            )
             raise ConfigError(
                 f"{NAME}: task.args.lengths names {self.lengths!r}: received {received}; expected an output or an input "
                 f"[{len(logits)}] with numbers of frames up to {most}, which is how many the model gives"

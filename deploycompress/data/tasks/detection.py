@@ -87,9 +87,13 @@ class Detection:
             )
         classes = logits.shape[2]
         if self.classes is not None and classes != self.classes:
-            raise ConfigError(f"{NAME}: the model has {classes} classes; expected {self.classes}, as task.args says")
+            raise ConfigError(
+                f"{NAME}: the model has {classes} classes; expected {self.classes}, as task.args says"
+            )
         if not isinstance(batch.targets, (list, tuple)) or len(batch.targets) != batch.size:
-            received = "no labels" if batch.targets is None else f"targets of type {type(batch.targets).__name__}"
+            received = (
+                "no labels" if batch.targets is None else f"targets of type {type(batch.targets).__name__}"
+            )
             raise ConfigError(
                 f"{NAME}: received {received} for a batch of {batch.size}; expected a list with a dict of 'boxes' and "
                 "'labels' for each image: let the data source yield (image, {'boxes': ..., 'labels': ...})"
@@ -101,7 +105,8 @@ class Detection:
         """Of classes and offsets together; a mean over images for ``focal``, over matched anchors for ``multibox``."""
         rows = list(zip(*self._outputs(outputs), batch.targets, strict=True))
         matched = [
-            match(target["boxes"], anchors, self.foreground, self._background) for _, _, anchors, target in rows
+            match(target["boxes"], anchors, self.foreground, self._background)
+            for _, _, anchors, target in rows
         ]
         if self.minimise == "focal":
             each = [self._focal(*row, found) for row, found in zip(rows, matched, strict=True)]
@@ -114,7 +119,9 @@ class Detection:
     def _background(self) -> float:
         return self.background if self.minimise == "focal" else self.foreground
 
-    def _focal(self, logits: Tensor, offsets: Tensor, anchors: Tensor, target: Target, matched: Tensor) -> Tensor:
+    def _focal(
+        self, logits: Tensor, offsets: Tensor, anchors: Tensor, target: Target, matched: Tensor
+    ) -> Tensor:
         import torch
         from torchvision.ops import sigmoid_focal_loss
 
@@ -127,7 +134,9 @@ class Detection:
         of_boxes = (offsets[true] - self._offsets(target, anchors, matched)).abs().sum()
         return (of_classes + of_boxes) / max(1, int(true.sum()))
 
-    def _multibox(self, logits: Tensor, offsets: Tensor, anchors: Tensor, target: Target, matched: Tensor) -> Tensor:
+    def _multibox(
+        self, logits: Tensor, offsets: Tensor, anchors: Tensor, target: Target, matched: Tensor
+    ) -> Tensor:
         import torch
         import torch.nn.functional as F
 
@@ -135,7 +144,9 @@ class Detection:
         wanted = torch.zeros_like(matched)
         wanted[true] = target["labels"][matched[true]]
         of_classes = F.cross_entropy(logits, wanted, reduction="none")
-        hardest = of_classes.masked_fill(true, -1).sort(descending=True).indices[: NEGATIVES * int(true.sum())]
+        hardest = (
+            of_classes.masked_fill(true, -1).sort(descending=True).indices[: NEGATIVES * int(true.sum())]
+        )
         negatives = hardest[~true[hardest]]
         of_boxes = F.smooth_l1_loss(offsets[true], self._offsets(target, anchors, matched), reduction="sum")
         return of_classes[true].sum() + of_classes[negatives].sum() + of_boxes
@@ -183,7 +194,9 @@ class DetectionMetrics:
     """
 
     def __init__(self, task: Detection) -> None:
-        if missing := [n for n in ("torchvision", "torchmetrics", "pycocotools") if importlib.util.find_spec(n) is None]:
+        if missing := [
+            n for n in ("torchvision", "torchmetrics", "pycocotools") if importlib.util.find_spec(n) is None
+        ]:
             raise EnvironmentMissing(
                 f"{NAME} needs {', '.join(missing)}: pip install 'deploycompress[vision]'"
             )
@@ -194,7 +207,9 @@ class DetectionMetrics:
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         self._computed = None
-        self._found += [{k: v.cpu() for k, v in image.items()} for image in self._task.detections(outputs, batch)]
+        self._found += [
+            {k: v.cpu() for k, v in image.items()} for image in self._task.detections(outputs, batch)
+        ]
         self._true += [
             {"boxes": t["boxes"].detach().float().cpu().reshape(-1, 4), "labels": t["labels"].long().cpu()}
             for t in batch.targets
@@ -209,7 +224,9 @@ class DetectionMetrics:
 
     def by_class(self) -> dict[str, dict[str, float]]:
         found = self._all()
-        each = zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1).tolist(), strict=True)
+        each = zip(
+            found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1).tolist(), strict=True
+        )
         return {"ap": {str(int(c)): float(value) for c, value in each if value >= 0}}
 
     def scores(self) -> np.ndarray | None:
@@ -232,16 +249,30 @@ def _check_target(target: Any, number: int, classes: int, lowest: int) -> None:
     boxes, labels = (target.get(k) if isinstance(target, Mapping) else None for k in ("boxes", "labels"))
     where = f"{NAME}: image {number} of a batch"
     if not isinstance(boxes, torch.Tensor) or not isinstance(labels, torch.Tensor):
-        received = f"a dict with {', '.join(target)}" if isinstance(target, Mapping) else type(target).__name__
-        raise ConfigError(f"{where}: received {received}; expected a dict with the tensors 'boxes' and 'labels'")
-    if boxes.numel() != 4 * len(labels) or (len(labels) and boxes.shape != (len(labels), 4)) or labels.ndim != 1:
-        raise ConfigError(f"{where}: received boxes {form(boxes)} and labels {form(labels)}; expected [n, 4] and [n]")
+        received = (
+            f"a dict with {', '.join(target)}" if isinstance(target, Mapping) else type(target).__name__
+        )
+        raise ConfigError(
+            f"{where}: received {received}; expected a dict with the tensors 'boxes' and 'labels'"
+        )
+    if (
+        boxes.numel() != 4 * len(labels)
+        or (len(labels) and boxes.shape != (len(labels), 4))
+        or labels.ndim != 1
+    ):
+        raise ConfigError(
+            f"{where}: received boxes {form(boxes)} and labels {form(labels)}; expected [n, 4] and [n]"
+        )
     if labels.is_floating_point():
-        raise ConfigError(f"{where}: received labels {form(labels)}; expected integers, the number of a class each")
+        raise ConfigError(
+            f"{where}: received labels {form(labels)}; expected integers, the number of a class each"
+        )
     if len(labels) and not (int(labels.min()) >= lowest and int(labels.max()) < classes):
         raise ConfigError(
             f"{where}: received labels from {int(labels.min())} to {int(labels.max())}; expected {lowest} to "
             f"{classes - 1}, as the model has {classes} classes"
         )
     if len(labels) and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
-        raise ConfigError(f"{where}: a box has no area; expected corners x1 y1 x2 y2 with x2 > x1 and y2 > y1")
+        raise ConfigError(
+            f"{where}: a box has no area; expected corners x1 y1 x2 y2 with x2 > x1 and y2 > y1"
+        )

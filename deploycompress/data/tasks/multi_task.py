@@ -101,7 +101,9 @@ class MultiTask:
                 head.task.check(*head.of(name, outputs, batch))
             except ConfigError as error:
                 text = str(error)
-                raise error if text.startswith(NAME) else ConfigError(f"{NAME}, head {name}: {text}") from error
+                raise (
+                    error if text.startswith(NAME) else ConfigError(f"{NAME}, head {name}: {text}")
+                ) from error
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         losses = [
@@ -126,7 +128,9 @@ class MultiTaskMetrics:
 
     def compute(self) -> dict[str, float]:
         return {
-            f"{name}.{key}": value for name, metrics in self._each.items() for key, value in metrics.compute().items()
+            f"{name}.{key}": value
+            for name, metrics in self._each.items()
+            for key, value in metrics.compute().items()
         }
 
     def by_class(self) -> dict[str, dict[str, float]]:
@@ -157,10 +161,18 @@ def _opened(name: str, given: Mapping[str, Any]) -> Head:
     from deploycompress.data.open import open_task
 
     if "." in name:
-        raise ValueError(f"head {name!r} has a dot in its name, which stands between head and metric; use another")
+        raise ValueError(
+            f"head {name!r} has a dot in its name, which stands between head and metric; use another"
+        )
     if not isinstance(given, Mapping) or "task" not in given or (odd := given.keys() - set(KEYS)):
-        wrong = f"unknown {', '.join(sorted(odd))}" if isinstance(given, Mapping) and "task" in given else f"{given!r}"
-        raise ValueError(f"head {name}: received {wrong}; expected a mapping with task, and any of {', '.join(KEYS[1:])}")
+        wrong = (
+            f"unknown {', '.join(sorted(odd))}"
+            if isinstance(given, Mapping) and "task" in given
+            else f"{given!r}"
+        )
+        raise ValueError(
+            f"head {name}: received {wrong}; expected a mapping with task, and any of {', '.join(KEYS[1:])}"
+        )
     weight = given.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
         raise ValueError(f"head {name}: weight is {weight!r}; expected a number above 0")

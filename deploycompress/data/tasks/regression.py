@@ -61,7 +61,9 @@ class Regression:
                 "gives them: change model.args or the data"
             )
         if not bool(labels.isfinite().all()):
-            raise ConfigError(f"{NAME}: received NaN or Inf among the targets; repair or leave out such samples")
+            raise ConfigError(
+                f"{NAME}: received NaN or Inf among the targets; repair or leave out such samples"
+            )
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         import torch.nn.functional as F

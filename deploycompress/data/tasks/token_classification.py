@@ -71,7 +71,9 @@ class TokenClassification:
         if self.mask is not None:
             mask = batch.inputs.get(self.mask)
             if mask is None or mask.shape != labels.shape:
-                received = f"inputs {', '.join(batch.inputs)}" if mask is None else f"{self.mask} {form(mask)}"
+                received = (
+                    f"inputs {', '.join(batch.inputs)}" if mask is None else f"{self.mask} {form(mask)}"
+                )
                 raise ConfigError(
                     f"{NAME}: received {received}; expected an input {self.mask!r} {expected}, as task.args.mask says"
                 )
@@ -90,7 +92,11 @@ class TokenClassification:
     def counted(self, batch: Batch) -> Tensor:
         """The labels, with ``ignore_index`` at masked tokens too."""
         labels: Tensor = batch.targets.long()
-        return labels if self.mask is None else labels.masked_fill(batch.inputs[self.mask] == 0, self.ignore_index)
+        return (
+            labels
+            if self.mask is None
+            else labels.masked_fill(batch.inputs[self.mask] == 0, self.ignore_index)
+        )
 
     def metrics(self) -> TokenMetrics:
         return TokenMetrics(self)
