@@ -38,12 +38,14 @@ class ModelConfig(StrictModel):
     weights: Path | None = Field(
         None, description="A .safetensors file or a state_dict (.pt .pth .th); null: a train stage makes them"
     )
-    expect: dict[str, Level] = Field(
-        {}, description="What the weights reach on the validation split, checked first: {accuracy: 93.4%}"
-    )
-    tolerance: Points | None = Field(
-        None, description="Of expect, besides the sampling error; 1 pp of a share, 5% of another figure"
-    )
+    expect: Annotated[
+        dict[str, Level],
+        Field(description="What the weights reach on the validation split, checked first: {accuracy: 93.4%}"),
+    ] = {}
+    tolerance: Annotated[
+        Points | None,
+        Field(description="Of expect, besides the sampling error; 1 pp of a share, 5% of another figure"),
+    ] = None
     inputs: dict[str, InputSpec] = Field(
         min_length=1, description="Inputs by name: {image: {shape: [batch, 3, 224, 224]}}"
     )

@@ -29,18 +29,18 @@ class Judged:
         """With PRIMARY_CORRUPTION, the mean over severities, left out where one of them has none."""
         found = dict(self.clean.metrics)
         for kind, each in self.corrupted.items():
-            values = [e.metrics.get(self.primary.name) for e in each]
-            if None not in values:
-                found[f"{self.primary.name}_{kind}"] = float(np.mean([v for v in values if v is not None]))
+            values = [e.metrics[self.primary.name] for e in each if self.primary.name in e.metrics]
+            if len(values) == len(each):
+                found[f"{self.primary.name}_{kind}"] = float(np.mean(values))
         return found
 
     @property
     def corrupted_scores(self) -> dict[str, list[float]]:
         """By the same names, one score a sample: its mean over severities. Only where the task has scores."""
         return {
-            f"{self.primary.name}_{kind}": np.mean([e.scores for e in each], axis=0).tolist()
+            f"{self.primary.name}_{kind}": np.mean(scores, axis=0).tolist()
             for kind, each in self.corrupted.items()
-            if all(e.scores is not None for e in each)
+            if (scores := [e.scores for e in each if e.scores is not None])
         }
 
 

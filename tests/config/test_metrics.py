@@ -19,7 +19,7 @@ def weights(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ((("latency_p50:", "metric:f2: {min: 80%}\n  latency_p50:"),), "gates.metric:f2: unknown metric of classification 'f2'; did you mean 'f1'?"),
+        ((("latency_p50:", "metric:precison: {min: 80%}\n  latency_p50:"),), "gates.metric:precison: unknown metric of classification 'precison'; did you mean 'precision'?"),
         ((("latency_p50:", "metric:accuracy_blur: {max_drop: 2 pp}\n  latency_p50:"),), "name that in the benchmark's corruptions: [blur]"),
         ((*REGRESSION, ("latency_p50:", "worst_class: {min: 80%}\n  latency_p50:")), "gates.worst_class: regression has no classes to guard; its metrics are mae, rmse, r2"),
         ((("task: classification", "task: {name: segmentation, args: {metric: f1}}"),), "task.args: segmentation: metric 'f1' is not defined for segmentation; expected one of miou"),

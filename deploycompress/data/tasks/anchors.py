@@ -28,7 +28,8 @@ def match(boxes: Tensor, anchors: Tensor, foreground: float, background: float) 
     matched[best < foreground] = BETWEEN
     matched[best < background] = BACKGROUND
     matched[overlap.argmax(1)] = torch.arange(len(boxes), device=anchors.device)
-    return matched
+    found: Tensor = matched
+    return found
 
 
 def encode(boxes: Tensor, anchors: Tensor, scale: tuple[float, float]) -> Tensor:

@@ -21,7 +21,9 @@ class ClassCounts:
     """
 
     def __init__(self) -> None:
-        self._both = self._predicted = self._true = np.zeros(0, np.int64)
+        self._both: np.ndarray | int = 0  # [classes], once something was added
+        self._predicted: np.ndarray | int = 0
+        self._true: np.ndarray | int = 0
 
     def add(self, predicted: Tensor, true: Tensor, classes: int) -> None:
         """Class indices below ``classes``, two integer tensors of one shape."""
@@ -30,37 +32,38 @@ class ClassCounts:
 
     def add_counts(self, both: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> None:
         """Counts of one batch, [classes] each."""
-        self._both = both + (self._both if self._both.size else 0)
-        self._predicted = predicted + (self._predicted if self._predicted.size else 0)
-        self._true = true + (self._true if self._true.size else 0)
+        self._both = self._both + both
+        self._predicted = self._predicted + predicted
+        self._true = self._true + true
 
     def accuracy(self) -> float | None:
         """The share that is right; None where nothing was counted."""
-        total = int(self._true.sum())
-        return float(self._both.sum() / total) if total else None
+        total = int(np.sum(self._true))
+        return float(np.sum(self._both) / total) if total else None
 
     def recall(self) -> ByClass:
-        return self._shares(self._both, self._true, self._true > 0)
+        return _shares(self._both, self._true, defined=self._true)
 
     def precision(self) -> ByClass:
         """0 for a class that is there and never predicted."""
-        return self._shares(self._both, self._predicted, self._there)
+        return _shares(self._both, self._predicted, defined=self._there)
 
     def f1(self) -> ByClass:
-        return self._shares(2 * self._both, self._predicted + self._true, self._there)
+        return _shares(2 * self._both, self._there, defined=self._there)
 
     def iou(self) -> ByClass:
         """Intersection over union."""
-        return self._shares(self._both, self._predicted + self._true - self._both, self._there)
+        return _shares(self._both, self._there - self._both, defined=self._there)
 
     @property
-    def _there(self) -> np.ndarray:
-        there: np.ndarray = self._predicted + self._true > 0
-        return there
+    def _there(self) -> np.ndarray | int:
+        """How often it is there or predicted; twice where it is both."""
+        return self._predicted + self._true
 
-    @staticmethod
-    def _shares(part: np.ndarray, whole: np.ndarray, defined: np.ndarray) -> ByClass:
-        return {str(c): float(part[c] / max(1, whole[c])) for c in np.flatnonzero(defined)}
+
+def _shares(part: np.ndarray | int, whole: np.ndarray | int, defined: np.ndarray | int) -> ByClass:
+    parts, wholes = np.atleast_1d(part), np.atleast_1d(whole)
+    return {str(c): float(parts[c] / max(1, wholes[c])) for c in np.flatnonzero(defined)}
 
 
 def macro(by_class: ByClass) -> float | None:

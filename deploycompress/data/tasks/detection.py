@@ -132,7 +132,8 @@ class Detection:
             logits[counted], wanted[counted], alpha=self.alpha, gamma=self.gamma, reduction="sum"
         )
         of_boxes = (offsets[true] - self._offsets(target, anchors, matched)).abs().sum()
-        return (of_classes + of_boxes) / max(1, int(true.sum()))
+        mean: Tensor = (of_classes + of_boxes) / max(1, int(true.sum()))
+        return mean
 
     def _multibox(
         self, logits: Tensor, offsets: Tensor, anchors: Tensor, target: Target, matched: Tensor

@@ -68,9 +68,11 @@ class Regression:
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
-        answer = chosen(outputs, self.output, NAME)
-        compared = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}[self.minimise]
-        return compared(_columns(answer), _columns(batch.targets).to(answer.dtype))
+        answer = _columns(chosen(outputs, self.output, NAME))
+        true = _columns(batch.targets).to(answer.dtype)
+        if self.minimise == "mse":
+            return F.mse_loss(answer, true)
+        return F.l1_loss(answer, true) if self.minimise == "mae" else F.huber_loss(answer, true)
 
     def metrics(self) -> RegressionMetrics:
         return RegressionMetrics(self)

@@ -83,7 +83,9 @@ class Segmentation:
         labels = batch.targets.long()
         kept = (labels != self.ignore_index).sum().clamp(min=1)  # a batch may have nothing but ignored pixels
         logits = sized_as(labels, logits)
-        return F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum") / kept
+        total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
+        mean: Tensor = total / kept
+        return mean
 
     def metrics(self) -> SegmentationMetrics:
         return SegmentationMetrics(self)
