@@ -35,8 +35,8 @@ class Reached:
     error: float | None
 
 
-def validated(module: nn.Module, weights: Path, context: RunContext) -> Reached:
-    """What the weights reach. Kept in the store, so that the next run does not evaluate them again."""
+def validated(module: nn.Module, weights: Path | None, context: RunContext) -> Reached:
+    """What the weights reach, or a fresh build (None). Kept in the store, so that the next run does not evaluate them again."""
     task = context.task
     if context.rehearsal or not is_dataclass(task):  # what else a user's task depends on is not known
         return _evaluated(module, context)
@@ -45,7 +45,8 @@ def validated(module: nn.Module, weights: Path, context: RunContext) -> Reached:
     key = {
         "model": context.model.digest,
         "data": context.data.digest,
-        "weights": digest_file(weights),
+        "weights": None if weights is None else digest_file(weights),
+        "seed": context.seed,
         "task": [type(task).__qualname__, repr(task)],
         "versions": [__version__, torch.__version__],
     }

@@ -54,6 +54,7 @@ class InitialModel(Stage):
         from deploycompress.model.source import load_weights
         from deploycompress.model.weights import first_nonfinite
         from deploycompress.pruning.costs import count
+        from deploycompress.recovery.evaluation import primary_of
         from deploycompress.recovery.given import held_against, validated
 
         module = context.model.build()
@@ -65,13 +66,14 @@ class InitialModel(Stage):
             raise ConfigError(f"model.build: the untrained model is not sound: {bad}")
         _check_batch(module, "train", context.data.loader("train", epoch=0), context)
         _check_batch(module, "val", context.data.loader("val"), context)
-        reached: dict[str, float] = {}
+        # Also without weights: labels that do not fit, or that define no metric, are found before an epoch is paid for.
+        found = validated(module, self.config.weights, context)
         notes: tuple[Note, ...] = ()
-        if self.config.weights is not None:
-            found = validated(module, self.config.weights, context)
-            reached = {f"val_{name}": value for name, value in found.metrics.items()}
-            if not context.rehearsal:
-                notes = tuple(held_against(found, self.config.expect, self.config.tolerance, context.task))
+        if not context.rehearsal:
+            primary_of(found.metrics, context.task, "val")
+            notes = tuple(held_against(found, self.config.expect, self.config.tolerance, context.task))
+        given = self.config.weights is not None
+        reached = {f"val_{name}": value for name, value in found.metrics.items()} if given else {}
         checkpoint.save(module, workdir / "model", context.model)
         cost = count(module, context.model)
         figures = {name: cost[name] for name in ("params", "macs")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,6 +128,32 @@ def test_average_precision_of_exact_and_of_missed_boxes():
         0.5, abs=0.01
     )
     assert metrics.scores() is None
+
+
+def test_average_precision_is_torchmetrics():
+    from torchmetrics.detection import MeanAveragePrecision
+
+    from deploycompress.data.tasks.average_precision import average_precision
+
+    torch.manual_seed(0)
+    true, found = [], []
+    for count in (3, 0, 5, 1, 7):
+        corners, labels = 40 * torch.rand(count, 2), torch.randint(3, (count,))
+        boxes = torch.cat([corners, corners + 5 + 15 * torch.rand(count, 2)], 1)
+        true.append({"boxes": boxes, "labels": labels})
+        moved = torch.cat([boxes + 2 * torch.randn(count, 4), boxes[:2] + 9])
+        said = torch.cat([labels, torch.full((len(boxes[:2]),), 4)])  # a class that is nowhere true
+        found.append({"boxes": moved, "labels": said, "scores": torch.rand(len(said))})
+    # Its own thresholds are in float32, so that a recall of exactly 0.2 falls on the other side of one.
+    recalls, overlaps = np.linspace(0, 1, 101).tolist(), np.linspace(0.5, 0.95, 10).tolist()
+    wanted = MeanAveragePrecision(class_metrics=True, rec_thresholds=recalls, iou_thresholds=overlaps)
+    wanted.update(found, true)
+    figures = {k: v.tolist() for k, v in wanted.compute().items()}
+    mine, classes = average_precision(found, true)
+    assert mine == pytest.approx({name: figures[name] for name in ("map", "map_50", "map_75")}, abs=1e-6)
+    each = dict(zip(map(str, figures["classes"]), figures["map_per_class"], strict=True))
+    assert each.pop("4") == -1 and classes == pytest.approx(each, abs=1e-6)
+    assert average_precision(found[1:2], true[1:2]) == ({}, {})
 
 
 def test_offsets_and_boxes_are_inverse_and_matching_by_hand():

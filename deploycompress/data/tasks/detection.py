@@ -11,6 +11,7 @@ import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
 from deploycompress.data.tasks.anchors import BETWEEN, decode, encode, match
+from deploycompress.data.tasks.average_precision import average_precision
 from deploycompress.data.tasks.checks import chosen, form, require_metric, share, table
 from deploycompress.errors import ConfigError, EnvironmentMissing
 
@@ -190,58 +191,35 @@ class Detection:
 
 
 class DetectionMetrics:
-    """``map`` over overlaps from 0.5 to 0.95, ``map_50`` and ``map_75`` (COCO's, by torchmetrics and pycocotools);
-    ``worst_class``: the lowest of the classes' average precision.
+    """``map`` over overlaps from 0.5 to 0.95, ``map_50`` and ``map_75``, as COCO defines them; ``worst_class``: the
+    lowest of the classes' average precision.
     """
 
     def __init__(self, task: Detection) -> None:
-        if missing := [
-            n for n in ("torchvision", "torchmetrics", "pycocotools") if importlib.util.find_spec(n) is None
-        ]:
+        missing = [n for n in ("torchvision", "pycocotools") if importlib.util.find_spec(n) is None]
+        if missing:
             raise EnvironmentMissing(
                 f"{NAME} needs {', '.join(missing)}: pip install 'deploycompress[vision]'"
             )
         self._task = task
         self._found: list[dict[str, Tensor]] = []
         self._true: list[dict[str, Tensor]] = []
-        self._computed: dict[str, Any] | None = None
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        self._computed = None
-        self._found += [
-            {k: v.cpu() for k, v in image.items()} for image in self._task.detections(outputs, batch)
-        ]
-        self._true += [
-            {"boxes": t["boxes"].detach().float().cpu().reshape(-1, 4), "labels": t["labels"].long().cpu()}
-            for t in batch.targets
-        ]
+        detections = self._task.detections(outputs, batch)
+        self._found += [{name: values.cpu() for name, values in image.items()} for image in detections]
+        self._true += [{name: target[name].cpu() for name in ("boxes", "labels")} for target in batch.targets]
 
     def compute(self) -> dict[str, float]:
-        found = self._all()
-        figures = {name: float(found[name]) for name in ("map", "map_50", "map_75")}
-        classes = self.by_class()["ap"]
-        worst = {"worst_class": min(classes.values())} if classes else {}
-        return {name: value for name, value in figures.items() if value >= 0} | worst  # -1: no boxes at all
+        figures, classes = average_precision(self._found, self._true)
+        return figures | ({"worst_class": min(classes.values())} if classes else {})
 
     def by_class(self) -> dict[str, dict[str, float]]:
-        found = self._all()
-        each = zip(
-            found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1).tolist(), strict=True
-        )
-        return {"ap": {str(int(c)): float(value) for c, value in each if value >= 0}}
+        return {"ap": average_precision(self._found, self._true)[1]}
 
     def scores(self) -> np.ndarray | None:
         """None: average precision is a figure of all images together."""
         return None
-
-    def _all(self) -> dict[str, Any]:
-        if self._computed is None:
-            from torchmetrics.detection import MeanAveragePrecision
-
-            metric = MeanAveragePrecision(class_metrics=True)
-            metric.update(self._found, self._true)
-            self._computed = metric.compute()
-        return self._computed
 
 
 def _check_target(target: Any, number: int, classes: int, lowest: int) -> None:
