@@ -117,3 +117,20 @@ def test_given_weights_are_evaluated_once_and_held_against_what_is_expected(
     monkeypatch.undo()
     rehearsal = run_context(rehearsal=True)
     stage.run({}, tmp_path / "again", rehearsal)  # a few samples prove nothing
+
+
+def test_a_validation_split_that_does_not_define_the_metric_is_found_before_an_epoch(run_context, tmp_path):
+    from deploycompress.data.tasks.ranking import Ranking
+    from deploycompress.model.source import SourceModel
+
+    class OneLogit(SourceModel):
+        def call(self, module, inputs):
+            return {"logit": super().call(module, inputs)["output"][:, 0]}
+
+    context = run_context()
+    context.model.__class__ = OneLogit
+    ones = Batch({"image": torch.rand(4, 1, 8, 8)}, torch.ones(4), 4)
+    context = replace(context, task=Ranking(), data=Data(ones))
+    with pytest.raises(ConfigError, match="metric auc is not defined on the val split: received log_loss"):
+        start(context, tmp_path / "work")
+    start(replace(context, rehearsal=True), tmp_path / "work")
