@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
 from deploycompress.errors import ConfigError
@@ -74,6 +74,37 @@ def require_classes(received: int, expected: int | None, task: str) -> None:
         raise ConfigError(
             f"{task}: the model has {received} outputs; expected {expected}, as task.args says: "
             "change model.args or task.args.classes"
+        )
+
+
+def require_boxes(target: Any, where: str, classes: int, lowest: int) -> None:
+    """A dict with ``boxes`` [n, 4], corners with an area, and ``labels`` [n] from ``lowest`` on. Raises ConfigError."""
+    import torch
+
+    boxes, labels = (target.get(k) if isinstance(target, Mapping) else None for k in ("boxes", "labels"))
+    if not isinstance(boxes, torch.Tensor) or not isinstance(labels, torch.Tensor):
+        received = (
+            f"a dict with {', '.join(target)}" if isinstance(target, Mapping) else type(target).__name__
+        )
+        raise ConfigError(
+            f"{where}: received {received}; expected a dict with the tensors 'boxes' and 'labels'"
+        )
+    if labels.ndim != 1 or tuple(boxes.shape) != (len(labels), 4):
+        raise ConfigError(
+            f"{where}: received boxes {form(boxes)} and labels {form(labels)}; expected [n, 4] and [n]"
+        )
+    if labels.is_floating_point():
+        raise ConfigError(
+            f"{where}: received labels {form(labels)}; expected integers, the number of a class each"
+        )
+    if len(labels) and not (int(labels.min()) >= lowest and int(labels.max()) < classes):
+        raise ConfigError(
+            f"{where}: received labels from {int(labels.min())} to {int(labels.max())}; expected {lowest} to "
+            f"{classes - 1}, as the model has {classes} classes"
+        )
+    if len(labels) and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
+        raise ConfigError(
+            f"{where}: a box has no area; expected corners x1 y1 x2 y2 with x2 > x1 and y2 > y1"
         )
 
 

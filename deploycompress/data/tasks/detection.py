@@ -12,7 +12,7 @@ import numpy as np
 from deploycompress.contracts import Batch, MetricInfo, Outputs
 from deploycompress.data.tasks.anchors import BETWEEN, decode, encode, match
 from deploycompress.data.tasks.average_precision import average_precision
-from deploycompress.data.tasks.checks import chosen, form, require_metric, share, table
+from deploycompress.data.tasks.checks import chosen, require_boxes, require_metric, share, table
 from deploycompress.errors import ConfigError, EnvironmentMissing
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Detection:
                 "'labels' for each image: let the data source yield (image, {'boxes': ..., 'labels': ...})"
             )
         for number, target in enumerate(batch.targets):
-            _check_target(target, number, classes, lowest=1 if self.minimise == "multibox" else 0)
+            require_boxes(target, f"{NAME}: image {number} of a batch", classes, self._lowest)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Of classes and offsets together; a mean over images for ``focal``, over matched anchors for ``multibox``."""
@@ -115,6 +115,11 @@ class Detection:
         each = [self._multibox(*row, found) for row, found in zip(rows, matched, strict=True)]
         positives = sum(int((found >= 0).sum()) for found in matched)
         return sum(each[1:], start=each[0]) / max(1, positives)
+
+    @property
+    def _lowest(self) -> int:
+        """The first class that a box can have."""
+        return 1 if self.minimise == "multibox" else 0
 
     @property
     def _background(self) -> float:
@@ -220,38 +225,3 @@ class DetectionMetrics:
     def scores(self) -> np.ndarray | None:
         """None: average precision is a figure of all images together."""
         return None
-
-
-def _check_target(target: Any, number: int, classes: int, lowest: int) -> None:
-    import torch
-
-    boxes, labels = (target.get(k) if isinstance(target, Mapping) else None for k in ("boxes", "labels"))
-    where = f"{NAME}: image {number} of a batch"
-    if not isinstance(boxes, torch.Tensor) or not isinstance(labels, torch.Tensor):
-        received = (
-            f"a dict with {', '.join(target)}" if isinstance(target, Mapping) else type(target).__name__
-        )
-        raise ConfigError(
-            f"{where}: received {received}; expected a dict with the tensors 'boxes' and 'labels'"
-        )
-    if (
-        boxes.numel() != 4 * len(labels)
-        or (len(labels) and boxes.shape != (len(labels), 4))
-        or labels.ndim != 1
-    ):
-        raise ConfigError(
-            f"{where}: received boxes {form(boxes)} and labels {form(labels)}; expected [n, 4] and [n]"
-        )
-    if labels.is_floating_point():
-        raise ConfigError(
-            f"{where}: received labels {form(labels)}; expected integers, the number of a class each"
-        )
-    if len(labels) and not (int(labels.min()) >= lowest and int(labels.max()) < classes):
-        raise ConfigError(
-            f"{where}: received labels from {int(labels.min())} to {int(labels.max())}; expected {lowest} to "
-            f"{classes - 1}, as the model has {classes} classes"
-        )
-    if len(labels) and not bool((boxes[:, 2:] > boxes[:, :2]).all()):
-        raise ConfigError(
-            f"{where}: a box has no area; expected corners x1 y1 x2 y2 with x2 > x1 and y2 > y1"
-        )
