@@ -35,10 +35,14 @@ class Reached:
     error: float | None
 
 
-def validated(module: nn.Module, weights: Path | None, context: RunContext) -> Reached:
-    """What the weights reach, or a fresh build (None). Kept in the store, so that the next run does not evaluate them again."""
+def validated(module: nn.Module, weights: Path | None, context: RunContext, *, anew: bool) -> Reached:
+    """What the weights reach, or a fresh build (None). Kept in the store for the next run, unless ``anew``.
+
+    Data that a user's function reads may be others without its code being another: who expects something of them
+    wants to know it of those that are there now.
+    """
     task = context.task
-    if context.rehearsal or not is_dataclass(task):  # what else a user's task depends on is not known
+    if anew or context.rehearsal or not is_dataclass(task):  # what else a user's task depends on is not known
         return _evaluated(module, context)
     import torch
 

@@ -67,7 +67,7 @@ class InitialModel(Stage):
         _check_batch(module, "train", context.data.loader("train", epoch=0), context)
         _check_batch(module, "val", context.data.loader("val"), context)
         # Also without weights: labels that do not fit, or that define no metric, are found before an epoch is paid for.
-        found = validated(module, self.config.weights, context)
+        found = validated(module, self.config.weights, context, anew=bool(self.config.expect))
         notes: tuple[Note, ...] = ()
         if not context.rehearsal:
             primary_of(found.metrics, context.task, "val")

@@ -108,13 +108,13 @@ def test_given_weights_are_evaluated_once_and_held_against_what_is_expected(
     monkeypatch.setattr(given, "evaluate", None)  # what is known already is not computed again
     again = start(context, tmp_path / "again", tmp_path / "w.safetensors")
     assert again.metrics["val_accuracy"] == reached
+    monkeypatch.undo()
     expected = {"accuracy": Quantity.parse("93.4%", "percent")}
     stage = InitialModel(InitialModel.Config(weights=tmp_path / "w.safetensors", expect=expected))
     with pytest.raises(
         ConfigError, match=r"model\.expect: the given weights reach accuracy .* expected 93\.40 %"
     ):
         stage.run({}, tmp_path / "again", context)
-    monkeypatch.undo()
     rehearsal = run_context(rehearsal=True)
     stage.run({}, tmp_path / "again", rehearsal)  # a few samples prove nothing
 
