@@ -156,14 +156,30 @@ class Metrics(Protocol):
     """Figures over a split; one object for one pass."""
 
     def update(self, outputs: Outputs, batch: Batch) -> None: ...
-    def compute(self) -> dict[str, float]: ...
+    def compute(self) -> dict[str, float]:
+        """Figures by name; one that these samples do not define (no sample of a class) is left out."""
+        ...
+
     def scores(self) -> np.ndarray | None:
         """One number a sample, in order, whose mean is the primary metric; None where there is none."""
         ...
 
 
+@runtime_checkable
+class ClassMetrics(Protocol):
+    """Metrics that also tell the classes apart."""
+
+    def by_class(self) -> dict[str, dict[str, float]]:
+        """Figure -> class -> value; the first figure is the one whose worst class a gate guards."""
+        ...
+
+
 class Task(Protocol):
-    """What a batch, a loss and a metric are."""
+    """What a batch, a loss and a metric are.
+
+    One with an attribute ``figures`` (name -> MetricInfo) says what its metrics give, and which way each is better:
+    then a name that it does not give is refused before anything runs.
+    """
 
     @property
     def primary(self) -> MetricInfo: ...
@@ -173,6 +189,12 @@ class Task(Protocol):
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor: ...
     def metrics(self) -> Metrics: ...
+
+
+def figures_of(task: Task) -> dict[str, MetricInfo]:
+    """What is known of the task's metrics by name: all that it tells of, and always the primary one."""
+    told: Mapping[str, MetricInfo] = getattr(task, "figures", {})
+    return {**told, task.primary.name: task.primary}
 
 
 # ---------------------------------------------------------------- what a stage is

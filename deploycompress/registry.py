@@ -104,7 +104,21 @@ RUNTIMES = Table(
 
 DEVICES = Table("device", {"local": "deploycompress.devices.local:Local"})
 
-TASKS = Table("task", {"classification": "deploycompress.data.tasks.classification:Classification"})
+TASKS = Table(
+    "task",
+    {
+        "classification": "deploycompress.data.tasks.classification:Classification",
+        "multi_label": "deploycompress.data.tasks.multi_label:MultiLabel",
+        "segmentation": "deploycompress.data.tasks.segmentation:Segmentation",
+        "detection": "deploycompress.data.tasks.detection:Detection",
+        "regression": "deploycompress.data.tasks.regression:Regression",
+        "token_classification": "deploycompress.data.tasks.token_classification:TokenClassification",
+        "ctc": "deploycompress.data.tasks.ctc:Ctc",
+        "ranking": "deploycompress.data.tasks.ranking:Ranking",
+        "autoencoder": "deploycompress.data.tasks.autoencoder:Autoencoder",
+        "multi_task": "deploycompress.data.tasks.multi_task:MultiTask",
+    },
+)
 
 DATASETS = Table(
     "data source",

@@ -99,7 +99,8 @@ def run(pipeline: Path, *more: str) -> tuple[int, str, Path]:
     return done.returncode, done.stdout + done.stderr, out
 
 
-def nan_weights(pipeline: Path) -> None:
+def saved_weights(pipeline: Path) -> None:
+    """``sound.pt``, and ``weights.pt`` with a NaN in it."""
     from torch import nn
 
     sys.path.insert(0, str(pipeline.parent))
@@ -110,6 +111,7 @@ def nan_weights(pipeline: Path) -> None:
         sys.modules.pop("model")
     assert isinstance(module, nn.Module)
     state = module.state_dict()
+    torch.save(state, pipeline.parent / "sound.pt")
     state["3.weight"][0, 0, 0, 0] = float("nan")
     torch.save(state, pipeline.parent / "weights.pt")
 
@@ -145,7 +147,7 @@ CASES = {
     "a wrong shape": (replace("data.py:good", "data.py:wrong_shape"), 2, ["image", "9", "8", "expected"]),
     "labels out of range": (replace("data.py:good", "data.py:labels_out_of_range"), 2, ["10", "label"]),
     "an empty data set": (replace("data.py:good", "data.py:empty"), 2, ["train", "empty"]),
-    "NaN in the weights": (both(nan_weights, weights("weights.pt")), 2, ["3.weight", "NaN"]),
+    "NaN in the weights": (both(saved_weights, weights("weights.pt")), 2, ["3.weight", "NaN"]),
     "a forward that fails": (replace("model.py:build", "broken.py:failing"), 2, ["forward", "[32, 1, 8, 8]"]),
     "NaN in the data": (replace("data.py:good", "data.py:not_a_number"), 2, ["NaN", "train"]),
     "NaN in the loss": (
@@ -159,7 +161,28 @@ CASES = {
         ["cannot be reached", "smallest", "on_unreachable"],
     ),
     "a gate that cannot hold": (replace("max: 1 MB", "max: 1 B"), 5, ["artifact_size", "fail"]),
-    "a gate nothing measures": (replace("artifact_size: {max: 1 MB}", "metric:f1: {min: 50%}"), 5, ["f1"]),
+    "a gate nothing measures": (
+        replace("artifact_size: {max: 1 MB}", "metric:recall.77: {min: 50%}"),
+        5,
+        ["no recall.77 was measured"],
+    ),
+    "a metric that the task has not": (
+        replace("artifact_size: {max: 1 MB}", "metric:mae: {max: 1}"),
+        2,
+        ["unknown metric of classification 'mae'", "accuracy, top5, precision"],
+    ),
+    "labels of the wrong kind": (
+        replace("task: classification", "task: multi_label"),
+        2,
+        ["multi_label", "received labels int64[32]", "expected [32, 10] of 0 and 1"],
+    ),
+    "weights that are not what was expected": (
+        both(
+            saved_weights, weights("sound.pt"), replace("  inputs:", "  expect: {accuracy: 93.4%}\n  inputs:")
+        ),
+        2,
+        ["model.expect", "on the validation split; expected 93.40 % within 1.00 pp and", "transform"],
+    ),
 }
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from deploycompress.engine.record import StepRecord
 
 
+# Words that make a figure a share, which is shown in percent.
+SHARES = {"accuracy", "agreement", "top5", "precision", "recall", "f1", "miou", "auc", "map", "wer", "cer"}
+
+
 class _Screen(Protocol):
     """Where lines go; a live screen also shows the state of all steps."""
 
@@ -195,9 +199,8 @@ def figure(name: str, value: float) -> str:
         return f"{words[:-3]} {value:.3g} ms"
     if name == "bytes" or name.endswith("_bytes"):
         return f"{words} {value / 1000:,.1f} KB"
-    if any(part in name for part in ("accuracy", "agreement", "worst_class", "top5")) or name.endswith(
-        "_ratio"
-    ):
+    told = set(words.replace(".", " ").split())
+    if told & SHARES or "worst_class" in name or "exact_match" in name or name.endswith("_ratio"):
         return f"{words} {100 * value:.1f} %"
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{words} {value:,.0f}"

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploycompress.config import names, order, overrides, references, steps, teachers, yaml_file, yaml_text
+from deploycompress.config import (
+    metrics,
+    names,
+    order,
+    overrides,
+    references,
+    steps,
+    teachers,
+    yaml_file,
+    yaml_text,
+)
 from deploycompress.config.document import Document, KeyPath, in_order
 from deploycompress.config.files import found, not_found, search_path, with_paths
 from deploycompress.config.gates import read_gates
@@ -71,8 +81,13 @@ class _Reader:
         self.top_level()
         model, data, target = self.model(), self.data(), self.block(TargetConfig, "target")
         task, stages = self.task(), self.stages()
-        gates = read_gates(self.document, share=self.primary_is_share(task))
+        made = self.built_in(task)
+        gates = read_gates(self.document, share=made is not None and made.primary.unit == "share")
         order.check(self.document, stages, model, gates)
+        if model is not None:
+            metrics.check_expected(self.document, model, made)
+        if made is not None:
+            metrics.check_gates(self.document, gates, made, stages)
         if self.document.problems:
             raise ConfigError(in_order(self.document.problems))
         head = {k: self.document.data[k] for k in ("name", "seed") if k in self.document.data}
@@ -158,21 +173,20 @@ class _Reader:
             )
         return self.block(TaskConfig, "task")
 
-    def primary_is_share(self, task: TaskConfig | None) -> bool:
-        """Whether a built-in task's primary metric is a share; its arguments are checked on the way."""
+    def built_in(self, task: TaskConfig | None) -> Any:
+        """A built-in task, its arguments checked; None for one with mistakes, and for a user's, which is not imported."""
         task = task or TaskConfig()
         if task.name not in TASKS:
-            return False  # a user's: known once it is imported
+            return None
         make = TASKS.load(task.name)
         known = inspect.signature(make).parameters
         for name in task.args.keys() - known.keys():
             self.document.report(("task", "args", name), unknown("argument", name, known), key=True)
         try:
-            task_made = make(**{k: v for k, v in task.args.items() if k in known})
+            return make(**{k: v for k, v in task.args.items() if k in known})
         except (TypeError, ValueError) as error:
             self.document.report(("task", "args"), f"{task.name}: {error}")
-            return False
-        return bool(task_made.primary.unit == "share")
+            return None
 
     # ------------------------------------------------------------ stages
 

@@ -43,6 +43,14 @@ class Network(StrictModel):
 class ModelConfig(Network):
     """Where the user's model comes from, by name."""
 
+    expect: Annotated[
+        dict[str, Level],
+        Field(description="What the weights reach on the validation split, checked first: {accuracy: 93.4%}"),
+    ] = {}
+    tolerance: Annotated[
+        Points | None,
+        Field(description="Of expect, besides the sampling error; 1 pp of a share, 5% of another figure"),
+    ] = None
     inputs: dict[str, InputSpec] = Field(
         min_length=1, description="Inputs by name: {image: {shape: [batch, 3, 224, 224]}}"
     )

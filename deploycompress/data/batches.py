@@ -66,12 +66,22 @@ def collated(samples: Sequence[Any], specs: Specs, where: str) -> Batch:
 
 
 def batched(item: Any, specs: Specs, where: str) -> Batch:
-    """A batch as a loader yields it -> a Batch of tensors."""
+    """A batch as a loader yields it -> a Batch of tensors; samples in a list of their own are stacked."""
+    if isinstance(item, (tuple, list)) and len(item) == 2 and len(specs) == 1 and _is_samples(item[0], specs):
+        item = (_stacked(item[0], next(iter(specs)), where), item[1])  # torchvision's collate for detection
     inputs, targets = named(item, specs, where)
     tensors = {name: tensor(value, f"{where}, input {name!r}") for name, value in inputs.items()}
     first = next(iter(tensors.values()))
-    targets = _stacked_targets(targets) if isinstance(targets, (np.ndarray, list)) else targets
+    targets = _stacked_targets(targets) if isinstance(targets, (np.ndarray, list, tuple)) else targets
     return Batch(tensors, targets, int(first.shape[0]) if first.ndim else 0)
+
+
+def _is_samples(value: Any, specs: Specs) -> bool:
+    """Whether this is a list of samples of the one input, each without the batch's dimension."""
+    dimensions = len(next(iter(specs.values())).shape) - 1
+    return (
+        isinstance(value, (tuple, list)) and len(value) > 0 and all(np.ndim(v) == dimensions for v in value)
+    )
 
 
 def tensor(value: Any, where: str) -> Tensor:

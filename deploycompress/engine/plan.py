@@ -106,8 +106,10 @@ def _asked(wanted: list[tuple[str, str, Stage, StepConfig]], ref: str) -> bool:
 def _model_stage(config: PipelineConfig) -> Stage:
     from deploycompress.stages.model import InitialModel
 
-    backs_off = any(step.back_off is not None for step in config.stages)
-    return InitialModel(InitialModel.Config(weights=config.model.weights, judged=backs_off))
+    model = config.model
+    return InitialModel(
+        InitialModel.Config(weights=model.weights, expect=model.expect, tolerance=model.tolerance)
+    )
 
 
 def _baseline_stage(wanted: list[tuple[str, str, Stage, StepConfig]]) -> Stage:

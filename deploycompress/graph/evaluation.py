@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deploycompress.contracts import Batch, Outputs, Runtime, Task
+from deploycompress.contracts import Batch, ClassMetrics, Outputs, Runtime, Task
 from deploycompress.errors import DeployCompressError, StageFailed
 from deploycompress.graph.execution import inspect_onnx, select
 from deploycompress.graph.feeds import regroup
@@ -23,8 +23,13 @@ class Evaluation:
 
     metrics: Mapping[str, float]
     scores: tuple[float, ...] | None  # one a sample, in order
-    per_class: Mapping[str, float]  # mean score by target class; empty where targets are not classes
+    by_class: Mapping[str, Mapping[str, float]]  # figure -> class -> value; empty where there are no classes
     samples: int
+
+    @property
+    def per_class(self) -> Mapping[str, float]:
+        """The classes' first figure, which is the one that a gate on the worst class guards."""
+        return next(iter(self.by_class.values()), {})
 
 
 def evaluate_artifact(
@@ -37,7 +42,8 @@ def evaluate_artifact(
 ) -> Evaluation:
     """Run every sample of ``loader`` through the artefact; ``batch`` is its batch size where that is fixed.
 
-    Raises StageFailed when it does not run, or gives values that are not finite.
+    Raises StageFailed when it does not run, or gives values that are not finite; ConfigError when outputs and
+    labels do not fit the task.
     """
     if path.suffix == ".onnx":
         inspect_onnx(path)
@@ -50,7 +56,9 @@ def evaluate_artifact(
                 session.bind(select(to_numpy(inputs), session.inputs, path))()
                 found = {k: torch.from_numpy(v)[: real.size or None] for k, v in session.fetch().items()}
                 _require_finite(found, path)
-                metrics.update(Outputs(found), real)
+                outputs = Outputs(found)
+                task.check(outputs, real)
+                metrics.update(outputs, real)
                 samples += next(iter(real.inputs.values())).shape[0]
                 classes.extend(_classes(real))
     except DeployCompressError:
@@ -59,7 +67,8 @@ def evaluate_artifact(
         raise StageFailed(f"{path.name} does not run: {type(error).__name__}: {error}") from error
     scores = metrics.scores()
     listed = None if scores is None else tuple(float(s) for s in scores)
-    return Evaluation(metrics.compute(), listed, _per_class(listed, classes), samples)
+    by_class = metrics.by_class() if isinstance(metrics, ClassMetrics) else _by_class(listed, classes)
+    return Evaluation(metrics.compute(), listed, by_class, samples)
 
 
 def _require_finite(outputs: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -75,10 +84,11 @@ def _classes(batch: Batch) -> list[int]:
     return []
 
 
-def _per_class(scores: tuple[float, ...] | None, classes: list[int]) -> dict[str, float]:
-    if scores is None or len(scores) != len(classes):
+def _by_class(scores: tuple[float, ...] | None, classes: list[int]) -> dict[str, dict[str, float]]:
+    """The mean score by target class, for metrics that do not tell the classes apart themselves."""
+    if not scores or len(scores) != len(classes):
         return {}
     of: dict[int, list[float]] = defaultdict(list)
     for target, score in zip(classes, scores, strict=True):
         of[target].append(score)
-    return {str(target): sum(of[target]) / len(of[target]) for target in sorted(of)}
+    return {"score": {str(target): sum(of[target]) / len(of[target]) for target in sorted(of)}}

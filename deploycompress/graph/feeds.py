@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,6 +64,8 @@ def _rows(inputs: Mapping[str, Tensor], rows: Iterable[int], count: int) -> dict
 
 
 def _targets(batch: Batch, rows: range) -> object:
+    if isinstance(batch.targets, Mapping):
+        return {name: _targets(replace(batch, targets=value), rows) for name, value in batch.targets.items()}
     if isinstance(batch.targets, (torch.Tensor, list, tuple)):
         return batch.targets[rows.start : rows.stop]
     raise ConfigError(

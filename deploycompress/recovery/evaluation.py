@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deploycompress.contracts import Batch, Loader, Model, Outputs, Task
-from deploycompress.errors import StageFailed
+from deploycompress.errors import ConfigError, StageFailed
 
 
 def evaluate(
@@ -41,6 +41,17 @@ def evaluate(
     finally:
         module.train(training)
     return metrics.compute(), metrics.scores()
+
+
+def primary_of(figures: Mapping[str, float], task: Task, split: str) -> float:
+    """The primary metric among ``figures``. Raises ConfigError where the split does not define it."""
+    name = task.primary.name
+    if name not in figures:
+        raise ConfigError(
+            f"the metric {name} is not defined on the {split} split: received {', '.join(figures) or 'no figure'} from "
+            "it; expected samples of every kind that it needs, or another metric in task.args"
+        )
+    return figures[name]
 
 
 def mean_loss(

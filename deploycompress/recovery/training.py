@@ -19,7 +19,7 @@ from deploycompress.errors import Interrupted, StageFailed
 from deploycompress.model.source import seeded
 from deploycompress.model.sparse import Masks, keep_zeros, zero_masks
 from deploycompress.model.weights import first_nonfinite
-from deploycompress.recovery.evaluation import evaluate
+from deploycompress.recovery.evaluation import evaluate, primary_of
 from deploycompress.recovery.objectives import Objective, Terms
 from deploycompress.recovery.recipe import Recipe, learning_rate
 
@@ -140,7 +140,7 @@ class _Loop:
         context, epochs = self.context, self.recipe.epochs
         figures, _ = evaluate(self.net, context.model, context.data.loader("val"), context.task)
         primary = context.task.primary
-        value = figures[primary.name]
+        value = primary_of(figures, context.task, "val")
         done = (number + 1) / epochs
         left = (time.monotonic() - self.started) * (1 / done - 1)
         record = {"loss": loss, f"val_{primary.name}": value}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from deploycompress.artifact import Artifact
 from deploycompress.config.schema import AccuracyGate
 from deploycompress.contracts import MetricInfo
+from deploycompress.measure.measurement import Measurement
 from deploycompress.report.figures import figure
 from deploycompress.report.paired import difference, samples_needed
 from deploycompress.report.verdict import Evidence, Ruling, Verdict, absent, ruling
@@ -14,11 +16,11 @@ from deploycompress.report.verdict import Evidence, Ruling, Verdict, absent, rul
 def on_accuracy(metric: str, gate: AccuracyGate, evidence: Evidence) -> Iterator[Verdict]:
     is_primary = metric == "accuracy" or metric == f"metric:{evidence.primary.name}"
     name = evidence.primary.name if is_primary else metric.removeprefix("metric:")
-    level, change = _units(gate, evidence.primary if is_primary else None)
-    value = None if evidence.measurement is None else evidence.measurement.metrics.get(name)
-    before = (
-        None if evidence.baseline_measurement is None else evidence.baseline_measurement.metrics.get(name)
-    )
+    info = evidence.primary if is_primary else evidence.figures.get(name, evidence.figures.get(_figure(name)))
+    higher_is_better = info is None or info.higher_is_better
+    level, change = _units(gate, info)
+    value = _value(name, evidence.artifact, evidence.measurement, evidence)
+    before = _value(name, evidence.baseline, evidence.baseline_measurement, evidence)
     for bound, wanted in (("min", gate.min), ("max", gate.max)):
         if wanted is not None and value is None:
             yield absent(metric, bound, wanted.value, level, f"no {name} was measured on the test split")
@@ -32,20 +34,37 @@ def on_accuracy(metric: str, gate: AccuracyGate, evidence: Evidence) -> Iterator
         yield absent(
             metric, "max_drop", allowed, change, f"no {name} of {whose} was measured on the test split"
         )
-    elif is_primary and (pair := _scores(evidence)) is not None:
-        yield _paired_drop(metric, allowed, change, pair, evidence.primary.higher_is_better)
+    elif (pair := _scores(evidence, None if is_primary else name)) is not None:
+        yield _paired_drop(metric, allowed, change, pair, higher_is_better)
     else:
-        sign = 1 if not is_primary or evidence.primary.higher_is_better else -1
-        drop = sign * (before - value)
-        message = f"{name} {_moved(drop, change)}; compared as two plain figures, since {name} has no score for each sample"
+        drop = before - value if higher_is_better else value - before
+        message = f"{name} {_moved(drop, change, higher_is_better)}; compared as two plain figures, since {name} has no score for each sample"
         yield Verdict(metric, "max_drop", allowed, drop, change, ruling(drop <= allowed), message)
 
 
-def _scores(evidence: Evidence) -> tuple[Sequence[float], Sequence[float]] | None:
-    """The scores of baseline and artefact, sample by sample."""
+def _value(
+    name: str, artifact: Artifact | None, measurement: Measurement | None, evidence: Evidence
+) -> float | None:
+    """A metric, or one class's figure: ``recall.3``."""
+    if measurement is not None and name in measurement.metrics:
+        return measurement.metrics[name]
+    classes = {} if artifact is None else evidence.by_class.get(artifact.id, {}).get(_figure(name), {})
+    return classes.get(name.rpartition(".")[2])
+
+
+def _figure(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _scores(evidence: Evidence, other: str | None) -> tuple[Sequence[float], Sequence[float]] | None:
+    """The scores of baseline and artefact, sample by sample; of the primary metric, or of an ``other`` one."""
     if evidence.baseline is None or evidence.artifact is None:
         return None
-    baseline, candidate = (evidence.scores.get(a.id) for a in (evidence.baseline, evidence.artifact))
+    ids = (evidence.baseline.id, evidence.artifact.id)
+    baseline, candidate = (
+        evidence.scores.get(id) if other is None else evidence.other_scores.get(id, {}).get(other)
+        for id in ids
+    )
     return None if not baseline or not candidate else (baseline, candidate)
 
 
@@ -63,7 +82,8 @@ def _paired_drop(
     except ValueError as error:
         return absent(metric, "max_drop", allowed, unit, str(error))
     drop, least, worst = 0.0 - found.value, 0.0 - found.high, 0.0 - found.low
-    message = f"{_moved(drop, unit)} on {found.samples} samples (95 % interval of the drop {figure(least, unit)} to {figure(worst, unit)})"
+    loss = "drop" if higher_is_better else "rise"
+    message = f"{_moved(drop, unit, higher_is_better)} on {found.samples} samples (95 % interval of the {loss} {figure(least, unit)} to {figure(worst, unit)})"
     if worst <= allowed:
         verdict: Ruling = "pass"
     elif least > allowed:
@@ -117,8 +137,10 @@ def _level(metric: str, bound: str, limit: float, value: float, unit: str, name:
     return Verdict(metric, bound, limit, value, unit, ruling(holds), f"{name} is {figure(value, unit)}")
 
 
-def _moved(drop: float, unit: str) -> str:
-    return f"rose by {figure(-drop, unit)}" if drop < 0 else f"dropped by {figure(drop, unit)}"
+def _moved(loss: float, unit: str, higher_is_better: bool) -> str:
+    """``loss``: how much worse it is, whichever way that is."""
+    rose = loss < 0 if higher_is_better else loss > 0
+    return f"{'rose' if rose else 'dropped'} by {figure(abs(loss), unit)}"
 
 
 def _rounded_up(count: int) -> int:

@@ -49,6 +49,9 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         primary,
         config.target,
         details.get("per_class"),
+        details.get("by_class"),
+        {name: MetricInfo(**info) for name, info in details.get("figures", {}).items()},
+        _scores(bench, "corrupted"),
     )
     error = _error(run)
     verdict, exit_code = _outcome(error, judged)
@@ -83,6 +86,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         ],
         "differences": _differences(scores, baseline),
         "per_class": details.get("per_class", {}),
+        "by_class": details.get("by_class", {}),
         "stages": _stages(run, steps),
         "rehearsal": run.get("rehearsal"),
         "waterfall": purchases(chain, baseline, artifacts, here, primary.name),
@@ -113,13 +117,16 @@ def _read(run_dir: Path) -> tuple[Mapping[str, Any], list[Step]]:
     return run, steps
 
 
-def _scores(bench: Step | None) -> Mapping[str, Sequence[float]]:
-    """Scores on the test split, a sample each, by artefact id; empty where the task has none."""
-    name = None if bench is None else bench.manifest["details"].get("scores")
+def _scores(bench: Step | None, which: str = "scores") -> Mapping[str, Any]:
+    """Scores on the test split, a sample each, by artefact id; empty where the task has none.
+
+    ``which``: the file that ``details`` names so; "corrupted" has them by metric under each artefact id.
+    """
+    name = None if bench is None else bench.manifest["details"].get(which)
     if bench is None or not name:
         return {}
     try:
-        scores: Mapping[str, Sequence[float]] = read_json(bench.folder / name)
+        scores: Mapping[str, Any] = read_json(bench.folder / name)
     except (OSError, json.JSONDecodeError) as error:
         raise StageFailed(f"{bench.id}: its scores in {name} cannot be read back: {error}") from error
     return scores

@@ -39,6 +39,9 @@ def judge(
     primary: MetricInfo,
     target: TargetConfig,
     per_class: Mapping[str, Mapping[str, float]] | None = None,
+    by_class: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    figures: Mapping[str, MetricInfo] | None = None,
+    other_scores: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> Judgement:
     """Judge ``gates`` on the best artefact measured at ``target``.
 
@@ -49,7 +52,8 @@ def judge(
     ``warn``; ``extend`` is the engine's, and counts as ``fail`` here.
 
     ``scores``: artefact id -> one score a test sample, in one order for all. ``per_class``: artefact
-    id -> class -> figure.
+    id -> class -> figure; ``by_class`` the same for every figure. ``figures``: what is known of the metrics besides
+    the primary one, ``other_scores`` their scores, by artefact id and metric.
     """
     by_id = {a.id: a for a in artifacts}
     rows = {m.artifact: m for m in measurements if at_target(m, by_id.get(m.artifact), target)}
@@ -59,6 +63,9 @@ def judge(
         baseline_measurement=rows.get(baseline_id or ""),
         scores=scores,
         per_class=per_class or {},
+        by_class=by_class or {},
+        figures=figures or {},
+        other_scores=other_scores or {},
     )
     judged = {
         id: _all_verdicts(gates, replace(common, artifact=by_id[id], measurement=rows[id]))

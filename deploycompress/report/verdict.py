@@ -44,6 +44,13 @@ class Evidence:
     baseline_measurement: Measurement | None = None
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)  # artefact id -> one a sample
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    by_class: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
+        default_factory=dict
+    )  # artefact id -> figure -> class -> value
+    figures: Mapping[str, MetricInfo] = field(default_factory=dict)  # what is known of the other metrics
+    other_scores: Mapping[str, Mapping[str, Sequence[float]]] = field(
+        default_factory=dict
+    )  # artefact id -> metric -> one a sample; of metrics that are not the primary one
 
 
 def absent(metric: str, bound: str, limit: float | None, unit: str, why: str) -> Verdict:

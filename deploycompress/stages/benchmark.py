@@ -7,20 +7,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
-from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Runtime, Stage
+from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted
 from deploycompress.measure.measurement import Measurement
 from deploycompress.registry import DEVICES, RUNTIMES
 
 if TYPE_CHECKING:
     from deploycompress.devices.jobs import Candidate
-    from deploycompress.graph.evaluation import Evaluation
 
-SCORES = "scores.json"
+SCORES, CORRUPTED = "scores.json", "scores.corrupted.json"
 EMIT_EVERY_S = 1.0
 
 
@@ -69,6 +70,12 @@ class Benchmark(Stage):
         devices: tuple[str, ...] = ()
         threads: tuple[int, ...] = ()
         batch_sizes: tuple[int, ...] = ()
+        corruptions: tuple[Literal["noise", "blur", "brightness", "contrast"], ...] = Field(
+            (), description="Also judge on the test split so changed: the metric accuracy_noise, and so on"
+        )
+        severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
+            (3,), min_length=1, description="Of each corruption, 1 to 5; the metric is their mean"
+        )
 
     def inputs(self) -> Mapping[str, Ref]:
         return {"source": "all", "baseline": "baseline"}
@@ -85,6 +92,8 @@ class Benchmark(Stage):
                 raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run here: {missing}")
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.graph.judging import figures_with, judge_artifacts
+
         baseline = inputs["baseline"][0] if inputs.get("baseline") else None
         artifacts = _distinct((baseline, *inputs["source"]))
         measurements: list[Measurement] = []
@@ -102,21 +111,26 @@ class Benchmark(Stage):
                 f"benchmark: there is nothing that {context.target.runtime} opens among "
                 f"{[a.kind for a in artifacts]}; add an export step before it"
             )
-        evaluations, unread = _evaluate(artifacts, context)
+        found, unread = judge_artifacts(artifacts, context, self.config.corruptions, self.config.severities)
+        evaluations = {id: judged.clean for id, judged in found.items()}
         write_json(workdir / SCORES, {id: e.scores for id, e in evaluations.items() if e.scores is not None})
-        judged = tuple(
-            replace(m, metrics=evaluations[m.artifact].metrics if m.artifact in evaluations else {})
-            for m in measurements
+        write_json(workdir / CORRUPTED, {id: judged.corrupted_scores for id, judged in found.items()})
+        rows = tuple(
+            replace(m, metrics=found[m.artifact].metrics if m.artifact in found else {}) for m in measurements
         )
+        figures = figures_with(self.config.corruptions, context)
         details = {
             "primary": asdict(context.task.primary),
+            "figures": {name: asdict(info) for name, info in figures.items()},
             "baseline": baseline.id if baseline else None,
             "mode": self.config.mode,
             "test_samples": max((e.samples for e in evaluations.values()), default=0),
             "scores": SCORES,
+            "corrupted": CORRUPTED,
             "per_class": {id: dict(e.per_class) for id, e in evaluations.items() if e.per_class},
+            "by_class": {id: e.by_class for id, e in evaluations.items() if e.by_class},
         }
-        return Outcome(measurements=judged, notes=(*notes, *unread), details=details)
+        return Outcome(measurements=rows, notes=(*notes, *unread), details=details)
 
     def settings(self, context: RunContext) -> Iterator[Setting]:
         """The target first, then the target with one thing changed."""
@@ -207,49 +221,6 @@ def _runtime_for(artifact: Artifact, setting: Setting) -> tuple[str | None, str]
         return setting.runtime, setting.provider
     own = artifact.details.get("runtime")
     return (own, "cuda") if own is not None and artifact.kind in RUNTIMES.load(own).accepts else (None, "")
-
-
-def _evaluate(artifacts: Sequence[Artifact], context: RunContext) -> tuple[dict[str, Evaluation], list[Note]]:
-    """The task's metrics on the test split by artefact id; equal files are read once."""
-    from deploycompress.graph.evaluation import evaluate_artifact
-    from deploycompress.graph.execution import fixed_batch_of
-
-    known: dict[str, Evaluation] = {}
-    found: dict[str, Evaluation] = {}
-    notes: list[Note] = []
-    for artifact in artifacts:
-        if artifact.sha256 not in known:
-            name, provider = _reader_of(artifact)
-            if name is None:
-                continue
-            runtime: Runtime = RUNTIMES.load(name)()
-            missing = runtime.missing()
-            if missing:
-                notes.append(Note("skipped", f"not judged on the test split: {missing}", artifact.id))
-                continue
-            context.emit(Event("progress", f"test split: {artifact.id}"))
-            batch = fixed_batch_of(artifact.main_file) or _profiled_batch(artifact)
-            options: dict[str, Any] = {"threads": context.target.threads, "provider": provider}
-            loader = context.data.loader("test")
-            known[artifact.sha256] = evaluate_artifact(
-                runtime, artifact.main_file, options, loader, context.task, batch
-            )
-        found[artifact.id] = known[artifact.sha256]
-    return found, notes
-
-
-def _reader_of(artifact: Artifact) -> tuple[str | None, str]:
-    """Accuracy is the artefact's own, so it is read where the file says what is computed."""
-    if artifact.kind == "onnx":
-        return "onnxruntime", "cpu"
-    own = artifact.details.get("runtime")
-    return (own, "cuda") if own is not None else (None, "")
-
-
-def _profiled_batch(artifact: Artifact) -> int | None:
-    """The largest batch of an engine's profile."""
-    shapes = list(artifact.details.get("profile", {}).values())
-    return int(shapes[0][2][0]) if shapes else None
 
 
 def _progress(context: RunContext, number: int, settings: int) -> Callable[[float, str], None]:

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 
 from deploycompress.artifact import Artifact
 from deploycompress.config.base import StrictModel
-from deploycompress.contracts import Batch, Event, Inputs, Loader, Outcome, Outputs, Ref, RunContext, Stage
+from deploycompress.config.quantities import Level, Points
+from deploycompress.contracts import (
+    Batch,
+    Event,
+    Inputs,
+    Loader,
+    Note,
+    Outcome,
+    Outputs,
+    Ref,
+    RunContext,
+    Stage,
+)
 from deploycompress.errors import ConfigError, DeployCompressError
 
 if TYPE_CHECKING:
@@ -25,7 +37,8 @@ class InitialModel(Stage):
 
     class Config(StrictModel):
         weights: Path | None = None
-        judged: bool = False  # on the validation split: rounds that may be undone are compared with it
+        expect: dict[str, Level] = {}
+        tolerance: Points | None = None
 
     def inputs(self) -> Mapping[str, Ref]:
         return {}
@@ -41,7 +54,8 @@ class InitialModel(Stage):
         from deploycompress.model.source import load_weights
         from deploycompress.model.weights import first_nonfinite
         from deploycompress.pruning.costs import count
-        from deploycompress.recovery.evaluation import evaluate
+        from deploycompress.recovery.evaluation import primary_of
+        from deploycompress.recovery.given import held_against, validated
 
         module = context.model.build()
         if self.config.weights is not None:
@@ -52,10 +66,14 @@ class InitialModel(Stage):
             raise ConfigError(f"model.build: the untrained model is not sound: {bad}")
         _check_batch(module, "train", context.data.loader("train", epoch=0), context)
         _check_batch(module, "val", context.data.loader("val"), context)
-        judged: dict[str, float] = {}
-        if self.config.judged and self.config.weights is not None:
-            found, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
-            judged = {f"val_{name}": value for name, value in found.items()}
+        # Also without weights: labels that do not fit, or that define no metric, are found before an epoch is paid for.
+        found = validated(module, self.config.weights, context, anew=bool(self.config.expect))
+        notes: tuple[Note, ...] = ()
+        if not context.rehearsal:
+            primary_of(found.metrics, context.task, "val")
+            notes = tuple(held_against(found, self.config.expect, self.config.tolerance, context.task))
+        given = self.config.weights is not None
+        reached = {f"val_{name}": value for name, value in found.metrics.items()} if given else {}
         checkpoint.save(module, workdir / "model", context.model)
         cost = count(module, context.model)
         figures = {name: cost[name] for name in ("params", "macs")}
@@ -64,7 +82,8 @@ class InitialModel(Stage):
         )
         return Outcome(
             (Artifact.of("", "checkpoint", workdir / "model"),),
-            figures | judged,
+            figures | reached,
+            notes=notes,
             details={
                 "digests": {"model": context.model.digest, "data": context.data.digest},
                 "primary": asdict(context.task.primary),

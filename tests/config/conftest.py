@@ -134,6 +134,7 @@ class Benchmark(_Stage):
     class Config(StrictModel):
         mode: Literal["quick", "full"] = "quick"
         runtimes: tuple[str, ...] = ()
+        corruptions: tuple[str, ...] = ()
 
     def inputs(self) -> Mapping[str, str]:
         return {"source": "all", "baseline": "baseline"}

@@ -30,13 +30,24 @@ def counted(logits, labels, step=100):
 def test_figures_counted_by_hand():
     logits = torch.tensor([[2.0, 1, 0], [0, 2, 1], [0, 2, 1], [1, 0, 2]])
     metrics = counted(logits, torch.tensor([0, 1, 2, 2]), step=3)
-    assert metrics.compute() == {"accuracy": 0.75, "worst_class": 0.5}
-    assert metrics.per_class() == {"0": 1.0, "1": 1.0, "2": 0.5}
+    by_class = {
+        "recall": {"0": 1.0, "1": 1.0, "2": 0.5},
+        "precision": {"0": 1.0, "1": 0.5, "2": 1.0},
+        "f1": {"0": 1.0, "1": pytest.approx(2 / 3), "2": pytest.approx(2 / 3)},
+    }
+    assert metrics.by_class() == by_class
+    macro = {"precision": 2.5 / 3, "recall": 2.5 / 3, "f1": (1 + 2 / 3 + 2 / 3) / 3}
+    assert metrics.compute() == pytest.approx({"accuracy": 0.75, "worst_class": 0.5, **macro})
     assert metrics.scores().tolist() == [1, 1, 0, 1]
 
 
 def test_figures_are_those_of_torchmetrics():
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_f1_score,
+        multiclass_precision,
+        multiclass_recall,
+    )
 
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(500, 12, generator=generator), torch.randint(12, (500,), generator=generator)
@@ -49,7 +60,11 @@ def test_figures_are_those_of_torchmetrics():
     top5 = multiclass_accuracy(logits, labels, 12, average="micro", top_k=5)
     assert figures["top5"] == pytest.approx(float(top5))
     assert figures["worst_class"] == pytest.approx(float(recall.min()))
-    assert list(metrics.per_class().values()) == pytest.approx(recall.tolist())
+    for name, function in {"precision": multiclass_precision, "f1": multiclass_f1_score}.items():
+        each = function(logits, labels, 12, average="none")
+        assert figures[name] == pytest.approx(float(function(logits, labels, 12, average="macro")))
+        assert list(metrics.by_class()[name].values()) == pytest.approx(each.tolist())
+    assert list(metrics.by_class()["recall"].values()) == pytest.approx(recall.tolist())
     assert metrics.scores().mean() == pytest.approx(figures["accuracy"])
 
 
@@ -58,7 +73,9 @@ def test_a_tie_counts_as_the_class_that_argmax_takes():
 
 
 def test_a_class_without_samples_is_not_the_worst():
-    assert counted(torch.eye(3)[:2], torch.tensor([0, 1])).per_class() == {"0": 1.0, "1": 1.0}
+    metrics = counted(torch.eye(3)[:2], torch.tensor([0, 1]))
+    assert metrics.by_class()["recall"] == {"0": 1.0, "1": 1.0}
+    assert metrics.compute()["worst_class"] == 1
 
 
 def test_loss_is_cross_entropy_and_label_smoothing_mixes_in_the_uniform_one():

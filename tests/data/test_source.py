@@ -108,6 +108,16 @@ def test_targets_that_cannot_be_stacked_become_a_list(source):
     assert [t["boxes"].shape[0] for t in batch.targets] == [1, 2]
 
 
+def test_a_batch_of_samples_in_a_list_of_their_own_is_stacked(source):
+    """As the collate function of torchvision's detection examples gives them: tuple(zip(*samples))."""
+    boxes = [{"boxes": torch.zeros(n, 4)} for n in (1, 2, 1)]
+    batches = Batches((tuple(torch.from_numpy(X[:3])), tuple(boxes)), ([torch.from_numpy(X[3])], [boxes[0]]))
+    first, second = source(lambda: {"test": batches}).loader("test")
+    assert torch.equal(first.inputs["image"], torch.from_numpy(X[:3])) and first.size == 3
+    assert [t["boxes"].shape[0] for t in first.targets] == [1, 2, 1]
+    assert second.inputs["image"].shape == (1, 1, 8, 8) and second.size == 1
+
+
 def test_validation_is_cut_by_class_and_never_overlaps(source):
     data = source(lambda: {"train": Samples()}, validation=0.3)
     train, val = (

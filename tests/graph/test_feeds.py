@@ -34,5 +34,8 @@ def test_regroup_loses_and_doubles_no_sample() -> None:
     assert [real.size for real, _ in pieces] == [3, 2, 2]
     for real, inputs in pieces:
         torch.testing.assert_close(inputs["x"][: real.size], real.inputs["x"])
+    targets = {"a": torch.arange(5), "b": [{"n": i} for i in range(5)]}
+    cut = [real.targets for real, _ in regroup([Batch(batch(0, 5).inputs, targets, 5)], 3)]
+    assert [t["a"].tolist() for t in cut] == [[0, 1, 2], [3, 4]] and cut[1]["b"] == [{"n": 3}, {"n": 4}]
     untouched = batch(0, 5)
     assert next(regroup([untouched], None))[0] is untouched

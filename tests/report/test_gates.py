@@ -121,6 +121,55 @@ def test_lower_is_better_metrics_drop_when_they_rise() -> None:
     assert (verdict.verdict, verdict.value) == ("fail", pytest.approx(0.1))
 
 
+def test_a_lower_is_better_metric_that_is_worse_has_risen() -> None:
+    mae = MetricInfo("mae", False, "")
+    rows = [row("baseline", metrics={"mae": 1.0}), row("small", 0.5, (2, 2, 2), metrics={"mae": 1.5})]
+    gate = {"accuracy": AccuracyGate(max_drop=amount("0.2"))}
+    plain = only(gate, rows, primary=mae)
+    assert (plain.verdict, plain.value) == ("fail", pytest.approx(0.5))
+    assert plain.message.startswith("mae rose by 0.500; compared as two plain figures")
+    paired = only(gate, rows, primary=mae, scores={"baseline": [1.0] * 300, "small": [1.5, 1.6, 1.4] * 100})
+    assert (
+        paired.verdict == "fail"
+        and "rose by 0.500 on 300 samples (95 % interval of the rise" in paired.message
+    )
+
+
+def test_another_metric_is_judged_the_way_it_is_better() -> None:
+    figures = {"wer": MetricInfo("wer", False, "share")}
+    rows = [row("baseline", metrics={"wer": 0.10}), row("small", 0.5, (2, 2, 2), metrics={"wer": 0.13})]
+    gate = {"metric:wer": AccuracyGate(max_drop=amount("2 pp"))}
+    verdict = only(gate, rows, figures=figures)
+    assert (verdict.verdict, verdict.value, verdict.unit) == ("fail", pytest.approx(0.03), "points")
+    assert verdict.message.startswith(
+        "wer rose by 3.00 pp; compared as two plain figures, since wer has no score"
+    )
+
+
+def test_a_metric_under_a_corruption_is_judged_sample_by_sample() -> None:
+    name = "accuracy_noise"
+    rows = [row("baseline", metrics={name: 1.0}), row("small", 0.5, (2, 2, 2), metrics={name: 0.95})]
+    scores = {"baseline": {name: right()}, "small": {name: right(range(30))}}
+    gate = {f"metric:{name}": AccuracyGate(max_drop=amount("2 pp"))}
+    figures = {name: MetricInfo(name, True, "share")}
+    verdict = only(gate, rows, figures=figures, other_scores=scores)
+    assert verdict.verdict == "fail" and "on 600 samples (95 % interval of the drop" in verdict.message
+
+
+def test_a_figure_of_one_class_can_be_guarded() -> None:
+    by_class = {"baseline": {"recall": {"3": 0.9, "4": 0.5}}, "small": {"recall": {"3": 0.7, "4": 0.5}}}
+    figures = {"recall": MetricInfo("recall", True, "share")}
+    gate = {"metric:recall.3": AccuracyGate(max_drop=amount("5 pp"))}
+    verdict = only(gate, by_class=by_class, figures=figures)
+    assert (verdict.verdict, verdict.value) == ("fail", pytest.approx(0.2))
+    other = only(
+        {"metric:recall.4": AccuracyGate(max_drop=amount("5 pp"))}, by_class=by_class, figures=figures
+    )
+    assert other.verdict == "pass"
+    missing = only({"metric:recall.7": AccuracyGate(min=amount("5%"))}, by_class=by_class, figures=figures)
+    assert missing.verdict == "fail" and "no recall.7 was measured" in missing.message
+
+
 def test_scores_of_other_samples_fail_with_their_counts() -> None:
     verdict = only(
         {"accuracy": AccuracyGate(max_drop=amount("1 pp"))},

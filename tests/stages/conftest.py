@@ -43,6 +43,7 @@ def run_context(tmp_path: Path) -> Callable[..., RunContext]:
     ) -> RunContext:
         from deploycompress.data.open import open_task
         from deploycompress.data.source import SourceData
+        from deploycompress.engine.store import FileStore
         from deploycompress.model.source import SourceModel
 
         inputs = {"image": InputSpec(shape=(batch, 1, 8, 8))}
@@ -56,7 +57,7 @@ def run_context(tmp_path: Path) -> Callable[..., RunContext]:
             task=open_task(TaskConfig()),
             target=TargetConfig(**target),
             gates={},
-            store=None,  # type: ignore[arg-type]
+            store=FileStore(tmp_path / "store"),
             seed=0,
             rehearsal=rehearsal,
             emit=(events if events is not None else []).append,

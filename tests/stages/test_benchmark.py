@@ -70,6 +70,27 @@ def test_accuracy_is_the_artefacts_own(run_context, artifacts, brief, tmp_path: 
         assert min(details["per_class"][row.artifact].values()) == pytest.approx(row.metrics["worst_class"])
 
 
+def test_accuracy_under_corruption_is_of_the_same_samples_for_all(
+    run_context, artifacts, brief, tmp_path: Path
+) -> None:
+    baseline, export, int8 = artifacts
+    context = run_context()
+    stage = Benchmark(Benchmark.Config(corruptions=("noise", "blur"), severities=(1, 5)))
+    outcome = stage.run({"source": (export, int8), "baseline": (baseline,)}, tmp_path, context)
+    scores = json.loads((tmp_path / outcome.details["corrupted"]).read_text())
+    assert scores["baseline"] == scores["export"] != scores["quantize"]
+    for row in outcome.measurements:
+        for name in ("accuracy_noise", "accuracy_blur"):
+            assert len(scores[row.artifact][name]) == 600
+            assert sum(scores[row.artifact][name]) / 600 == pytest.approx(row.metrics[name])
+        assert row.metrics["accuracy_noise"] != row.metrics["accuracy"]
+    assert outcome.details["figures"]["accuracy_noise"] == {
+        "name": "accuracy_noise", "higher_is_better": True, "unit": "share",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="severities"):
+        Benchmark.Config(corruptions=("noise",), severities=(6,))
+
+
 def test_the_rehearsal_is_short(run_context, artifacts, tmp_path: Path) -> None:
     baseline, export, _ = artifacts
     context = run_context(rehearsal=True)

@@ -109,3 +109,44 @@ def test_nan_in_the_weights_names_the_tensor(run_context, tmp_path):
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(ConfigError, match=r"tensor 5\.bias has 1 NaN or infinite values of 10"):
         start(context, tmp_path / "work", tmp_path / "w.pt")
+
+
+def test_given_weights_are_evaluated_once_and_held_against_what_is_expected(
+    run_context, tmp_path, monkeypatch
+):
+    from deploycompress.config.quantities import Quantity
+    from deploycompress.recovery import given
+
+    context = run_context()
+    save_file(context.model.build().state_dict(), tmp_path / "w.safetensors")
+    reached = start(context, tmp_path / "first", tmp_path / "w.safetensors").metrics["val_accuracy"]
+    assert 0 <= reached < 0.5
+    monkeypatch.setattr(given, "evaluate", None)  # what is known already is not computed again
+    again = start(context, tmp_path / "again", tmp_path / "w.safetensors")
+    assert again.metrics["val_accuracy"] == reached
+    monkeypatch.undo()
+    expected = {"accuracy": Quantity.parse("93.4%", "percent")}
+    stage = InitialModel(InitialModel.Config(weights=tmp_path / "w.safetensors", expect=expected))
+    with pytest.raises(
+        ConfigError, match=r"model\.expect: the given weights reach accuracy .* expected 93\.40 %"
+    ):
+        stage.run({}, tmp_path / "again", context)
+    rehearsal = run_context(rehearsal=True)
+    stage.run({}, tmp_path / "again", rehearsal)  # a few samples prove nothing
+
+
+def test_a_validation_split_that_does_not_define_the_metric_is_found_before_an_epoch(run_context, tmp_path):
+    from deploycompress.data.tasks.ranking import Ranking
+    from deploycompress.model.source import SourceModel
+
+    class OneLogit(SourceModel):
+        def call(self, module, inputs):
+            return {"logit": super().call(module, inputs)["output"][:, 0]}
+
+    context = run_context()
+    context.model.__class__ = OneLogit
+    ones = Batch({"image": torch.rand(4, 1, 8, 8)}, torch.ones(4), 4)
+    context = replace(context, task=Ranking(), data=Data(ones))
+    with pytest.raises(ConfigError, match="metric auc is not defined on the val split: received log_loss"):
+        start(context, tmp_path / "work")
+    start(replace(context, rehearsal=True), tmp_path / "work")

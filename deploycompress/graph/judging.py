@@ -1,0 +1,115 @@
+"""What artefacts get right on the test split, each read in a runtime that opens it; as it is, and corrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from deploycompress.artifact import Artifact
+from deploycompress.contracts import Event, Loader, MetricInfo, Note, RunContext, Runtime, figures_of
+from deploycompress.data.corruptions import CorruptedLoader
+from deploycompress.graph.evaluation import Evaluation, evaluate_artifact
+from deploycompress.graph.execution import fixed_batch_of
+from deploycompress.registry import RUNTIMES
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One artefact's figures; ``corrupted``: corruption -> one evaluation a severity."""
+
+    clean: Evaluation
+    primary: MetricInfo
+    corrupted: Mapping[str, Sequence[Evaluation]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """With PRIMARY_CORRUPTION, the mean over severities, left out where one of them has none."""
+        found = dict(self.clean.metrics)
+        for kind, each in self.corrupted.items():
+            values = [e.metrics[self.primary.name] for e in each if self.primary.name in e.metrics]
+            if len(values) == len(each):
+                found[f"{self.primary.name}_{kind}"] = float(np.mean(values))
+        return found
+
+    @property
+    def corrupted_scores(self) -> dict[str, list[float]]:
+        """By the same names, one score a sample: its mean over severities. Only where the task has scores."""
+        return {
+            f"{self.primary.name}_{kind}": np.mean(scores, axis=0).tolist()
+            for kind, each in self.corrupted.items()
+            if (scores := [e.scores for e in each if e.scores is not None])
+        }
+
+
+def judge_artifacts(
+    artifacts: Sequence[Artifact],
+    context: RunContext,
+    corruptions: Sequence[str] = (),
+    severities: Sequence[int] = (),
+) -> tuple[dict[str, Judged], list[Note]]:
+    """By artefact id; equal files are read once, and what no runtime here reads is left out with a note."""
+    known: dict[str, Judged] = {}
+    found: dict[str, Judged] = {}
+    notes: list[Note] = []
+    for artifact in artifacts:
+        if artifact.sha256 not in known:
+            name, provider = _reader_of(artifact)
+            if name is None:
+                continue
+            runtime: Runtime = RUNTIMES.load(name)()
+            missing = runtime.missing()
+            if missing:
+                notes.append(Note("skipped", f"not judged on the test split: {missing}", artifact.id))
+                continue
+            options = {"threads": context.target.threads, "provider": provider}
+            known[artifact.sha256] = _judged(artifact, runtime, options, context, corruptions, severities)
+        found[artifact.id] = known[artifact.sha256]
+    return found, notes
+
+
+def figures_with(corruptions: Sequence[str], context: RunContext) -> dict[str, MetricInfo]:
+    """What is known of every metric, those under corruption among them."""
+    primary = context.task.primary
+    names = [f"{primary.name}_{kind}" for kind in corruptions]
+    return figures_of(context.task) | {name: replace(primary, name=name) for name in names}
+
+
+def _judged(
+    artifact: Artifact,
+    runtime: Runtime,
+    options: Mapping[str, Any],
+    context: RunContext,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+) -> Judged:
+    batch = fixed_batch_of(artifact.main_file) or _profiled_batch(artifact)
+
+    def evaluation(loader: Loader, words: str) -> Evaluation:
+        context.emit(Event("progress", f"test split{words}: {artifact.id}"))
+        return evaluate_artifact(runtime, artifact.main_file, options, loader, context.task, batch)
+
+    corrupted = {
+        kind: [
+            evaluation(CorruptedLoader(context.data.loader("test"), kind, severity), f", {kind} {severity}")
+            for severity in severities
+        ]
+        for kind in corruptions
+    }
+    return Judged(evaluation(context.data.loader("test"), ""), context.task.primary, corrupted)
+
+
+def _reader_of(artifact: Artifact) -> tuple[str | None, str]:
+    """Accuracy is the artefact's own, so it is read where the file says what is computed."""
+    if artifact.kind == "onnx":
+        return "onnxruntime", "cpu"
+    own = artifact.details.get("runtime")
+    return (own, "cuda") if own is not None else (None, "")
+
+
+def _profiled_batch(artifact: Artifact) -> int | None:
+    """The largest batch of an engine's profile."""
+    shapes = list(artifact.details.get("profile", {}).values())
+    return int(shapes[0][2][0]) if shapes else None
