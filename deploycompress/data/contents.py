@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploycompress.artifact import digest_file, read_json, write_json
+from deploycompress.artifact import digest_file, digest_json, read_json, write_json
 from deploycompress.contracts import Store
 
 REMEMBERED_BYTES = 256_000_000  # less than this is read again each time: a fraction of a second
@@ -32,7 +32,7 @@ def digests_of(files: Sequence[Path], root: Path | None, store: Store | None = N
         return read()
     state = [[str(file.resolve()), s.st_size, s.st_mtime_ns] for (_, file), s in zip(named, stats, strict=True)]
     folder = store.folder(
-        "data", {"files": state}, lambda place: write_json(place / "digests.json", {"digests": read()})
+        "data", {"state": digest_json(state)}, lambda place: write_json(place / "digests.json", {"digests": read()})
     )
     digests: Digests = read_json(folder / "digests.json")["digests"]
     return digests
