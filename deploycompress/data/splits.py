@@ -126,4 +126,7 @@ def _sampled(train: Samples | Stream, count: int) -> Samples | Stream:
 
 
 def _labels(samples: Samples) -> np.ndarray | None:
-    return getattr(samples, "labels", None)
+    """The class of every sample; None where there are no classes, but numbers or nothing."""
+    labels = getattr(samples, "labels", None)  # a user's own class need not have them
+    array = None if labels is None else np.asarray(labels)
+    return array if array is not None and array.ndim == 1 and np.issubdtype(array.dtype, np.integer) else None
