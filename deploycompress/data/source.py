@@ -90,6 +90,7 @@ class SourceData:
         if found is None:
             raise ConfigError(
                 f"{where}: there is none; received {', '.join(self._splits)}: return a {split!r} split"
+                + (", or set data.test to a share of train" if split == "test" else "")
             )
         specs, size = self._model.inputs, self._config.batch_size
         if isinstance(found, Stream):
