@@ -25,14 +25,20 @@ def digests_of(files: Sequence[Path], root: Path | None, store: Store | None = N
     stats = [file.stat() for _, file in named]
 
     def read() -> Digests:
-        return [[name, stat.st_size, digest_file(file)] for (name, file), stat in zip(named, stats, strict=True)]
+        return [
+            [name, stat.st_size, digest_file(file)] for (name, file), stat in zip(named, stats, strict=True)
+        ]
 
     settled = all(time.time() - stat.st_mtime > SETTLED_S for stat in stats)
     if store is None or not settled or sum(stat.st_size for stat in stats) < REMEMBERED_BYTES:
         return read()
-    state = [[str(file.resolve()), s.st_size, s.st_mtime_ns] for (_, file), s in zip(named, stats, strict=True)]
+    state = [
+        [str(file.resolve()), s.st_size, s.st_mtime_ns] for (_, file), s in zip(named, stats, strict=True)
+    ]
     folder = store.folder(
-        "data", {"state": digest_json(state)}, lambda place: write_json(place / "digests.json", {"digests": read()})
+        "data",
+        {"state": digest_json(state)},
+        lambda place: write_json(place / "digests.json", {"digests": read()}),
     )
     digests: Digests = read_json(folder / "digests.json")["digests"]
     return digests

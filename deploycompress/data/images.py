@@ -31,7 +31,8 @@ class ImageConfig(DataConfig):
 
     image_size: Side | tuple[Side, Side] = Field(224, description="Height and width, or one number for both")
     resize: Side | None = Field(
-        None, description="The shorter side before the centre crop: 256 for 224; null: as small as the crop lets it be"
+        None,
+        description="The shorter side before the centre crop: 256 for 224; null: as small as the crop lets it be",
     )
     channels: Literal[1, 3] = Field(3, description="3: RGB, 1: grey")
     mean: tuple[float, ...] | None = Field(
@@ -48,7 +49,9 @@ class ImageConfig(DataConfig):
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.channels:
-                raise ValueError(f"{name} has {len(values)} numbers; expected {self.channels}, one for each channel")
+                raise ValueError(
+                    f"{name} has {len(values)} numbers; expected {self.channels}, one for each channel"
+                )
         if self.std is not None and not all(value > 0 for value in self.std):
             raise ValueError(f"std is {self.std}; expected numbers above 0")
         height, width = self.size
@@ -127,7 +130,11 @@ def fitted(image: Image, config: ImageConfig) -> Image:
 
     (height, width), (w, h) = config.size, image.size
     if config.resize is not None:
-        w, h = (config.resize, int(config.resize * h / w)) if w <= h else (int(config.resize * w / h), config.resize)
+        w, h = (
+            (config.resize, int(config.resize * h / w))
+            if w <= h
+            else (int(config.resize * w / h), config.resize)
+        )
     else:
         scale = max(height / h, width / w)
         w, h = max(width, int(w * scale)), max(height, int(h * scale))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -21,17 +22,22 @@ class SoundConfig(DataConfig):
     """How recordings are cut, and what the network reads of them."""
 
     sample_rate: Annotated[int, Field(ge=1)] = Field(16_000, description="In Hz; of every file")
-    seconds: Annotated[float, Field(gt=0)] = Field(1.0, description="Longer files are cut, shorter ones end in silence")
+    seconds: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Longer files are cut, shorter ones end in silence"
+    )
     features: Literal["log_mel", "raw"] = Field(
         "log_mel", description="[batch, 1, mels, frames], or the waveform [batch, 1, samples] in -1..1"
     )
     fft: Annotated[int, Field(ge=16)] = Field(512, description="Samples of a window")
     hop: Annotated[int, Field(ge=1)] = Field(256, description="Samples from one window to the next")
     mels: Annotated[int, Field(ge=1)] = Field(40, description="Bands")
-    mean: float | None = Field(None, description="Of the features; null: each recording by its own mean and deviation")
+    mean: float | None = Field(
+        None, description="Of the features; null: each recording by its own mean and deviation"
+    )
     std: Annotated[float, Field(gt=0)] | None = Field(None, description="As mean")
     augment: Literal["none", "shift", "shift_and_mask"] = Field(
-        "none", description="In training: moved by up to a tenth of its length; also a band and a stretch of it blanked"
+        "none",
+        description="In training: moved by up to a tenth of its length; also a band and a stretch of it blanked",
     )
 
     @model_validator(mode="after")
@@ -41,7 +47,9 @@ class SoundConfig(DataConfig):
         if self.features == "raw" and self.augment == "shift_and_mask":
             raise ValueError("augment: shift_and_mask blanks bands of a spectrogram; expected shift for raw")
         if self.features == "log_mel" and self.samples < self.hop:
-            raise ValueError(f"{self.seconds} s are {self.samples} samples; expected at least hop, {self.hop}")
+            raise ValueError(
+                f"{self.seconds} s are {self.samples} samples; expected at least hop, {self.hop}"
+            )
         return self
 
     @property
@@ -60,8 +68,10 @@ def waveform(content: bytes, place: str, config: SoundConfig) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that are no sound
             rate, samples = wavfile.read(io.BytesIO(content))
-    except (ValueError, EOFError, OSError, TypeError, KeyError, IndexError) as error:
-        raise ConfigError(f"{place} cannot be read as a wav file: {error}; convert it, or remove it") from error
+    except (ValueError, EOFError, OSError, TypeError, KeyError, IndexError, struct.error) as error:
+        raise ConfigError(
+            f"{place} cannot be read as a wav file: {error}; convert it, or remove it"
+        ) from error
     if rate != config.sample_rate:
         raise ConfigError(
             f"{place}: received {rate} Hz; expected {config.sample_rate} Hz: set data.sample_rate, or convert the file"
@@ -74,7 +84,8 @@ def waveform(content: bytes, place: str, config: SoundConfig) -> np.ndarray:
         sound = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
     else:
         sound = samples.astype(np.float32)
-    return sound if sound.ndim == 1 else sound.mean(1)
+    mono: np.ndarray = sound if sound.ndim == 1 else sound.mean(1)
+    return mono
 
 
 def of_length(sound: np.ndarray, samples: int) -> np.ndarray:
@@ -107,7 +118,8 @@ def log_mel(sounds: np.ndarray, config: SoundConfig) -> np.ndarray:
     window = np.hanning(config.fft + 1)[:-1].astype(np.float32)
     power = np.abs(np.fft.rfft(frames * window, axis=2)) ** 2
     bands = mel_bands(config.sample_rate, config.fft, config.mels)
-    return np.log(np.swapaxes(power @ bands.T, 1, 2) + FLOOR).astype(np.float32)
+    spectrograms: np.ndarray = np.log(np.swapaxes(power @ bands.T, 1, 2) + FLOOR)
+    return spectrograms.astype(np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -123,7 +135,7 @@ def mel_bands(sample_rate: int, fft: int, mels: int) -> np.ndarray:
             f"data.mels is {mels}, and a window of {fft} samples at {sample_rate} Hz tells "
             f"{int((weights.sum(1) > 0).sum())} of these bands apart: use fewer bands, or a larger data.fft"
         )
-    return weights.astype(np.float32)  # type: ignore[no-any-return]
+    return weights.astype(np.float32)
 
 
 def masked(spectrograms: np.ndarray, rng: np.random.Generator, share: float = 0.2) -> np.ndarray:

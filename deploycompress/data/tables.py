@@ -28,7 +28,9 @@ Column = str | Annotated[int, Field(ge=0)]  # its name, or its position from 0
 class TableConfig(DataConfig):
     """How the files are read."""
 
-    header: bool = Field(True, description="Whether the first line names the columns; else they go by number, from 0")
+    header: bool = Field(
+        True, description="Whether the first line names the columns; else they go by number, from 0"
+    )
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
         None, description="null: by the suffix, a tab for .tsv and .txt, else a comma"
     )
@@ -81,7 +83,9 @@ def files_of(config: TableConfig) -> dict[Split, Path]:
         if path.suffix.lower() not in SUFFIXES or split is None:
             continue
         if split in found:
-            raise ConfigError(f"data.root {root}: both {found[split].name} and {path.name} are the {split} split")
+            raise ConfigError(
+                f"data.root {root}: both {found[split].name} and {path.name} are the {split} split"
+            )
         found[split] = path
     if "train" not in found:
         raise ConfigError(f"data.root {root}: no train file; expected {EXPECTED}")
@@ -94,7 +98,9 @@ def read_tables(config: TableConfig) -> Mapping[Split, Table]:
     if config.split_column is None:
         return tables
     if len(tables) > 1:
-        raise ConfigError(f"data.split_column: {config.root} has a file for each split already; leave one of both out")
+        raise ConfigError(
+            f"data.split_column: {config.root} has a file for each split already; leave one of both out"
+        )
     return _parted(tables["train"], config.split_column)
 
 
@@ -113,19 +119,28 @@ def _parted(table: Table, column: Column) -> dict[Split, Table]:
 
 def _read(path: Path, config: TableConfig) -> Table:
     delimiter = config.delimiter or ("," if path.suffix.lower() == ".csv" else "\t")
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL  # a sentence may begin with a quote
+    quoted = delimiter != "\t"  # else a sentence may begin with a quote
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+        reader = csv.reader(
+            io.StringIO(text, newline=""),
+            delimiter=delimiter,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        )
         numbered = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} cannot be read as a table in UTF-8: {error}; save it again as one") from error
+        raise ConfigError(
+            f"{path} cannot be read as a table in UTF-8: {error}; save it again as one"
+        ) from error
     if len(numbered) <= config.header:
         raise ConfigError(f"{path} has no rows; expected at least one{' below its header' * config.header}")
     width = len(numbered[0][1])
     names = tuple(c.strip() for c in numbered[0][1]) if config.header else tuple(map(str, range(width)))
     if len(set(names)) < width:
-        raise ConfigError(f"{path}: the header {', '.join(names)} names a column twice; expected each name once")
+        raise ConfigError(
+            f"{path}: the header {', '.join(names)} names a column twice; expected each name once"
+        )
     body = numbered[1:] if config.header else numbered
     for line, row in body:
         if len(row) != width:
@@ -136,7 +151,9 @@ def _read(path: Path, config: TableConfig) -> Table:
     return Table(path, names, [row for _, row in body], [line for line, _ in body])
 
 
-def class_numbers(tables: Mapping[Split, Table], column: Column) -> tuple[tuple[str, ...], dict[Split, list[int]]]:
+def class_numbers(
+    tables: Mapping[Split, Table], column: Column
+) -> tuple[tuple[str, ...], dict[Split, list[int]]]:
     """(class names, their numbers in each split): whole numbers in their own order, other names sorted.
 
     Raises ConfigError where a label is missing.
@@ -145,7 +162,9 @@ def class_numbers(tables: Mapping[Split, Table], column: Column) -> tuple[tuple[
     for split, cells in values.items():
         if "" in cells:
             place = tables[split].cell(cells.index(""), column)
-            raise ConfigError(f"{place}: no label ({cells.count('')} such rows); fill it in, or leave the row out")
+            raise ConfigError(
+                f"{place}: no label ({cells.count('')} such rows); fill it in, or leave the row out"
+            )
     known = {cell for cells in values.values() for cell in cells}
     numeric = all(cell.lstrip("-").isdecimal() for cell in known)
     classes = tuple(sorted(known, key=lambda cell: (int(cell) if numeric else 0, cell)))

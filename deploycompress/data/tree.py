@@ -57,7 +57,9 @@ def open_tree(root: Path | None, source: str, expected: str) -> Tree:
         tree = _archive(root, root.stat().st_mtime_ns)
     else:
         what = "is a file and no archive of a kind that is read" if root.exists() else "does not exist"
-        raise ConfigError(f"data.root {root} {what}; {source} expects {expected}, or a {' '.join(ARCHIVES)} of it")
+        raise ConfigError(
+            f"data.root {root} {what}; {source} expects {expected}, or a {' '.join(ARCHIVES)} of it"
+        )
     if not tree.names:
         raise ConfigError(f"data.root {root} holds no files; {source} expects {expected}")
     return tree
@@ -104,7 +106,9 @@ def _stripped(root: Path, entries: dict[str, bool], read: Callable[[str], bytes]
     short = {"/".join(split[around:]): name for name, split in parts.items()}
     files = {inner: name for inner, name in short.items() if inner and not entries[name]}
     folders = {inner for inner, name in short.items() if inner and entries[name]} | set(_parents(files))
-    return Tree(root, tuple(sorted(files)), tuple(sorted(folders)), lambda name: read(files[name]), archive=True)
+    return Tree(
+        root, tuple(sorted(files)), tuple(sorted(folders)), lambda name: read(files[name]), archive=True
+    )
 
 
 def _parents(names: Iterable[str]) -> Iterable[str]:

@@ -29,25 +29,30 @@ class TextConfig(DataConfig):
     """How sentences become ids."""
 
     tokenizer: Path | None = Field(
-        None, description="A tokenizer.json, or a folder with a tokenizer of transformers; null: words of train"
+        None,
+        description="A tokenizer.json, or a folder with a tokenizer of transformers; null: words of train",
     )
     vocabulary: Annotated[int, Field(ge=3)] = Field(
-        10_000, description="Ids at most, without a tokenizer: 0 pads, 1 is any other word, the most frequent come first"
+        10_000,
+        description="Ids at most, without a tokenizer: 0 pads, 1 is any other word, the most frequent come first",
     )
     min_count: Annotated[int, Field(ge=1)] = Field(2, description="Rarer words of train are 'any other'")
     lower: bool = Field(True, description="Whether upper and lower case are the same, without a tokenizer")
     length: Annotated[int, Field(ge=1)] = Field(64, description="Ids of a sentence; what is longer is cut")
     padding: Literal["length", "longest"] = Field(
-        "length", description="longest: a batch is as long as its longest sentence; model.inputs must name that dimension"
+        "length",
+        description="longest: a batch is as long as its longest sentence; model.inputs must name that dimension",
     )
-    mask: bool = Field(False, description="Whether the model's second input is the mask, int64: 1 for an id, 0 for padding")
+    mask: bool = Field(
+        False, description="Whether the model's second input is the mask, int64: 1 for an id, 0 for padding"
+    )
 
 
 class Encoder(Protocol):
     """Text -> ids."""
 
-    pad: int
-
+    @property
+    def pad(self) -> int: ...
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
 
@@ -78,12 +83,15 @@ class Vocabulary:
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(_words(text, config.lower))
-        kept = sorted((word for word, n in counts.items() if n >= config.min_count), key=lambda w: (-counts[w], w))
+        kept = sorted(
+            (word for word, n in counts.items() if n >= config.min_count), key=lambda w: (-counts[w], w)
+        )
         return cls({w: i for i, w in enumerate(kept[: config.vocabulary - 2], start=2)}, config.lower)
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [
-            np.array([self.ids.get(word, UNKNOWN) for word in _words(text, self.lower)], np.int64) for text in texts
+            np.array([self.ids.get(word, UNKNOWN) for word in _words(text, self.lower)], np.int64)
+            for text in texts
         ]
 
 
@@ -100,7 +108,9 @@ class Tokenizer:
         if file.is_file():
             return cls._of_file(file)
         if importlib.util.find_spec("transformers") is None:
-            raise EnvironmentMissing(f"tokenizer {path}: needs transformers: pip install 'deploycompress[text]'")
+            raise EnvironmentMissing(
+                f"tokenizer {path}: needs transformers: pip install 'deploycompress[text]'"
+            )
         from transformers import AutoTokenizer
 
         try:
@@ -115,13 +125,17 @@ class Tokenizer:
     @classmethod
     def _of_file(cls, file: Path) -> Tokenizer:
         if importlib.util.find_spec("tokenizers") is None:
-            raise EnvironmentMissing(f"tokenizer {file}: needs tokenizers: pip install 'deploycompress[text]'")
+            raise EnvironmentMissing(
+                f"tokenizer {file}: needs tokenizers: pip install 'deploycompress[text]'"
+            )
         from tokenizers import Tokenizer as Fast
 
         try:
             own = Fast.from_file(str(file))
         except Exception as error:  # tokenizers raises plain Exception
-            raise ConfigError(f"data.tokenizer {file} cannot be read: {error}; expected a tokenizer.json") from error
+            raise ConfigError(
+                f"data.tokenizer {file} cannot be read: {error}; expected a tokenizer.json"
+            ) from error
         own.no_padding()
         own.no_truncation()
         marks = (own.token_to_id(mark) for mark in ("[PAD]", "<pad>", "<|endoftext|>"))

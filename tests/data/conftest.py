@@ -41,8 +41,8 @@ def opened(declared):
     An input is a shape of float32, or (shape, dtype).
     """
 
-    def make(name, inputs, **options):
-        specs = {k: v if isinstance(v, tuple) else (v, "float32") for k, v in inputs.items()}
+    def make(name, model_inputs, /, **options):
+        specs = {k: v if isinstance(v, tuple) else (v, "float32") for k, v in model_inputs.items()}
         config = DATASETS.load(name).Config(source=name, **options)
         return SourceData(config, declared(**specs), 0)
 

@@ -48,7 +48,9 @@ def test_an_npz_of_one_pair_is_train_and_a_test_split_is_cut(opened, tmp_path):
 
 def test_without_a_test_split_and_no_share_for_it_there_is_none(opened, tmp_path):
     np.savez(tmp_path / "d.npz", x=X, y=Y)
-    with pytest.raises(ConfigError, match=r"split test: there is none; .* or set data.test to a share of train"):
+    with pytest.raises(
+        ConfigError, match=r"split test: there is none; .* or set data.test to a share of train"
+    ):
         opened("arrays", SIX, root=tmp_path / "d.npz").loader("test")
 
 
@@ -59,7 +61,9 @@ def test_several_inputs_and_no_labels(opened, tmp_path):
         target=None,
     )  # fmt: skip
     batch = next(iter(data.loader("val")))
-    assert batch.inputs["q"].dtype == torch.int64 and batch.inputs["p"].shape == (4, 6) and batch.targets is None
+    assert (
+        batch.inputs["q"].dtype == torch.int64 and batch.inputs["p"].shape == (4, 6) and batch.targets is None
+    )
 
 
 def test_images_of_bytes_are_scaled_turned_and_standardised_by_channel(opened, tmp_path):
@@ -72,7 +76,9 @@ def test_images_of_bytes_are_scaled_turned_and_standardised_by_channel(opened, t
     expected = (pixels / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.5, 0.25]
     rows = data._splits["train"].indices
     assert np.allclose(read(data)[0].numpy(), expected[rows].transpose(0, 3, 1, 2), atol=1e-6)
-    assert not torch.equal(read(data, epoch=0)[0].sum((1, 2, 3)).sort()[0], read(data)[0].sum((1, 2, 3)).sort()[0])
+    assert not torch.equal(
+        read(data, epoch=0)[0].sum((1, 2, 3)).sort()[0], read(data)[0].sum((1, 2, 3)).sort()[0]
+    )
 
 
 def test_targets_of_numbers_are_float32_and_not_cut_by_class(opened, tmp_path):
@@ -92,7 +98,7 @@ def test_the_digest_follows_the_contents_and_not_the_place(opened, folder, tmp_p
 
 def test_objects_are_refused_in_both_kinds_of_file(opened, tmp_path):
     np.save(tmp_path / "x_train.npy", np.array([{}], dtype=object))
-    with pytest.raises(ConfigError, match=r"x_train.npy cannot be read as arrays: .*allow_pickle"):
+    with pytest.raises(ConfigError, match=r"x_train.npy cannot be read as arrays: .*Python objects"):
         opened("arrays", SIX, root=tmp_path).loader("train")
     np.savez(tmp_path / "d.npz", x=np.array([{}], dtype=object), y=Y)
     with pytest.raises(ConfigError, match=r"d.npz cannot be read as arrays: .*allow_pickle"):
@@ -127,7 +133,7 @@ def test_a_split_may_lack_classes_when_that_is_said(opened, tmp_path):
 
 
 def test_no_root_a_broken_file_and_an_empty_folder(opened, tmp_path):
-    with pytest.raises(ConfigError, match="data source arrays needs data.root"):
+    with pytest.raises(ConfigError, match=r"data source arrays needs data\.root"):
         _ = opened("arrays", SIX).digest
     with pytest.raises(ConfigError, match="no array to read"):
         _ = opened("arrays", SIX, root=tmp_path).digest

@@ -49,7 +49,10 @@ def test_large_data_are_read_once_until_a_file_changes(tmp_path, monkeypatch):
 
 def test_sequences_are_padded_with_their_mask():
     batch, mask = padded([np.array([[1.0, 2.0]]), np.ones((3, 2))], value=-1)
-    assert batch.tolist() == [[[1, 2], [-1, -1], [-1, -1]], [[1, 1]] * 3] and mask.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert batch.tolist() == [[[1, 2], [-1, -1], [-1, -1]], [[1, 1]] * 3] and mask.tolist() == [
+        [1, 0, 0],
+        [1, 1, 1],
+    ]
     batch, mask = padded([np.arange(5), np.arange(0)], length=4)
     assert batch.tolist() == [[0, 1, 2, 3], [0, 0, 0, 0]] and mask.dtype == torch.int64
     assert padded([np.arange(0)])[1].tolist() == [[0]]

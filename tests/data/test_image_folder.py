@@ -68,7 +68,9 @@ def test_splits_and_classes_come_from_the_folders(opened, root):
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "zip"])
-def test_an_archive_gives_what_its_folder_gives_also_with_a_folder_around_all(opened, tmp_path, files, root, kind):
+def test_an_archive_gives_what_its_folder_gives_also_with_a_folder_around_all(
+    opened, tmp_path, files, root, kind
+):
     path = tmp_path / f"images.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as archive:
@@ -87,15 +89,21 @@ def test_an_archive_gives_what_its_folder_gives_also_with_a_folder_around_all(op
 
 def test_class_folders_alone_are_train_and_other_split_names_can_be_told(opened, tmp_path, files):
     alone = {name.removeprefix("train/"): c for name, c in files.items() if name.startswith("train/")}
-    data = opened("image_folder", IMAGE, root=written(tmp_path / "alone", alone), test=0.2, validation=0.25, **PLAIN)
+    data = opened(
+        "image_folder", IMAGE, root=written(tmp_path / "alone", alone), test=0.2, validation=0.25, **PLAIN
+    )
     assert [len(levels(data, split)) for split in ("train", "val", "test")] == [12, 4, 4]
     renamed = {name.replace("test/", "held/"): c for name, c in files.items()}
     data = opened(
         "image_folder", IMAGE, root=written(tmp_path / "named", renamed), folders={"test": "held"}, **PLAIN
     )
     assert len(levels(data, "test")) == 4
-    with pytest.raises(ConfigError, match="no folder 'heldout', which data.folders names; received held, train"):
-        opened("image_folder", IMAGE, root=tmp_path / "named", folders={"test": "heldout"}, **PLAIN).loader("test")
+    with pytest.raises(
+        ConfigError, match=r"no folder 'heldout', which data.folders names; received held, train"
+    ):
+        opened("image_folder", IMAGE, root=tmp_path / "named", folders={"test": "heldout"}, **PLAIN).loader(
+            "test"
+        )
 
 
 def test_classes_and_splits_may_stand_in_the_file_names(opened, tmp_path):
@@ -165,7 +173,9 @@ def test_the_digest_follows_a_file_and_its_class(opened, root):
 def test_a_broken_image_is_named(opened, root, broken):
     path = root / "test/dog/1.png"
     path.write_bytes(path.read_bytes()[:60] if broken == "cut" else b"no image")
-    with pytest.raises(ConfigError, match=r"test/dog/1.png cannot be decoded as an image: .*copy it again, or remove it"):
+    with pytest.raises(
+        ConfigError, match=r"test/dog/1.png cannot be decoded as an image: .*copy it again, or remove it"
+    ):
         read(opened("image_folder", IMAGE, root=root, **PLAIN), "test")
 
 
@@ -189,7 +199,9 @@ def test_what_a_folder_must_have(opened, root, files, tmp_path):
     (root / "train/1.png").write_bytes(files["train/cat/0.png"])
     assert "train/1.png lies in no class folder; expected SPLIT/CLASS/1.png" in message()
     named = written(tmp_path / "named", {"a_1.png": b"", "b-1.png": b""})
-    assert "the name of b-1.png does not fit data.pattern '{label}_{take}'" in message(root=named, pattern="{label}_{take}")
+    assert "the name of b-1.png does not fit data.pattern '{label}_{take}'" in message(
+        root=named, pattern="{label}_{take}"
+    )
     one = written(tmp_path / "one", {"only/1.png": b""})
     assert "received one class, 'only'; expected at least two" in message(root=one)
 

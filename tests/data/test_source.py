@@ -122,10 +122,11 @@ def test_a_test_split_is_cut_where_a_share_is_given_and_is_no_other_splits(sourc
         source(lambda: {"train": Samples()}).loader("test")
     data = source(lambda: {"train": Samples()}, test=0.2, validation=0.25)
     parts = {
-        s: torch.cat([b.inputs["image"][:, 0, 0, 0] for b in data.loader(s)]).tolist() for s in ("train", "val", "test")
+        s: torch.cat([b.inputs["image"][:, 0, 0, 0] for b in data.loader(s)]).tolist()
+        for s in ("train", "val", "test")
     }
     assert [len(part) for part in parts.values()] == [12, 4, 4]
-    assert sorted(sum(parts.values(), [])) == X[:, 0, 0, 0].tolist()
+    assert sorted(value for part in parts.values() for value in part) == X[:, 0, 0, 0].tolist()
     given = source(lambda: {"train": Samples(), "test": Samples()}, test=0.2)
     assert sum(b.size for b in given.loader("test")) == 20
 

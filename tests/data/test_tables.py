@@ -53,7 +53,9 @@ def test_numbers_are_standardised_and_categories_numbered_by_train_alone(opened,
     inputs, labels = whole(data, "test")
     std = (sum((a - 35) ** 2 for a in (20, 30, 40, 50)) / 4) ** 0.5
     assert inputs["numbers"][:, 0].tolist() == pytest.approx([(100 - 35) / std, 0])
-    assert inputs["ids"][:, 0].tolist() == [1, 0], "Bern, Oslo, Rome are 1, 2, 3; what train does not have is 0"
+    assert inputs["ids"][:, 0].tolist() == [1, 0], (
+        "Bern, Oslo, Rome are 1, 2, 3; what train does not have is 0"
+    )
     assert labels.tolist() == [0, 1]
     parts = [whole(data, split)[1] for split in ("train", "val")]
     assert [sorted(p.tolist()) for p in parts] == [[0, 1], [0, 1]]
@@ -61,17 +63,26 @@ def test_numbers_are_standardised_and_categories_numbered_by_train_alone(opened,
 
 def test_one_kind_of_column_is_one_input_and_a_number_can_be_the_label(opened, table):
     data = opened(
-        "csv", {"x": ["batch", 1]}, root=table() / "train.csv", numeric=("age",), label="age2", label_kind="number"
+        "csv",
+        {"x": ["batch", 1]},
+        root=table() / "train.csv",
+        numeric=("age",),
+        label="age2",
+        label_kind="number",
     )
     assert "has no column 'age2'; did you mean 'age'? It has age, city, paid, note" in refused(data)
     text = "a,b\n" + "".join(f"{i},{i / 2}\n" for i in range(10))
-    data = opened("csv", {"x": ["batch", 1]}, root=table(text), numeric=("a",), label="b", label_kind="number")
+    data = opened(
+        "csv", {"x": ["batch", 1]}, root=table(text), numeric=("a",), label="b", label_kind="number"
+    )
     assert whole(data, "val")[1].dtype == torch.float32
 
 
 def test_a_column_may_say_the_split(opened, table):
-    rows = "x,y,part\n" + "".join(f"{i},{i % 2},{p}\n" for i, p in enumerate("train dev test train dev test".split() * 2))
-    data = opened("csv", {"x": ["batch", 1]}, root=table(rows), numeric=("x",), label="y", split_column="part")
+    rows = "x,y,part\n" + "".join(f"{i},{i % 2},{p}\n" for i, p in enumerate(("train", "dev", "test") * 4))
+    data = opened(
+        "csv", {"x": ["batch", 1]}, root=table(rows), numeric=("x",), label="y", split_column="part"
+    )
     assert [len(whole(data, split)[1]) for split in ("train", "val", "test")] == [4, 4, 4]
     wrong = opened("csv", {"x": ["batch", 1]}, root=table(rows.replace("dev", "holdout")), numeric=("x",), label="y", split_column="part")  # fmt: skip
     assert "train.csv:3, column 'part': received 'holdout'; expected train, val or test" in refused(wrong)
@@ -115,7 +126,9 @@ def test_files_that_are_not_there(opened, table, tmp_path):
     (tmp_path / "train.csv").write_bytes(b"age\n\xff\xfe\n")
     assert "cannot be read as a table in UTF-8" in refused(opened("csv", BOTH, root=tmp_path, **COLUMNS))
     table(ROWS, "train.tsv")
-    assert "both train.csv and train.tsv are the train split" in refused(opened("csv", BOTH, root=tmp_path, **COLUMNS))
+    assert "both train.csv and train.tsv are the train split" in refused(
+        opened("csv", BOTH, root=tmp_path, **COLUMNS)
+    )
     with pytest.raises(ValueError, match="a column is named twice"):
         opened("csv", BOTH, numeric=("age", "paid"), label="paid")
     with pytest.raises(ValueError, match="no columns to predict from"):

@@ -52,7 +52,9 @@ def test_no_stage_but_the_benchmark_reads_the_test_split(tiny):
         "{source: digits, image_size: 8, batch_size: 128, calibration: 32}",
         "{source: own.py:load, batch_size: 64, calibration: 32}",
     )
-    tiny.write_text(text.replace("artifact_size: {max: 1 MB}", "accuracy: {max_drop: 100 pp, on_inconclusive: warn}"))
+    tiny.write_text(
+        text.replace("artifact_size: {max: 1 MB}", "accuracy: {max_drop: 100 pp, on_inconclusive: warn}")
+    )
     told = tiny.parent / "told.txt"
     done = subprocess.run(
         [sys.executable, "-m", "deploycompress", "run", str(tiny), "--no-rehearsal"],
@@ -65,6 +67,8 @@ def test_no_stage_but_the_benchmark_reads_the_test_split(tiny):
     reads = [line.split() for line in told.read_text().splitlines()]
     stages = {split: {stage for kind, stage in reads if kind == split} for split in ("train", "val", "test")}
     assert stages["test"] == {"benchmark"}
-    assert {"model", "train", "distill"} <= stages["train"] and {"train", "prune", "quantize"} <= stages["val"]
+    assert {"model", "train", "distill"} <= stages["train"] and {"train", "prune", "quantize"} <= stages[
+        "val"
+    ]
     first = next(i for i, (split, _) in enumerate(reads) if split == "test")
     assert all(stage == "benchmark" for _, stage in reads[first:])

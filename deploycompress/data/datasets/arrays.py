@@ -90,10 +90,14 @@ class Arrays:
                 "data.inputs or data.target (null: no labels)"
             )
         parts = [arrays[f"{name}{ending}"] for name in names]
-        lengths = {f"{name}{ending}": len(part) if part.ndim else 0 for name, part in zip(names, parts, strict=True)}
+        lengths = {
+            f"{name}{ending}": len(part) if part.ndim else 0 for name, part in zip(names, parts, strict=True)
+        }
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{count} in {name}" for name, count in lengths.items())
-            raise ConfigError(f"data.root {self.config.root}: received {told} samples; expected as many in each")
+            raise ConfigError(
+                f"data.root {self.config.root}: received {told} samples; expected as many in each"
+            )
         inputs = parts[: len(self.config.inputs)]
         target = parts[-1] if self.config.target else None
         return ArraySamples(inputs, _targets(target), self.config, changed=split == "train")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 
 
-
 class CsvTable:
     """The ``numeric`` columns as float32 [batch, columns], standardised by mean and deviation of train; the
     ``categorical`` ones as int64 [batch, columns] with ids from 1 in the order of their sorted values in train, 0 for
@@ -43,7 +42,9 @@ class CsvTable:
             if not used:
                 raise ValueError("no columns to predict from; expected numeric or categorical to name some")
             if self.label in used or len(set(used)) < len(used):
-                raise ValueError("a column is named twice; expected each in numeric, categorical or label, once")
+                raise ValueError(
+                    "a column is named twice; expected each in numeric, categorical or label, once"
+                )
             return self
 
     def __init__(self, config: CsvTable.Config) -> None:
@@ -74,7 +75,9 @@ class CsvTable:
             for split in tables
         }
 
-    def _targets(self, tables: Mapping[Split, Table]) -> tuple[tuple[str, ...] | None, dict[Split, np.ndarray]]:
+    def _targets(
+        self, tables: Mapping[Split, Table]
+    ) -> tuple[tuple[str, ...] | None, dict[Split, np.ndarray]]:
         label = self.config.label
         if self.config.label_kind == "class":
             classes, numbers = class_numbers(tables, label)

@@ -33,9 +33,13 @@ class HuggingFace:
     class Config(TextConfig, ImageConfig):
         text: str | None = Field(None, description="The column with sentences")
         image: str | None = Field(None, description="The column with images")
-        columns: tuple[str, ...] = Field((), description="Columns of numbers or lists of them, one for each input")
+        columns: tuple[str, ...] = Field(
+            (), description="Columns of numbers or lists of them, one for each input"
+        )
         label: str | None = Field("label", description="The column that is predicted; null: no labels")
-        name: str | None = Field(None, description="Of a data set to download: owner/name; needs download: true")
+        name: str | None = Field(
+            None, description="Of a data set to download: owner/name; needs download: true"
+        )
         download: bool = Field(False, description="Whether it may be fetched")
 
         @model_validator(mode="after")
@@ -56,7 +60,9 @@ class HuggingFace:
             cached = {Path(f["filename"]) for part in self._parts.values() for f in part.cache_files}
             return (*sorted(cached), *tokenizer)
         root = self.config.root
-        found = sorted(p for p in root.rglob("*") if p.is_file()) if root is not None and root.is_dir() else []
+        found = (
+            sorted(p for p in root.rglob("*") if p.is_file()) if root is not None and root.is_dir() else []
+        )
         if not found:
             raise ConfigError(f"data source huggingface needs data.root: {EXPECTED}; received {root}")
         return (*found, *tokenizer)
@@ -64,7 +70,9 @@ class HuggingFace:
     def splits(self) -> Mapping[str, Any]:
         parts = self._parts
         if "train" not in parts:
-            raise ConfigError(f"data source huggingface: received the splits {', '.join(parts)}; expected 'train'")
+            raise ConfigError(
+                f"data source huggingface: received the splits {', '.join(parts)}; expected 'train'"
+            )
         config = self.config
         used = [c for c in (config.text, config.image, *config.columns, config.label) if c is not None]
         for split, part in parts.items():
@@ -88,7 +96,9 @@ class HuggingFace:
     def _parts(self) -> dict[str, Any]:
         """The data set of each split."""
         if importlib.util.find_spec("datasets") is None:
-            raise EnvironmentMissing("data source huggingface needs datasets: pip install 'deploycompress[text]'")
+            raise EnvironmentMissing(
+                "data source huggingface needs datasets: pip install 'deploycompress[text]'"
+            )
         with _wrapped(self.config):
             found = self._load()
         parts = dict(found) if isinstance(found, Mapping) else {"train": found}
@@ -112,7 +122,9 @@ class HuggingFace:
                 files[split] = str(path)
                 kinds.add(BUILDERS[path.suffix])
         if len(kinds) != 1 or "train" not in files:
-            raise ConfigError(f"data.root {root}: received {listed(sorted(p.name for p in root.iterdir()))}; expected {EXPECTED}")
+            raise ConfigError(
+                f"data.root {root}: received {listed(sorted(p.name for p in root.iterdir()))}; expected {EXPECTED}"
+            )
         return datasets.load_dataset(kinds.pop(), data_files=files)
 
     # ------------------------------------------------------------ what the model reads
@@ -126,7 +138,9 @@ class HuggingFace:
         for split, found in values.items():
             empty = found.dtype == object and any(value is None for value in found)
             if empty or (found.dtype.kind == "f" and np.isnan(found).any()):
-                raise ConfigError(f"data source huggingface, split {split}: column {label!r} has rows without a label")
+                raise ConfigError(
+                    f"data source huggingface, split {split}: column {label!r} has rows without a label"
+                )
             if found.dtype.kind == "i" and found.ndim == 1 and len(found) and found.min() < 0:
                 raise ConfigError(
                     f"data source huggingface, split {split}: column {label!r} has {found.min()}, which stands for no "
@@ -135,7 +149,9 @@ class HuggingFace:
         names = getattr(parts["train"].features[label], "names", None)
         if values["train"].dtype.kind in "UO":
             names = sorted({str(value) for found in values.values() for value in found})
-            values = {s: np.array([names.index(str(v)) for v in found], np.int64) for s, found in values.items()}
+            values = {
+                s: np.array([names.index(str(v)) for v in found], np.int64) for s, found in values.items()
+            }
         kept = {s: v.astype(np.int64 if v.dtype.kind in "iub" else np.float32) for s, v in values.items()}
         return dict(kept), names
 
@@ -144,7 +160,9 @@ class HuggingFace:
     ) -> dict[str, Sentences]:
         texts = {split: [str(text) for text in part[column][:]] for split, part in parts.items()}
         encode = encoder(self.config, texts["train"])
-        return {s: Sentences(encode(t), labels[s], self.config, encode.pad, classes) for s, t in texts.items()}
+        return {
+            s: Sentences(encode(t), labels[s], self.config, encode.pad, classes) for s, t in texts.items()
+        }
 
     def _pictures(self, part: Any, split: str, labels: np.ndarray | None, classes: Any) -> Pictures:
         column = str(self.config.image)
@@ -186,7 +204,9 @@ def _wrapped(config: HuggingFace.Config) -> Iterator[None]:
     except (ConfigError, EnvironmentMissing):
         raise
     except ConnectionError as error:
-        raise EnvironmentMissing(f"data source huggingface: {config.name} cannot be fetched: {error}") from error
+        raise EnvironmentMissing(
+            f"data source huggingface: {config.name} cannot be fetched: {error}"
+        ) from error
     except Exception as error:  # each file format raises its own
         raise ConfigError(
             f"data source huggingface: {config.name or config.root} cannot be opened: {type(error).__name__}: {error}; "

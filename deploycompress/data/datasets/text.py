@@ -35,10 +35,14 @@ class Text:
         for split, cells in texts.items():
             if "" in cells:
                 place = tables[split].cell(cells.index(""), self.config.text)
-                raise ConfigError(f"{place}: no text ({cells.count('')} such rows); fill it in, or leave the row out")
+                raise ConfigError(
+                    f"{place}: no text ({cells.count('')} such rows); fill it in, or leave the row out"
+                )
         classes, labels = class_numbers(tables, self.config.label)
         encode = encoder(self.config, texts["train"])
         return {
-            split: Sentences(encode(cells), np.array(labels[split], np.int64), self.config, encode.pad, classes)
+            split: Sentences(
+                encode(cells), np.array(labels[split], np.int64), self.config, encode.pad, classes
+            )
             for split, cells in texts.items()
         }

@@ -37,7 +37,9 @@ class Torchvision:
         root = self._root()
         if self.config.download:
             _ = self._datasets  # so that the files are there to be read
-        own = {root / name for name in (self.config.dataset, getattr(self._class, "base_folder", None)) if name}
+        own = {
+            root / name for name in (self.config.dataset, getattr(self._class, "base_folder", None)) if name
+        }
         folders = [folder for folder in sorted(own) if folder.is_dir()] or [root]
         files = tuple(sorted(p for folder in folders for p in folder.rglob("*") if p.is_file()))
         if not files:
@@ -49,7 +51,9 @@ class Torchvision:
 
     def _root(self) -> Path:
         if self.config.root is None:
-            raise ConfigError(f"data source torchvision:{self.config.dataset} needs data.root: {self._remedy()}")
+            raise ConfigError(
+                f"data source torchvision:{self.config.dataset} needs data.root: {self._remedy()}"
+            )
         return self.config.root
 
     def _remedy(self) -> str:
@@ -106,7 +110,9 @@ class Torchvision:
     def _failed(self, error: Exception) -> ConfigError | EnvironmentMissing:
         text = f"data source torchvision:{self.config.dataset} in {self.config.root}: {type(error).__name__}: {error}"
         if isinstance(error, (OSError, ImportError)) and not isinstance(error, FileNotFoundError):
-            return EnvironmentMissing(f"{text}; look at the network and the folder, or install what is missing")
+            return EnvironmentMissing(
+                f"{text}; look at the network and the folder, or install what is missing"
+            )
         return ConfigError(f"{text}; {self._remedy()}")
 
     def _pictures(self, dataset: Any, split: str) -> Pictures:

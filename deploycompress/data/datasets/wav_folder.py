@@ -40,7 +40,8 @@ class WavFolder:
         tree = self._tree()
         found = labelled(tree, (".wav",), self.config)
         return {
-            split: Recordings(tree, files, self.config, changed=split == "train") for split, files in found.items()
+            split: Recordings(tree, files, self.config, changed=split == "train")
+            for split, files in found.items()
         }
 
     def _tree(self) -> Tree:
