@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def tones(folder: Path) -> Path:
-    """Digits 0 to 3 by one speaker, takes 0 to 14: a tone of its own for each digit, in noise."""
+    """Digits 0 to 3 by one speaker, takes 0 to 39: a tone of its own for each digit, in noise."""
     rng = np.random.default_rng(0)
     for digit in range(4):
-        for take in range(15):
-            time = np.arange(3000 + 100 * take) / 8000
+        for take in range(40):
+            time = np.arange(3000 + 100 * (take % 20)) / 8000
             sound = np.sin(2 * np.pi * (300 + 400 * digit) * time) + 0.1 * rng.normal(size=len(time))
             with wave.open(str(folder / f"{digit}_ann_{take}.wav"), "wb") as file:
                 file.setnchannels(1)
@@ -48,15 +48,15 @@ def reviews(folder: Path) -> Path:
 
 
 SMALL = ["data.batch_size=8", "train.epochs=8", "train.lr=1e-2", "distill.epochs=2", "prune.target.macs=70%"]
-# So few samples judge nothing, and a network of eight channels cannot lose much: the steps and their checks are tested.
+# So few samples judge nothing, and a small network cannot lose much: the steps and their checks are tested.
 LOOSE = ["gates.accuracy.max_drop=100 pp", "gates.latency_p50.min_speedup=0.01"]
 TOYS = {
-    "keyword-speech": (tones, ["model.args={width: 8, depth: 2}", "gates.artifact_size.max_ratio=100%"]),
+    "keyword-speech": (tones, ["model.args={width: 32, depth: 2}", "gates.artifact_size.max_ratio=100%"]),
     "keyword-speech-recurrent": (
         tones,
-        ["model.args={width: 8, hidden: 16}", "gates.artifact_size.max_ratio=100%"],
+        ["model.args={width: 16, hidden: 16}", "gates.artifact_size.max_ratio=100%"],
     ),
-    "sentiment": (reviews, ["model.args={vector: 16, width: 16}"]),
+    "sentiment": (reviews, ["model.args={vector: 16, width: 32}"]),
 }
 
 
