@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import wave
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deploycompress.config.reader import read
+from deploycompress.contracts import Data, Event, Loader, Split
+from deploycompress.engine.context import open_context
+from deploycompress.engine.plan import plan
+from deploycompress.engine.rehearsal import rehearse
 from deploycompress.errors import ConfigError
 from deploycompress.registry import DATASETS
 
@@ -60,38 +63,76 @@ TOYS = {
 }
 
 
-@pytest.mark.parametrize("name", TOYS)
-def test_it_runs_at_toy_size(name, tmp_path):
-    make, sizes = TOYS[name]
-    data = tmp_path / "data"
-    data.mkdir()
-    changes = [f"data.root={make(data)}", *sizes, *SMALL, *LOOSE]
-    command = [
-        "run",
-        str(ROOT / "pipelines" / f"{name}.yaml"),
-        "--out",
-        str(tmp_path / "run"),
-        "--no-rehearsal",
+@dataclass
+class Told:
+    """What happened in each step: the splits it opened, and what it said."""
+
+    splits: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    events: list[Event] = field(default_factory=list)
+    since: set[str] = field(default_factory=set)
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+        if event.message.endswith(" works"):  # the last word of a step
+            self.splits[event.message.removesuffix(" works")] |= self.since
+            self.since.clear()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Data that tell which of their splits are opened."""
+
+    data: Data
+    told: Told
+
+    @property
+    def digest(self) -> str:
+        return self.data.digest
+
+    def loader(self, split: Split, epoch: int | None = None) -> Loader:
+        self.told.since.add(split)
+        return self.data.loader(split, epoch)
+
+
+@pytest.fixture(scope="module", params=TOYS)
+def ran(request, tmp_path_factory):
+    """The whole chain of a pipeline, trained, in this process: the engine around it is tested elsewhere."""
+    make, sizes = TOYS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "data").mkdir()
+    changes = [f"data.root={make(folder / 'data')}", *sizes, *SMALL, *LOOSE]
+    config = read(ROOT / "pipelines" / f"{request.param}.yaml", changes)
+    told = Told()
+    job = {"store": str(folder / "store"), "search_path": []}
+    context = open_context(config, job, rehearsal=False, emit=told.emit, stopping=lambda: False)
+    rehearse(plan(config), folder / "run", replace(context, data=Watched(context.data, told)))
+    return told, folder / "run"
+
+
+def test_it_learns_and_every_step_makes_its_artefact(ran):
+    told, folder = ran
+    assert list(told.splits)[1:] == [
+        "train",
+        "baseline",
+        "prune",
+        "distill",
+        "export",
+        "quantize",
+        "benchmark",
     ]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "deploycompress",
-            *command,
-            *(w for change in changes for w in ("--set", change)),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    steps = {step["name"]: step for step in report["stages"]}
-    assert {"train", "prune", "distill", "export", "quantize", "benchmark"} <= steps.keys()
-    assert steps["train"]["metrics"]["val_accuracy"] > 0.9
-    shipped = next(a for a in report["artifacts"] if a["id"] == report["best"]["artifact"])
-    assert shipped["bytes"] > 0
+    epochs = [event.figures for event in told.events if event.message.startswith("epoch 8/8")]
+    assert [figures["val_accuracy"] > 0.9 for figures in epochs] == [True]
+    files = {path.name for path in folder.rglob("*.onnx")}
+    assert "model.onnx" in files
+
+
+def test_the_test_split_is_read_by_the_benchmark_alone(ran):
+    told, _ = ran
+    assert {step for step, splits in told.splits.items() if "test" in splits} == {"benchmark"}
+    assert list(told.splits)[-1] == "benchmark", "at the end"
+    assert {"train", "val"} <= told.splits["train"] & told.splits["distill"] and "val" in told.splits[
+        "quantize"
+    ]
 
 
 @pytest.mark.parametrize("name", TOYS)
