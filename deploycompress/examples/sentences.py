@@ -22,6 +22,8 @@ class WordConvolutions(nn.Module):
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(3 * width, classes)
+        with torch.no_grad():
+            self.embedding.weight.mul_(0.1)  # from 1, which small gradients do not move in a few epochs
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Ids [batch, length], 0 for padding -> logits [batch, classes]."""
