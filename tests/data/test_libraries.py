@@ -148,3 +148,29 @@ def test_local_files_and_what_is_not_there(opened, datasets, tmp_path):
         opened("huggingface", {"x": ["batch"]}, columns=("x",), name="stanfordnlp/sst2")
     with pytest.raises(ValueError, match="expected one of text, image and columns"):
         opened("huggingface", {"x": ["batch"]})
+
+
+# ---------------------------------------------------------------- what is not installed
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("image_folder", {}, "image_folder needs Pillow: pip install 'deploycompress[vision]'"),
+        (
+            "huggingface",
+            {"columns": ("x",)},
+            "huggingface needs datasets: pip install 'deploycompress[text]'",
+        ),
+        ("text", {"tokenizer": True}, "needs tokenizers: pip install 'deploycompress[text]'"),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named(opened, tmp_path, monkeypatch, source, options, message):
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\t0\nb\t1\n")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    if "tokenizer" in options:
+        options = {"tokenizer": tmp_path / "tokenizer.json"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentMissing) as caught:
+        opened(source, {"x": ["batch", 1]}, root=tmp_path, **options).loader("train")
+    assert message in str(caught.value)

@@ -36,3 +36,11 @@ def test_regroup_loses_and_doubles_no_sample() -> None:
         torch.testing.assert_close(inputs["x"][: real.size], real.inputs["x"])
     untouched = batch(0, 5)
     assert next(regroup([untouched], None))[0] is untouched
+
+
+def test_targets_by_head_and_lists_of_boxes_are_cut_with_their_samples() -> None:
+    whole = batch(0, 5)
+    heads = Batch(whole.inputs, {"kind": whole.targets, "boxes": [{"boxes": i} for i in range(5)]}, 5)
+    last = list(regroup([heads], 3))[1][0]
+    assert last.size == 2 and last.targets["kind"].tolist() == [3, 4]
+    assert last.targets["boxes"] == [{"boxes": 3}, {"boxes": 4}]
