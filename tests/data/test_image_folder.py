@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deploycompress.data.augment import crop
 from deploycompress.data.images import ImageConfig, fitted
 from deploycompress.errors import ConfigError
 
@@ -151,6 +152,18 @@ def test_training_is_augmented_by_seed_and_epoch_and_the_rest_is_not(opened, tmp
     turned = [not torch.equal(a, b) for a, b in zip(flipped, order, strict=True)]
     assert 4 < sum(turned) < 20
     assert all(torch.equal(a, b.flip(-1)) for a, b, t in zip(flipped, order, turned, strict=True) if t)
+
+
+def test_crop_moves_by_whole_pixels_in_both_directions_and_brings_in_black():
+    images = torch.zeros(400, 1, 16, 24)
+    images[:, 0, 8, 12] = 1
+    images[:, 0, 0, 0] = 1
+    moved = crop(images, np.random.default_rng(0))
+    rows, columns = moved[:, 0, 4:13, 6:19].sum(2).argmax(1) - 4, moved[:, 0, 4:13, 6:19].sum(1).argmax(1) - 6
+    assert sorted(set(rows.tolist())) == [-2, -1, 0, 1, 2] and sorted(set(columns.tolist())) == list(
+        range(-3, 4)
+    )
+    assert set(moved.sum((1, 2, 3)).tolist()) == {1.0, 2.0}, "what is moved out is gone"
 
 
 def test_grey_images_and_the_usual_mean(opened, root):
