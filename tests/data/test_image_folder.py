@@ -154,6 +154,14 @@ def test_training_is_augmented_by_seed_and_epoch_and_the_rest_is_not(opened, tmp
     assert all(torch.equal(a, b.flip(-1)) for a, b, t in zip(flipped, order, turned, strict=True) if t)
 
 
+def test_in_memory_decodes_every_image_once(opened, root):
+    data = opened("image_folder", IMAGE, root=root, in_memory=True, **PLAIN)
+    first = read(data, "test")[0]
+    for path in (root / "test").rglob("*.png"):
+        path.unlink()
+    assert torch.equal(read(data, "test")[0], first)
+
+
 def test_crop_moves_by_whole_pixels_in_both_directions_and_brings_in_black():
     images = torch.zeros(400, 1, 16, 24)
     images[:, 0, 8, 12] = 1
