@@ -52,6 +52,30 @@ def test_a_data_set_of_torchvision_by_name(opened, fashion):
     assert opened("torchvision", GREY, root=fashion, validation=0.25, **FASHION).digest == digest
 
 
+def test_a_data_set_with_named_splits_keeps_those_it_has(opened, tmp_path):
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    from PIL import Image
+
+    for split, count in (("train", 3), ("val", 2)):
+        for label, name in enumerate(("n01440764", "n02102040")):
+            folder = tmp_path / "imagenette2" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (9, 7), (100 * label,) * 3).save(folder / f"{i}.JPEG")
+    data = opened(
+        "torchvision", {"image": ["batch", 3, 8, 8]}, root=tmp_path, dataset="Imagenette", image_size=8
+    )
+    assert whole(data, "train")[1].tolist() == [0, 0, 0, 1, 1, 1] and whole(data, "val")[1].tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert whole(data, "val")[0]["image"].shape == (4, 3, 8, 8)
+    with pytest.raises(ConfigError, match="split test: there is none"):
+        data.loader("test")
+
+
 def test_the_name_behind_the_colon_is_the_data_set(tmp_path):
     (tmp_path / "pipeline.yaml").write_text(
         "name: x\nmodel: {build: 'deploycompress.examples.resnet:build', inputs: {image: {shape: [batch, 3, 32, 32]}}}\n"

@@ -152,5 +152,6 @@ def _labels(dataset: Any) -> np.ndarray | None:
             array = np.asarray(values)
             if array.ndim == 1 and np.issubdtype(array.dtype, np.integer):
                 return array
-    targets = [dataset[i][1] for i in range(len(dataset))]
+    pairs = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)  # (file, class)
+    targets = [dataset[i][1] for i in range(len(dataset))] if pairs is None else [pair[1] for pair in pairs]
     return np.array(targets, np.int64) if all(isinstance(t, int) for t in targets) else None
