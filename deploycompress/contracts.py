@@ -86,6 +86,16 @@ class Batch:
 
         return Batch(move(self.inputs), move(self.targets), self.size)
 
+    def rows(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop``; in a dict, each value is cut along its first dimension."""
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {k: cut(v) for k, v in value.items()}
+            return None if value is None else value[start:stop]
+
+        return Batch(cut(self.inputs), cut(self.targets), max(0, min(self.size, stop) - start))
+
 
 @dataclass(frozen=True)
 class Outputs:

@@ -125,6 +125,13 @@ DATASETS = Table(
     {
         "digits": "deploycompress.data.datasets.digits:Digits",
         "mnist": "deploycompress.data.datasets.mnist:Mnist",
+        "arrays": "deploycompress.data.datasets.arrays:Arrays",
+        "image_folder": "deploycompress.data.datasets.image_folder:ImageFolder",
+        "torchvision": "deploycompress.data.datasets.torchvision:Torchvision",
+        "csv": "deploycompress.data.datasets.csv_table:CsvTable",
+        "wav_folder": "deploycompress.data.datasets.wav_folder:WavFolder",
+        "text": "deploycompress.data.datasets.text:Text",
+        "huggingface": "deploycompress.data.datasets.huggingface:HuggingFace",
     },
 )
 

@@ -32,7 +32,7 @@ OFFERS = {
     "runtime": ("accepts", "missing", "open"),
     "device": ("facts", "push", "start", "poll", "pull"),
     "task": ("primary", "check", "loss", "metrics"),
-    "data source": ("Config",),
+    "data source": ("Config", "files", "splits"),
 }
 
 

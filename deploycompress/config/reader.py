@@ -148,6 +148,8 @@ class _Reader:
             return None
         if not isinstance(raw, dict) or not isinstance(raw["source"], str):
             return self.block(DataConfig, "data")
+        if raw["source"].startswith("torchvision:"):  # torchvision:CIFAR10, as for models
+            raw["source"], raw["dataset"] = raw["source"].split(":", 1)
         name = names.check_name(DATASETS, self.document, ("data", "source"), self.folders)
         if name is None:
             return None  # which keys it takes is not known

@@ -69,6 +69,12 @@ class DataConfig(StrictModel):
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="Share of train that is held out, where the source has no validation split"
     )
+    test: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Share of train that is held out as the test split, where the source has none"
+    )
+    allow_missing_classes: bool = Field(
+        False, description="Whether val and test may lack classes that train has"
+    )
     calibration: Annotated[int, Field(ge=1)] = Field(512, description="Samples of train for calibration")
 
 

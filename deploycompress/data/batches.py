@@ -103,22 +103,35 @@ def _stacked(values: Sequence[Any], name: str, where: str) -> Tensor:
     if len(shapes) > 1:
         raise ConfigError(
             f"{where}, input {name!r}: samples of shapes {shapes[0]} and {shapes[1]} cannot be one batch: "
-            "resize or pad them in the data set, or yield whole batches"
+            "resize or pad them in the data set, or yield whole batches (deploycompress.data.padding.padded makes one, with its mask)"
         )
     return torch.stack(tensors)
 
 
 def _stacked_targets(values: Any) -> Any:
+    """One target a sample -> a tensor, a dict of them (a target for each head), or the list as it is.
+
+    Dicts with ``boxes``, as torchvision's detection models take them, stay one dict an image.
+    """
     import torch
 
     if isinstance(values, np.ndarray):
         return torch.as_tensor(values)
     if any(value is None for value in values):
         return None
+    if values and all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values):
+        heads = values[0].keys()
+        return (
+            list(values)
+            if "boxes" in heads
+            else {head: _stacked_targets([v[head] for v in values]) for head in heads}
+        )
     try:
         tensors = [torch.as_tensor(value) for value in values]
     except (TypeError, ValueError, RuntimeError):
         return list(values)
+    if not tensors:
+        return []
     return torch.stack(tensors) if len({t.shape for t in tensors}) == 1 else list(values)
 
 

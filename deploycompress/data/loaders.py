@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,7 +73,7 @@ class StreamLoader:
             batch = batched(item, self.specs, self.where)
             check(batch, self.specs, self.where, range(seen, seen + batch.size))
             if self.samples is not None:
-                batch = first(batch, min(self.samples - seen, self.size or batch.size))
+                batch = batch.rows(0, min(self.samples - seen, self.size or batch.size))
             seen += batch.size
             yield batch
             if self.samples is not None and seen >= self.samples:
@@ -102,17 +102,6 @@ def chunks(order: np.ndarray, size: int, training: bool) -> list[np.ndarray]:
     if training and cuts and len(order) - cuts[-1] == 1:
         cuts.pop()
     return np.split(order, cuts)
-
-
-def first(batch: Batch, count: int) -> Batch:
-    """The first samples of a batch."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: cut(item) for key, item in value.items()}
-        return None if value is None else value[:count]
-
-    return Batch(cut(batch.inputs), cut(batch.targets), min(batch.size, count))
 
 
 @contextmanager

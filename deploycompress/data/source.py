@@ -12,7 +12,8 @@ import numpy as np
 
 from deploycompress.artifact import digest_file, digest_json
 from deploycompress.config.schema import DataConfig
-from deploycompress.contracts import Loader, Model, Split
+from deploycompress.contracts import Loader, Model, Split, Store
+from deploycompress.data.contents import digests_of
 from deploycompress.data.loaders import OrderedLoader, StreamLoader, chunks
 from deploycompress.data.splits import Splits, Stream, open_splits
 from deploycompress.errors import ConfigError, DeployCompressError
@@ -52,18 +53,30 @@ class SourceData:
     keywords) stands for the contents of the data; without one its file's code and ``data.version`` do.
     """
 
-    def __init__(self, config: DataConfig, model: Model, seed: int, *, few: bool = False) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        model: Model,
+        seed: int,
+        *,
+        few: bool = False,
+        store: Store | None = None,  # remembers the digests of large data
+    ) -> None:
         self._config, self._model, self._seed, self._few = config, model, seed, few
+        self._store = store
 
     @cached_property
     def digest(self) -> str:
         """Of the options and of what they name: a built-in's files, a function's fingerprint or code."""
         built_in = self._built_in
-        options = self._config.model_dump(mode="json", exclude={"root"} if built_in else None)
-        if built_in:
-            contents = [[path.name, digest_file(path)] for path in built_in.files()]
-        else:
-            contents = [[self._config.source, _fingerprint(self._function, self._keywords())]]
+        if built_in is None:
+            options = self._config.model_dump(mode="json")
+            code = [[self._config.source, _fingerprint(self._function, self._keywords())]]
+            return digest_json({"options": options, "contents": code})
+        # A file counts by what is in it and not by where it lies.
+        places = {name for name, value in self._config if isinstance(value, Path)}
+        options = self._config.model_dump(mode="json", exclude=places)
+        contents = digests_of(built_in.files(), self._config.root, self._store)
         return digest_json({"options": options, "contents": contents})
 
     def loader(self, split: Split, epoch: int | None = None) -> Loader:
@@ -77,6 +90,7 @@ class SourceData:
         if found is None:
             raise ConfigError(
                 f"{where}: there is none; received {', '.join(self._splits)}: return a {split!r} split"
+                + (", or set data.test to a share of train" if split == "test" else "")
             )
         specs, size = self._model.inputs, self._config.batch_size
         if isinstance(found, Stream):

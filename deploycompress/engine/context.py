@@ -30,13 +30,14 @@ def open_context(
     import_user_code(config)
     others = every(config.stages, Network)
     model = SourceModel(config.model, config.seed, [Path(p) for p in job["search_path"]], others)
+    store = FileStore(Path(job["store"]))
     return RunContext(
         model=model,
-        data=SourceData(config.data, model, config.seed, few=rehearsal),
+        data=SourceData(config.data, model, config.seed, few=rehearsal, store=store),
         task=open_task(config.task),
         target=config.target,
         gates=config.gates,
-        store=FileStore(Path(job["store"])),
+        store=store,
         seed=config.seed,
         rehearsal=rehearsal,
         emit=emit,

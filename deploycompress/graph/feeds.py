@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,10 +47,7 @@ def regroup(loader: Iterable[Batch], size: int | None) -> Iterator[tuple[Batch, 
             yield batch, dict(batch.inputs)
             continue
         for start in range(0, count, size):
-            real = range(start, min(start + size, count))
-            targets = None if batch.targets is None else _targets(batch, real)
-            piece = Batch(_rows(batch.inputs, real, count), targets, len(real))
-            yield piece, _rows(batch.inputs, range(start, start + size), count)
+            yield batch.rows(start, start + size), _rows(batch.inputs, range(start, start + size), count)
 
 
 def _samples(batch: Batch) -> int:
@@ -61,14 +57,3 @@ def _samples(batch: Batch) -> int:
 def _rows(inputs: Mapping[str, Tensor], rows: Iterable[int], count: int) -> dict[str, Tensor]:
     index = torch.tensor([row % count for row in rows])
     return {name: tensor[index] for name, tensor in inputs.items()}
-
-
-def _targets(batch: Batch, rows: range) -> object:
-    if isinstance(batch.targets, Mapping):
-        return {name: _targets(replace(batch, targets=value), rows) for name, value in batch.targets.items()}
-    if isinstance(batch.targets, (torch.Tensor, list, tuple)):
-        return batch.targets[rows.start : rows.stop]
-    raise ConfigError(
-        f"targets of type {type(batch.targets).__name__} cannot be cut to a fixed batch size; "
-        f"set data.batch_size to the model's, or make its batch dynamic"
-    )

@@ -118,6 +118,40 @@ def test_a_batch_of_samples_in_a_list_of_their_own_is_stacked(source):
     assert second.inputs["image"].shape == (1, 1, 8, 8) and second.size == 1
 
 
+def test_a_target_for_each_head_is_stacked_by_its_name(source):
+    heads = [(X[i], {"kind": i % 3, "size": np.float32(i)}) for i in range(4)]
+    batch = next(iter(source(lambda: {"test": heads}).loader("test")))
+    assert batch.targets["kind"].tolist() == [0, 1, 2, 0] and batch.targets["size"].dtype == torch.float32
+    first = batch.rows(1, 3)
+    assert first.targets["kind"].tolist() == [1, 2] and len(first.inputs["image"]) == first.size == 2
+    assert batch.rows(3, 8).size == 1
+
+
+def test_a_test_split_is_cut_where_a_share_is_given_and_is_no_other_splits(source):
+    with pytest.raises(ConfigError, match="split test: there is none"):
+        source(lambda: {"train": Samples()}).loader("test")
+    data = source(lambda: {"train": Samples()}, test=0.2, validation=0.25)
+    parts = {
+        s: torch.cat([b.inputs["image"][:, 0, 0, 0] for b in data.loader(s)]).tolist()
+        for s in ("train", "val", "test")
+    }
+    assert [len(part) for part in parts.values()] == [12, 4, 4]
+    assert sorted(value for part in parts.values() for value in part) == X[:, 0, 0, 0].tolist()
+    given = source(lambda: {"train": Samples(), "test": Samples()}, test=0.2)
+    assert sum(b.size for b in given.loader("test")) == 20
+
+
+def test_splits_must_have_the_same_classes_unless_that_is_allowed(source):
+    def few():
+        return {"train": Samples(), "val": Samples(), "test": Samples(X[:4], Y[:4] * 0)}
+
+    assert "split test: 1 classes, where train has 2: 1 missing; expected the same" in refused(source(few))
+    assert source(few, allow_missing_classes=True).loader("test")
+    more = {"train": Samples(), "val": Samples(y=np.arange(20))}
+    text = refused(source(lambda: more), "val")
+    assert "split val: 20 classes, where train has 2: 2, 3, 4, 5, 6 and 13 more not in train" in text
+
+
 def test_validation_is_cut_by_class_and_never_overlaps(source):
     data = source(lambda: {"train": Samples()}, validation=0.3)
     train, val = (

@@ -39,3 +39,11 @@ def test_regroup_loses_and_doubles_no_sample() -> None:
     assert [t["a"].tolist() for t in cut] == [[0, 1, 2], [3, 4]] and cut[1]["b"] == [{"n": 3}, {"n": 4}]
     untouched = batch(0, 5)
     assert next(regroup([untouched], None))[0] is untouched
+
+
+def test_targets_by_head_and_lists_of_boxes_are_cut_with_their_samples() -> None:
+    whole = batch(0, 5)
+    heads = Batch(whole.inputs, {"kind": whole.targets, "boxes": [{"boxes": i} for i in range(5)]}, 5)
+    last = list(regroup([heads], 3))[1][0]
+    assert last.size == 2 and last.targets["kind"].tolist() == [3, 4]
+    assert last.targets["boxes"] == [{"boxes": 3}, {"boxes": 4}]

@@ -1,0 +1,50 @@
+"""What the files of a data set contain, as digests for the keys of the steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploycompress.artifact import digest_file, digest_json, read_json, write_json
+from deploycompress.contracts import Store
+
+REMEMBERED_BYTES = 256_000_000  # less than this is read again each time: a fraction of a second
+SETTLED_S = 10.0  # a file changed later than that may change again without a new time stamp
+
+Digests = list[list[str | int]]  # [name below the root, bytes, SHA-256 of the contents] of every file
+
+
+def digests_of(files: Sequence[Path], root: Path | None, store: Store | None = None) -> Digests:
+    """Name below ``root``, size in bytes and SHA-256 of the whole contents of every file, in order of the names.
+
+    Every byte counts: a folder moved or copied keeps its digests, a changed pixel does not. The digests of large
+    data are kept in ``store`` under path, size and time of change of each file, so that they are read only once.
+    """
+    named = sorted((_name(file, root), file) for file in files)
+    stats = [file.stat() for _, file in named]
+
+    def read() -> Digests:
+        return [
+            [name, stat.st_size, digest_file(file)] for (name, file), stat in zip(named, stats, strict=True)
+        ]
+
+    settled = all(time.time() - stat.st_mtime > SETTLED_S for stat in stats)
+    if store is None or not settled or sum(stat.st_size for stat in stats) < REMEMBERED_BYTES:
+        return read()
+    state = [
+        [str(file.resolve()), s.st_size, s.st_mtime_ns] for (_, file), s in zip(named, stats, strict=True)
+    ]
+    folder = store.folder(
+        "data",
+        {"state": digest_json(state)},
+        lambda place: write_json(place / "digests.json", {"digests": read()}),
+    )
+    digests: Digests = read_json(folder / "digests.json")["digests"]
+    return digests
+
+
+def _name(file: Path, root: Path | None) -> str:
+    if root is not None and file != root and file.is_relative_to(root):
+        return file.relative_to(root).as_posix()
+    return file.name

@@ -1,0 +1,183 @@
+"""Images decoded when they are asked for, cut to one size and standardised."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from deploycompress.config.schema import DataConfig
+from deploycompress.data.augment import Augment, augment
+from deploycompress.data.samples import Indices
+from deploycompress.errors import EnvironmentMissing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Side = Annotated[int, Field(ge=1)]
+
+
+class ImageConfig(DataConfig):
+    """What the network reads of an image, and how training changes it."""
+
+    image_size: Side | tuple[Side, Side] = Field(224, description="Height and width, or one number for both")
+    resize: Side | None = Field(
+        None,
+        description="The shorter side before the centre crop: 256 for 224; null: as small as the crop lets it be",
+    )
+    channels: Literal[1, 3] = Field(3, description="3: RGB, 1: grey")
+    mean: tuple[float, ...] | None = Field(
+        None, description="Of each channel with pixels in 0..1; null: ImageNet's, for grey 0.5"
+    )
+    std: tuple[float, ...] | None = Field(None, description="As mean")
+    augment: Augment | Literal["resized_crop"] = Field(
+        "none", description="In training; resized_crop is Inception's: 8 % to 100 % of the area, and flipped"
+    )
+    in_memory: bool = Field(False, description="Keep every image after it was decoded once")
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> ImageConfig:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.channels:
+                raise ValueError(
+                    f"{name} has {len(values)} numbers; expected {self.channels}, one for each channel"
+                )
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise ValueError(f"std is {self.std}; expected numbers above 0")
+        height, width = self.size
+        if self.resize is not None and self.resize < max(height, width):
+            raise ValueError(f"resize is {self.resize}; expected at least image_size, {max(height, width)}")
+        return self
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """``read`` decodes the image at a position; [batch, channels, height, width] float32 comes out.
+
+    ``changed``: whether training may augment them. ``threads``: how many are decoded at once.
+    """
+
+    read: Callable[[int], Image]
+    labels: np.ndarray | None
+    total: int
+    config: ImageConfig
+    changed: bool = False
+    classes: Sequence[str] | None = None
+    threads: int = 1
+    _kept: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.total
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> tuple[Tensor, Tensor | None]:
+        import torch
+
+        kind = self.config.augment if self.changed and rng is not None else "none"
+        seeds: Sequence[int | None] = [None] * len(indices)
+        if kind == "resized_crop" and rng is not None:
+            seeds = rng.integers(2**63, size=len(indices)).tolist()
+        with ThreadPoolExecutor(self.threads) as pool:
+            arrays = list((pool.map if self.threads > 1 else map)(self._pixels, indices.tolist(), seeds))
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
+        if rng is not None:
+            pixels = augment(pixels, rng, "flip" if kind == "resized_crop" else kind)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64))
+        return standardised(pixels / 255, self.config), labels
+
+    def _pixels(self, index: int, seed: int | None) -> np.ndarray:
+        """[height, width, channels] uint8 of the size that the network reads."""
+        whole = self.config.augment == "resized_crop" and self.changed  # the crop is another one each time
+        image = self._kept.get(index)
+        if image is None:
+            decoded = self.read(index).convert("RGB" if self.config.channels == 3 else "L")
+            image = np.asarray(decoded if whole else fitted(decoded, self.config))
+            if self.config.in_memory:
+                self._kept[index] = image
+        if whole:
+            image = np.asarray(self._cropped(image, seed))
+        return image if image.ndim == 3 else image[:, :, None]
+
+    def _cropped(self, image: np.ndarray, seed: int | None) -> Image:
+        from PIL import Image as pillow
+
+        picture = pillow.fromarray(image)
+        if seed is None:
+            return fitted(picture, self.config)
+        return random_crop(picture, self.config, np.random.default_rng(seed))
+
+
+def fitted(image: Image, config: ImageConfig) -> Image:
+    """Resized with antialiasing to the shorter side, then the centre of it.
+
+    The arithmetic of torchvision's Resize and CenterCrop, with which most published weights were judged.
+    """
+    from PIL import Image as pillow
+
+    (height, width), (w, h) = config.size, image.size
+    if config.resize is not None:
+        w, h = (
+            (config.resize, int(config.resize * h / w))
+            if w <= h
+            else (int(config.resize * w / h), config.resize)
+        )
+    else:
+        scale = max(height / h, width / w)
+        w, h = max(width, int(w * scale)), max(height, int(h * scale))
+    if (w, h) != image.size:
+        image = image.resize((w, h), pillow.Resampling.BILINEAR)
+    top, left = round((h - height) / 2), round((w - width) / 2)
+    return image if (w, h) == (width, height) else image.crop((left, top, left + width, top + height))
+
+
+def random_crop(image: Image, config: ImageConfig, rng: np.random.Generator) -> Image:
+    """A random 8 % to 100 % of the area with sides 3:4 to 4:3, resized (Szegedy et al., "Going Deeper with
+    Convolutions", section 6); the centre where ten tries do not fit."""
+    from PIL import Image as pillow
+
+    w, h = image.size
+    height, width = config.size
+    for _ in range(10):
+        area = w * h * rng.uniform(0.08, 1.0)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= w and 0 < down <= h:
+            left, top = int(rng.integers(w - across + 1)), int(rng.integers(h - down + 1))
+            box = (left, top, left + across, top + down)
+            return image.resize((width, height), pillow.Resampling.BILINEAR, box=box)
+    return fitted(image, config)
+
+
+def standardised(images: Tensor, config: ImageConfig) -> Tensor:
+    """``images`` [batch, channels, height, width] in 0..1, minus the mean, by the standard deviation."""
+    import torch
+
+    grey = config.channels == 1
+    mean = config.mean or ((0.5,) if grey else IMAGENET_MEAN)
+    std = config.std or ((0.5,) if grey else IMAGENET_STD)
+    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def require_pillow(source: str) -> None:
+    """Raises EnvironmentMissing without Pillow, which decodes images."""
+    if importlib.util.find_spec("PIL") is None:
+        raise EnvironmentMissing(f"data source {source} needs Pillow: pip install 'deploycompress[vision]'")
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
