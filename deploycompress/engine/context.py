@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploycompress.artifact import digest_json
 from deploycompress.config.names import TABLES
 from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import Event, RunContext
@@ -38,6 +39,7 @@ def open_context(
         rehearsal=rehearsal,
         emit=emit,
         stopping=stopping,
+        step="" if rehearsal else digest_json(job["key"]),
     )
 
 

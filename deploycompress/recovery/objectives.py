@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -14,6 +14,12 @@ Terms = Mapping[str, Tensor]  # the summands of the loss, scalars by name
 
 
 class Objective(Protocol):
+    """What is summed up to be minimised. Three attributes are optional, and looked for by the loop.
+
+    ``trainable``: a module that is trained and kept with the student. ``progress(done)``: told before each step
+    which share of all steps is done. ``state()``, ``restore(state)``: plain numbers that a checkpoint keeps.
+    """
+
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
         """Raises ConfigError when the batch, or what the networks make of it, does not fit."""
         ...
@@ -52,13 +58,3 @@ class Distillation:
             terms: Terms = self._loss.terms(outputs, teacher, batch)
             return terms
         return {"loss": self._loss(outputs, teacher, batch)}
-
-
-class Penalised:
-    """Another objective, and terms of the network's weights beside it."""
-
-    def __init__(self, objective: Objective, penalty: Callable[[], Terms]) -> None:
-        self._objective, self._penalty = objective, penalty
-
-    def __call__(self, student: nn.Module, batch: Batch) -> Terms:
-        return {**self._objective(student, batch), **self._penalty()}

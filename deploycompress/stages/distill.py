@@ -14,7 +14,7 @@ from deploycompress.artifact import Artifact
 from deploycompress.contracts import Inputs, Loss, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError
 from deploycompress.pruning.shaping import Regularization, SoftPrune, open_shaping
-from deploycompress.recovery.recipe import Recipe
+from deploycompress.recovery.recipe import Recipe, require_trackers
 from deploycompress.registry import LOSSES
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Distill(Stage):
     produces = frozenset({"checkpoint"})
     libraries = ("torch", "accelerate", "numpy")
     compresses = False
+    incidental = Recipe.INCIDENTAL
 
     class Config(Recipe):
         loss: str = "kd"
@@ -42,9 +43,12 @@ class Distill(Stage):
     def inputs(self) -> Mapping[str, Ref]:
         return {"source": "last", "teacher": self.config.teacher}
 
+    def requires(self, context: RunContext) -> None:
+        require_trackers(self.config)
+
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
-        from deploycompress.recovery.objectives import Distillation, Objective, Penalised
+        from deploycompress.recovery.objectives import Distillation, Objective
         from deploycompress.recovery.training import device, fit
 
         config = self.config
@@ -58,9 +62,7 @@ class Distill(Stage):
         _reestimate(student, context)
         reestimated = _validated(student, context)
         objective: Objective = Distillation(context.model, context.task, teacher, self._loss())
-        if shaping.penalty is not None:
-            objective = Penalised(objective, shaping.penalty)
-        history = fit(student, objective, config, context, shaping.after_epoch)
+        history = fit(student, objective, config, context, shaping.after_epoch, shaping.penalty)
         _reestimate(student, context)
         after = _validated(student, context)
         folder = workdir / "model"
