@@ -87,22 +87,19 @@ def run(run_dir: Path, step_id: str, key: str, launch: Launch, send: Send) -> No
     ``key``: the digest of the step's key; machines meet when theirs is the same. Raises what the ranks raised,
     StageFailed when one of them died or the other machines did not come, Interrupted after SIGTERM.
     """
+    from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.run import parse_args
-    from torch.distributed.run import run as launched
 
     before = signal.getsignal(signal.SIGTERM)
     errors: list[DeployCompressError] = []
     with tempfile.TemporaryDirectory() as folder, _listening(Path(folder) / "messages", send, errors):
         _set_environment(launch)
         try:
-            launched(
-                parse_args(
-                    [*_options(launch, key), "-m", "deploycompress.engine.worker", str(run_dir), step_id]
-                )
-            )
+            command = ["-m", "deploycompress.engine.worker", str(run_dir), step_id]
+            arguments = torchrun.parse_args([*_options(launch, key), *command])  # type: ignore[no-untyped-call]
+            torchrun.run(arguments)  # type: ignore[no-untyped-call]
             return
         except SignalException as error:
             raise Interrupted(signal.SIGTERM) from error

@@ -26,8 +26,8 @@ class Average:
         with torch.no_grad():
             for own, other in zip(self.net.parameters(), net.parameters(), strict=True):
                 own.lerp_(other, share)
-            for own, other in zip(self.net.buffers(), net.buffers(), strict=True):
-                if own.is_floating_point():
-                    own.lerp_(other, share)
+            for buffer, current in zip(self.net.buffers(), net.buffers(), strict=True):
+                if buffer.is_floating_point():
+                    buffer.lerp_(current, share)
                 else:
-                    own.copy_(other)
+                    buffer.copy_(current)
