@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from deploycompress.config.reader import read
+from deploycompress.config.schema import TargetConfig, TaskConfig
 from deploycompress.engine.plan import plan
 
 
@@ -87,3 +89,20 @@ def test_repeat_is_a_chain_of_rounds(tiny):
     assert steps["prune@2"][1] == {"source": ("distill@1",)}
     assert steps["distill@2"][1] == {"source": ("prune@2",), "teacher": ("train",)}
     assert steps["export"][1] == {"source": ("distill@2",)}
+
+
+def test_what_leaves_a_result_as_it_is_is_not_in_its_key():
+    from deploycompress.engine.keys import step_key
+    from deploycompress.engine.plan import Step
+    from deploycompress.stages.train import Train
+
+    config = SimpleNamespace(task=TaskConfig(), target=TargetConfig(), gates={}, seed=0)
+
+    def key(**options):
+        stage = Train(Train.Config.model_validate(options))
+        return step_key(Step("train", "train", stage, "01-train", {}), config, {}, {}, None)
+
+    two = {"processes": 2, "nodes": 2, "rendezvous": "10.0.0.1:29400"}
+    assert key() == key(checkpoint_every="7 steps", track=["tensorboard"], track_folder="there")
+    assert key(launch=two) == key(launch=two | {"rendezvous": "10.0.0.2:29401"}) != key()
+    assert key() != key(epochs=11) and key() != key(ema=0.9)
