@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, convert_to_fp32
 from torch import Tensor, nn
 
 from deploycompress.contracts import Batch
@@ -111,6 +111,19 @@ class Processes:
             with torch.no_grad():
                 for tensor in [*module.parameters(), *module.buffers()]:
                     torch.distributed.broadcast(tensor.data, 0)
+
+
+@contextmanager
+def float32_outputs(net: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Inside, a network that computes in mixed precision answers in float32, in which losses are taken."""
+    if recipe.mixed_precision == "no":
+        yield
+        return
+    hook = net.register_forward_hook(lambda module, inputs, output: convert_to_fp32(output))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def cut(batch: Batch, start: int, stop: int) -> Batch:

@@ -21,9 +21,7 @@ from deploycompress.recovery.recipe import Recipe
 from deploycompress.recovery.state import Training
 
 FIRST_STEPS = 10  # their mean loss is what a later one is held against
-EXPLODED = (
-    100.0  # times that much, and at least this much, in the moving average: nothing comes back from there
-)
+EXPLODED = 100.0  # times that, and at least this, in the moving average: nothing comes back from there
 RECENT = 0.9  # decay of the moving average
 SKIPS = 20  # float16: the scale halves with each, and starts at 2^16
 

@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
-from accelerate.utils import convert_to_fp32
 from torch import nn
 
 from deploycompress.contracts import Event, RunContext
@@ -25,7 +23,7 @@ from deploycompress.recovery.keeping import Keeping
 from deploycompress.recovery.objectives import Objective
 from deploycompress.recovery.optimization import make_optimizer, only, training_mode
 from deploycompress.recovery.probing import find_rate
-from deploycompress.recovery.processes import Processes, device
+from deploycompress.recovery.processes import Processes, device, float32_outputs
 from deploycompress.recovery.recipe import Recipe, learning_rate
 from deploycompress.recovery.state import History, Progress, Training
 from deploycompress.recovery.stepping import Diverged, Penalty, Stepper
@@ -61,7 +59,7 @@ def fit(
         stack.enter_context(deterministic(context.seed))
         stack.enter_context(only(student, recipe.trainable))
         loop = _Loop.open(student, objective, recipe, context, after_epoch, penalty, name)
-        stack.callback(loop.close)
+        stack.enter_context(float32_outputs(student, recipe))
         history = loop.rehearse() if context.rehearsal else loop.run()
     student.eval()
     require_finite(student)
@@ -85,7 +83,6 @@ class _Loop:
     keeping: Keeping
     tracking: Tracking
     batches: int  # of an epoch
-    close: Callable[[], None]
 
     @classmethod
     def open(
@@ -116,9 +113,6 @@ class _Loop:
             progress=Progress(peak=rate),
         )
         stepper = Stepper(training, objective, penalty, recipe, processes, zero_masks(student), context.seed)
-        hook: Any = None
-        if recipe.mixed_precision != "no":  # losses are taken in float32
-            hook = student.register_forward_hook(lambda module, inputs, output: convert_to_fp32(output))
         return cls(
             training,
             stepper,
@@ -129,7 +123,6 @@ class _Loop:
             Keeping.open(training, processes, recipe, context, name),
             Tracking(recipe, processes, context.rehearsal),
             batches,
-            (lambda: None) if hook is None else hook.remove,
         )
 
     @property
