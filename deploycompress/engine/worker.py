@@ -19,7 +19,7 @@ from typing import Any
 from deploycompress.artifact import Artifact, digest_json, read_json
 from deploycompress.contracts import Event
 from deploycompress.engine import ranks
-from deploycompress.errors import DeployCompressError, Interrupted, StageFailed, of_system
+from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed, of_system
 from deploycompress.registry import add_to_path
 
 JOBS = ".jobs"
@@ -55,7 +55,7 @@ def work(run_dir: Path, step_id: str, send: Send) -> int:
     except Interrupted:
         return 128 + signal.SIGTERM
     except DeployCompressError as error:
-        send({"error": {"class": type(error).__name__, "message": str(error)}})
+        send({"error": {"class": _public_name(error), "message": str(error)}})
         return error.exit_code
     except BaseException as error:
         traceback.print_exc()
@@ -104,6 +104,11 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
             raise Interrupted(signal.SIGTERM)
         parity = step.stage.ensures(inputs, outcome, context)
         write_manifest(workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - started)
+
+
+def _public_name(error: DeployCompressError) -> str:
+    """The class that the run knows: a subclass is its maker's own affair."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in BY_NAME)
 
 
 def _explain(error: BaseException) -> DeployCompressError:
