@@ -236,6 +236,7 @@ class RunContext:
     rehearsal: bool  # the chain with untrained weights and a few inputs: train nothing, measure little
     emit: Callable[[Event], None]
     stopping: Callable[[], bool]  # true after SIGINT or SIGTERM: save and leave
+    step: str = ""  # digest of the step's key, for ``store.checkpoints``; empty where nothing is kept
 
 
 Inputs = Mapping[str, tuple[Artifact, ...]]
@@ -250,6 +251,8 @@ class Stage(ABC):
     libraries: ClassVar[tuple[str, ...]] = ()  # distributions whose versions are part of the key
     compresses: bool = False  # the baseline is taken before the first such step
     reusable: ClassVar[bool] = True  # False: a measurement, made again in every run
+    # Options that leave the result as it is, in the form of pydantic's ``exclude``; the key does without them.
+    incidental: ClassVar[Mapping[str, Any]] = {}
 
     class Config(StrictModel):
         pass

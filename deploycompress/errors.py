@@ -54,11 +54,11 @@ class GateFailed(DeployCompressError):
 
 
 class Interrupted(DeployCompressError):
-    """SIGINT or SIGTERM; the next run goes on from the last finished step."""
+    """SIGINT or SIGTERM; the next run goes on from there."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
-        super().__init__("interrupted; run the same command again to go on from the last finished step")
+        super().__init__("interrupted; run the same command again to go on from there")
 
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

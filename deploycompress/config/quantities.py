@@ -142,3 +142,4 @@ Duration = Annotated[Quantity, _Of("time", above=0)]
 Size = Annotated[Quantity, _Of("bytes", above=0)]
 Steps = Annotated[Quantity, _Of("steps", above=0, whole=True)]  # of an optimiser
 Epochs = Annotated[Quantity, _Of("epochs", above=0, whole=True)]
+Interval = Annotated[Quantity, _Of("time", "steps", above=0)]  # between two things of the same kind

@@ -34,7 +34,11 @@ class OrderedLoader:
         return len(self.chunks)
 
     def __iter__(self) -> Iterator[Batch]:
-        for number, indices in enumerate(self.chunks):
+        return self.starting_at(0)
+
+    def starting_at(self, first: int) -> Iterator[Batch]:
+        """The batches from number ``first`` on, without reading those before."""
+        for number, indices in enumerate(self.chunks[first:], first):
             rng = None if self.seeds is None else np.random.default_rng([*self.seeds, number])
             with _reading(f"{self.where}, batch {number}"):
                 item = self.samples.batch(indices, rng)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploycompress.artifact import digest_json
 from deploycompress.config import references
 from deploycompress.config.files import every
 from deploycompress.config.names import TABLES
@@ -42,6 +43,7 @@ def open_context(
         rehearsal=rehearsal,
         emit=emit,
         stopping=stopping,
+        step="" if rehearsal else digest_json(job["key"]),
     )
 
 

@@ -31,7 +31,7 @@ def step_key(
         "schema": SCHEMA,
         "stage": step.stage_name,
         "stage_version": step.stage.version,
-        "config": step.stage.config.model_dump(mode="json"),
+        "config": step.stage.config.model_dump(mode="json", exclude=step.stage.incidental or None),
         "inputs": {name: [a.sha256 for a in artifacts] for name, artifacts in inputs.items()},
         "target": config.target.model_dump(mode="json") if "target" in reads else None,
         "gates": {k: g.model_dump(mode="json") for k, g in config.gates.items()}

@@ -15,6 +15,7 @@ from deploycompress.artifact import (
     Artifact,
     copy_folder,
     damaged,
+    digest_json,
     publish,
     read_json,
     remove,
@@ -236,6 +237,7 @@ class _Run:
                 with self.store.workdir() as workdir:
                     self._work(step, planned, key, inputs, workdir)
                     publish(workdir, self.store.step(key))
+            self.store.drop_checkpoints(digest_json(key))
             stored = found or self.store.step(key)
             if not _same(stored, destination):
                 copy_folder(stored, destination)
@@ -250,7 +252,8 @@ class _Run:
         workdir: Path,
     ) -> None:
         given = {name: [a.to_json(self.run_dir) for a in artifacts] for name, artifacts in inputs.items()}
-        place = {} if planned is None else {"planned": planned, "config": key["config"]}
+        config = step.stage.config.model_dump(mode="json", by_alias=True)
+        place = {} if planned is None else {"planned": planned, "config": config}
         self._job(step.id, workdir, key=key, inputs=given, **place)
         run_worker(self.run_dir, step.id, self.listener.event, self.interrupts, step.timeout_s)
 

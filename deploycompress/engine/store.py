@@ -10,7 +10,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploycompress.artifact import MANIFEST, Artifact, damaged, digest_json, publish, read_json, write_json
+from deploycompress.artifact import (
+    MANIFEST,
+    Artifact,
+    damaged,
+    digest_json,
+    publish,
+    read_json,
+    remove,
+    write_json,
+)
 from deploycompress.engine.locks import held, lock
 
 
@@ -79,6 +88,12 @@ class FileStore:
         place = self._place("checkpoints", step)
         place.mkdir(parents=True, exist_ok=True)
         return place
+
+    def drop_checkpoints(self, step: str) -> None:
+        """The step with this key digest is finished: its progress is of no use any more."""
+        place = self._place("checkpoints", step)
+        if place.exists():
+            remove(place)
 
     def knows(self, fact: Mapping[str, Any]) -> bool:
         return self._place("facts", digest_json(fact)).exists()

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from deploycompress.artifact import Artifact, read_json
+from deploycompress.artifact import Artifact, digest_json, read_json
 from deploycompress.contracts import Event
-from deploycompress.errors import DeployCompressError, Interrupted, StageFailed, of_system
+from deploycompress.engine import ranks
+from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed, of_system
 from deploycompress.registry import add_to_path
 
 JOBS = ".jobs"
@@ -49,15 +50,12 @@ def work(run_dir: Path, step_id: str, send: Send) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides, and tells us by SIGTERM
     signal.signal(signal.SIGTERM, stopping.note)
 
-    def emit(event: Event) -> None:
-        send({"event": asdict(event)})
-
     try:
-        _do(run_dir, step_id, emit, stopping)
+        _do(run_dir, step_id, send, stopping)
     except Interrupted:
         return 128 + signal.SIGTERM
     except DeployCompressError as error:
-        send({"error": {"class": type(error).__name__, "message": str(error)}})
+        send({"error": {"class": _public_name(error), "message": str(error)}})
         return error.exit_code
     except BaseException as error:
         traceback.print_exc()
@@ -67,36 +65,50 @@ def work(run_dir: Path, step_id: str, send: Send) -> int:
     return 0
 
 
-def _do(run_dir: Path, step_id: str, emit: Callable[[Event], None], stopping: _Stopping) -> None:
+def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
     from deploycompress.config.reader import read
     from deploycompress.engine.context import open_context
     from deploycompress.engine.plan import plan
     from deploycompress.engine.record import write_manifest
     from deploycompress.engine.rehearsal import rehearse
+    from deploycompress.recovery.recipe import Launch
+
+    def emit(event: Event) -> None:
+        send({"event": asdict(event)})
 
     job = read_json(run_dir / JOBS / f"{step_id}.json")
     add_to_path(job["search_path"])
     config = read(run_dir / "config.yaml", load_user_code=True)
     steps = plan(config)
-    context = open_context(config, job, rehearsal=step_id == REHEARSAL, emit=emit, stopping=stopping)
-    workdir = Path(job["workdir"])
     if step_id == REHEARSAL:
-        rehearse(steps, workdir, context)
+        context = open_context(config, job, rehearsal=True, emit=emit, stopping=stopping)
+        rehearse(steps, Path(job["workdir"]), context)
         return
     step = next(s for s in steps if s.id == job.get("planned", step_id))
     if "planned" in job:  # a smaller round in the place of one that was undone
         stage = type(step.stage)
         step = replace(step, id=step_id, stage=stage(stage.Config.model_validate(job["config"])))
+    launch = getattr(step.stage.config, "launch", None)
+    if isinstance(launch, Launch) and launch.total > 1 and not ranks.inside():
+        ranks.run(run_dir, step_id, digest_json(job["key"]), launch, send)
+        return
+    context = open_context(config, job, rehearsal=False, emit=emit, stopping=stopping)
     inputs = {
         name: tuple(Artifact.from_json(entry, run_dir) for entry in entries)
         for name, entries in job["inputs"].items()
     }
     started = time.monotonic()
-    outcome = step.stage.run(inputs, workdir, context)
-    if stopping():
-        raise Interrupted(signal.SIGTERM)
-    parity = step.stage.ensures(inputs, outcome, context)
-    write_manifest(workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - started)
+    with ranks.workdir(Path(job["workdir"])) as workdir:
+        outcome = step.stage.run(inputs, workdir, context)
+        if stopping():
+            raise Interrupted(signal.SIGTERM)
+        parity = step.stage.ensures(inputs, outcome, context)
+        write_manifest(workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - started)
+
+
+def _public_name(error: DeployCompressError) -> str:
+    """The class that the run knows: a subclass is its maker's own affair."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in BY_NAME)
 
 
 def _explain(error: BaseException) -> DeployCompressError:
@@ -128,8 +140,14 @@ def forked(run_dir: str, step_id: str, connection: Any) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """The same work, started by hand or by another launcher: JSON lines go to standard output."""
+    """The same work, started by hand or by another launcher: JSON lines go to standard output.
+
+    As one of several processes that do a step together, it reports to the one that started it, and ends with it.
+    """
     run_dir, step_id = Path(arguments[0]).resolve(), arguments[1]
+    if ranks.inside():
+        _settle(run_dir, ranks.wait_for_parent)
+        _leave(work(run_dir, step_id, ranks.sender()))
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     _settle(run_dir, None)
     _leave(work(run_dir, step_id, lambda message: print(json.dumps(message), file=lines)))
@@ -137,7 +155,8 @@ def main(arguments: list[str]) -> None:
 
 def _settle(run_dir: Path, wait_for_parent: Callable[[], Any] | None) -> None:
     """A process group of our own, all output into the run's log, and an end when the run ends."""
-    os.setsid()
+    if os.getpgrp() != os.getpid():
+        os.setsid()
     log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

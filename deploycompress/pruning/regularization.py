@@ -55,6 +55,13 @@ class GrowingPenalty:
         """Lambda of the next step."""
         return min(self._ceiling, self._strength * (1 + self._calls // self._every))
 
+    def state(self) -> Mapping[str, int]:
+        """What a checkpoint keeps; the channels that will go follow from the weights that training began with."""
+        return {"calls": self._calls}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self._calls = state["calls"]
+
     def __call__(self) -> Mapping[str, Tensor]:
         factor = self.factor
         self._calls += 1

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploycompress.contracts import Batch, Loader, Model, Outputs, Task
+from deploycompress.contracts import Batch, Model, Outputs, Task
 from deploycompress.errors import ConfigError, StageFailed
 
 
 def evaluate(
-    module: nn.Module, model: Model, loader: Loader, task: Task
+    module: nn.Module, model: Model, loader: Iterable[Batch], task: Task
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """The task's metrics, and a score for every sample where the task has one; in evaluation mode.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from accelerate.utils import extract_model_from_parallel
@@ -14,12 +14,14 @@ from deploycompress.recovery.losses.weighted import reads_features
 from deploycompress.recovery.mixture import Share, Terms, mixed_terms, require_labels, tell, trial, tried
 from deploycompress.recovery.teachers import NetworkTeacher, Teacher
 
-__all__ = ["Distillation", "Objective", "Penalised", "Supervised", "Terms"]
+__all__ = ["Distillation", "Objective", "Supervised", "Terms"]
 
 
 class Objective(Protocol):
-    """It may have two more: an attribute ``trainable``, a module or None, whose parameters the loop trains with the
-    student's; and a method ``progress(done)``, told before each step the share of all steps that is done.
+    """What is summed up to be minimised. Three attributes are optional, and looked for by the loop.
+
+    ``trainable``: a module that is trained and kept with the student. ``progress(done)``: told before each step
+    which share of all steps is done. ``state()``, ``restore(state)``: plain numbers that a checkpoint keeps.
     """
 
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
@@ -98,17 +100,3 @@ class Distillation:
         self.trainable = getattr(loss, "trainable", None)
         if self.trainable is not None:
             self.trainable.to(next(iter(batch.inputs.values())).device)
-
-
-class Penalised:
-    """Another objective, and terms of the network's weights beside it."""
-
-    def __init__(self, objective: Objective, penalty: Callable[[], Terms]) -> None:
-        self._objective, self._penalty = objective, penalty
-        self.trainable: nn.Module | None = getattr(objective, "trainable", None)
-
-    def progress(self, done: float) -> None:
-        tell(self._objective, done)
-
-    def __call__(self, student: nn.Module, batch: Batch) -> Terms:
-        return {**self._objective(student, batch), **self._penalty()}

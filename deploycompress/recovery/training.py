@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from accelerate import Accelerator
 from torch import nn
 
 from deploycompress.contracts import Event, RunContext
-from deploycompress.errors import Interrupted, StageFailed
-from deploycompress.model.source import seeded
-from deploycompress.model.sparse import Masks, keep_zeros, zero_masks
+from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.model.architecture import named_tensors
+from deploycompress.model.sparse import zero_masks
 from deploycompress.model.weights import first_nonfinite
+from deploycompress.recovery.average import Average
+from deploycompress.recovery.determinism import deterministic
 from deploycompress.recovery.evaluation import evaluate, primary_of
-from deploycompress.recovery.objectives import Objective, Terms
+from deploycompress.recovery.feeding import counted, groups, until_stopped
+from deploycompress.recovery.keeping import Keeping
+from deploycompress.recovery.objectives import Objective
+from deploycompress.recovery.optimization import make_optimizer, only, training_mode
+from deploycompress.recovery.probing import find_rate
+from deploycompress.recovery.processes import Processes, device, float32_outputs
 from deploycompress.recovery.recipe import Recipe, learning_rate
+from deploycompress.recovery.state import History, Progress, Training
+from deploycompress.recovery.stepping import Diverged, Penalty, Stepper
+from deploycompress.recovery.tracking import Tracking
 
-History = list[dict[str, float]]
+__all__ = ["History", "device", "fit", "require_finite"]
 
 
 def fit(
@@ -32,48 +38,51 @@ def fit(
     recipe: Recipe,
     context: RunContext,
     after_epoch: Callable[[int], None] | None = None,
+    penalty: Penalty | None = None,
+    name: str = "training",
 ) -> History:
     """Train ``student`` in place by ``recipe``; the figures of every epoch. It is left on the training device.
 
-    The last epoch's network is kept; the zeros of weights that are marked as sparse stay zero. A rehearsal goes forward and backward through one batch and changes no
-    weight. ``after_epoch`` is given how many epochs are done, and may change weights in place before the epoch's
-    figures are taken. Raises StageFailed when a loss, a gradient or a weight is not finite, Interrupted when the run is
-    stopping, ConfigError when the data do not fit.
+    The zeros of weights that are marked as sparse stay zero. A rehearsal goes forward and backward through one
+    batch and changes no weight. ``objective`` may have a ``trainable`` module, which is trained with the student;
+    ``progress(done)``, which is told before each step which share of all is done; and ``state()`` with
+    ``restore(state)``, plain numbers for a checkpoint, as ``penalty`` may: that gives further summands of the loss
+    once a step. ``after_epoch`` is given how many epochs are done, and may change weights in place before the
+    epoch's figures are taken. ``name``: of this training among those of its step.
+
+    What is unfinished is kept in ``context.store.checkpoints(context.step)``, and goes on from there to the same
+    weights, bit by bit, on a CPU. Raises StageFailed when a loss, a gradient or a weight is not finite, when the
+    loss explodes and when memory runs out; Interrupted when the run is stopping, after a checkpoint; ConfigError
+    when the data do not fit.
     """
-    with _deterministic(context.seed):
-        loop = _Loop.open(student, objective, recipe, context, after_epoch)
-        if context.rehearsal:
-            loop.rehearse()
-        history = [] if context.rehearsal else [loop.epoch(number) for number in range(recipe.epochs)]
+    with ExitStack() as stack:
+        stack.enter_context(deterministic(context.seed))
+        stack.enter_context(only(student, recipe.trainable))
+        loop = _Loop.open(student, objective, recipe, context, after_epoch, penalty, name)
+        stack.enter_context(float32_outputs(student, recipe))
+        history = loop.rehearse() if context.rehearsal else loop.run()
     student.eval()
     require_finite(student)
     return history
 
 
-def device() -> torch.device:
-    """Where training happens: what Accelerate finds."""
-    found: torch.device = Accelerator().device
-    return found
-
-
 def require_finite(net: nn.Module) -> None:
-    """Raises StageFailed naming the first parameter that holds NaN or Inf."""
-    if bad := first_nonfinite(net.named_parameters()):
+    """Raises StageFailed naming the first parameter or buffer that holds NaN or Inf."""
+    if bad := first_nonfinite((name, tensor) for name, tensor, _ in named_tensors(net)):
         raise StageFailed(f"after training, {bad}: nothing was saved; use a lower lr, or set clip: 1.0")
 
 
 @dataclass
 class _Loop:
-    accelerator: Accelerator
-    net: nn.Module
-    optimizer: Any
-    objective: Objective
+    training: Training
+    stepper: Stepper
+    processes: Processes
     recipe: Recipe
     context: RunContext
-    started: float
-    zeros: Masks
     after_epoch: Callable[[int], None] | None
-    step: int = 0
+    keeping: Keeping
+    tracking: Tracking
+    batches: int  # of an epoch
 
     @classmethod
     def open(
@@ -83,103 +92,155 @@ class _Loop:
         recipe: Recipe,
         context: RunContext,
         after_epoch: Callable[[int], None] | None,
+        penalty: Penalty | None,
+        name: str,
     ) -> _Loop:
-        accelerator = Accelerator()
-        net, optimizer = accelerator.prepare(student, _optimizer(student, recipe))
-        zeros = zero_masks(student)
-        started = time.monotonic()
-        return cls(accelerator, net, optimizer, objective, recipe, context, started, zeros, after_epoch)
+        batches = counted(context.data.loader("train", epoch=0), "train")
+        processes = Processes(recipe)
+        beside = getattr(objective, "trainable", None)
+        modules = [module.to(processes.device) for module in (student, beside) if module is not None]
+        for module in modules:
+            processes.spread(module)
+        rate = 0.0 if recipe.lr == "auto" else recipe.lr
+        training = Training(
+            student,
+            beside,
+            make_optimizer(modules, recipe, rate or 1e-3),
+            None if recipe.ema is None else Average(student, recipe.ema),
+            processes.scaler,
+            {"objective": objective, "penalty": penalty},
+            math.ceil(batches / recipe.accumulate),
+            progress=Progress(peak=rate),
+        )
+        stepper = Stepper(training, objective, penalty, recipe, processes, zero_masks(student), context.seed)
+        return cls(
+            training,
+            stepper,
+            processes,
+            recipe,
+            context,
+            after_epoch,
+            Keeping.open(training, processes, recipe, context, name),
+            Tracking(recipe, processes, context.rehearsal),
+            batches,
+        )
 
-    def rehearse(self) -> None:
+    @property
+    def progress(self) -> Progress:
+        return self.training.progress
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.training.per_epoch * self.recipe.epochs
+
+    # ------------------------------------------------------------ the whole of it
+
+    def rehearse(self) -> History:
         batch = next(iter(self.context.data.loader("train", epoch=0)))
-        self.net.train()
-        terms = self.objective(self.net, batch.to(self.accelerator.device))
-        self._backward(terms, "the rehearsal's batch")
-        self.optimizer.zero_grad()
+        training_mode(self.training, self.recipe.trainable)
+        self.stepper.rehearse(batch)
+        return []
 
-    def epoch(self, number: int) -> dict[str, float]:
+    def run(self) -> History:
+        """Every epoch that is not done yet; the network that was to be kept is in the one that was given."""
+        self.keeping.resume()
+        if not self.training.done:
+            self._check_validation()
+        if not self.progress.peak:
+            self._probe()
+        patience = self.recipe.patience or self.recipe.epochs
+        while self.progress.epoch < self.recipe.epochs:
+            if self.progress.epoch - self.progress.best_epoch >= patience:
+                self.context.emit(Event("decision", f"stopped early: no better for {patience} epochs"))
+                break
+            try:
+                self._epoch()
+            except Diverged as error:
+                self.keeping.roll_back(error)
+        self.keeping.save()
+        if self.recipe.keep == "best":
+            self.training.put_best()
+        self.training.settle()
+        self.processes.spread(self.training.net)  # batch statistics are each process's own
+        self.tracking.close()
+        return self.progress.history
+
+    def _epoch(self) -> None:
         """One pass over train, then the validation figures; says how it went."""
-        loader = self.context.data.loader("train", epoch=number)
-        batches, seen, total = len(loader), 0, 0.0
-        steps = batches * self.recipe.epochs
-        self.net.train()
-        for index, batch in enumerate(loader):
-            if self.context.stopping():
-                raise Interrupted(signal.SIGTERM)
-            rate = learning_rate(self.recipe, self.step, steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            terms = self.objective(self.net, batch.to(self.accelerator.device))
-            loss = self._backward(terms, f"epoch {number + 1}, batch {index + 1} of {batches}, lr {rate:.3g}")
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            keep_zeros(self.zeros)
-            self.step += 1
-            seen, total = seen + batch.size, total + loss * batch.size
-        if self.after_epoch is not None:
-            self.after_epoch(number + 1)
-        return self._report(number, total / seen)
+        progress, recipe = self.progress, self.recipe
+        if progress.index == 0:
+            self.keeping.begin_epoch()
+        training_mode(self.training, recipe.trainable)
+        loader = self.context.data.loader("train", epoch=progress.epoch)
+        for group in groups(loader, recipe.accumulate, progress.index, self.training.per_epoch):
+            stop = self.context.stopping()
+            if stop and self.processes.count == 1:
+                self.keeping.leave()
+            rate = learning_rate(recipe, self.training.done, self.steps, progress.peak) * progress.factor
+            votes = (stop, self.keeping.due())
+            loss, said = self.stepper.take(
+                group, self.training.done, self.steps, rate, self._where(rate), votes
+            )
+            samples = sum(batch.size for batch in group)
+            progress.samples, progress.loss = progress.samples + samples, progress.loss + loss * samples
+            progress.index += 1
+            if self.training.average is not None:
+                self.training.average.update(self.training.net, self.training.done)
+            self.tracking.step({"loss": loss, "lr": rate}, self.training.done)
+            if said[0]:
+                self.keeping.leave()
+            if said[1]:
+                self.keeping.save()
+        if self.after_epoch is not None and not progress.shaped:
+            self.after_epoch(progress.epoch + 1)
+        progress.shaped = True
+        self._finish_epoch()
 
-    def _backward(self, terms: Terms, where: str) -> float:
-        """Gradients of the summed terms, clipped; the loss. Raises StageFailed naming ``where``."""
-        loss = sum(terms.values(), start=torch.zeros((), device=self.accelerator.device))
-        self.accelerator.backward(loss)
-        limit = math.inf if self.recipe.clip is None else self.recipe.clip
-        norm = float(self.accelerator.clip_grad_norm_(self.net.parameters(), limit))
-        value = float(loss.detach())
-        if math.isfinite(value) and math.isfinite(norm):
-            return value
-        parts = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
-        what = "gradient" if math.isfinite(value) else "loss"
-        raise StageFailed(
-            f"{where}: the {what} is not finite ({parts}; gradient norm {norm:.4g}): nothing was saved; use a lower "
-            "lr, set clip: 1.0, or look for extreme values in the data"
+    def _where(self, rate: float) -> str:
+        first = self.progress.index * self.recipe.accumulate + 1
+        last = min(first + self.recipe.accumulate - 1, self.batches)
+        which = f"batch {first}" if first == last else f"batches {first} to {last}"
+        return f"epoch {self.progress.epoch + 1}, {which} of {self.batches}, lr {rate:.3g}"
+
+    def _finish_epoch(self) -> None:
+        context, progress, primary = self.context, self.progress, self.context.task.primary
+        loader = until_stopped(context.data.loader("val"), self.keeping.leave_when_stopping)
+        figures, _ = evaluate(self.training.shown, context.model, loader, context.task)
+        if not progress.samples:
+            raise ConfigError("data, split train: an epoch gave no batch, though the loader has a length")
+        (value,) = self.processes.agree([primary_of(figures, context.task, "val")])
+        record = {"loss": progress.loss / progress.samples, f"val_{primary.name}": value}
+        if progress.best is None or (
+            value > progress.best if primary.higher_is_better else value < progress.best
+        ):
+            progress.best, progress.best_epoch = value, progress.epoch + 1
+            if self.recipe.keep == "best":
+                self.training.keep_best()
+        progress.epoch += 1
+        progress.index, progress.samples, progress.loss, progress.shaped = 0, 0, 0.0, False
+        told = {"rolled_back": float(progress.rolled_back), "pieces": float(progress.pieces - 1)}
+        more = {name: number for name, number in told.items() if number}
+        progress.history.append({"epoch": float(progress.epoch)} | record | more)
+        share = progress.epoch / self.recipe.epochs
+        left = round(self.keeping.seconds() * (1 / share - 1), 1)
+        message = f"epoch {progress.epoch}/{self.recipe.epochs}"
+        context.emit(Event("progress", message, record | {"seconds_left": left}, share))
+        self.tracking.epoch(record, self.training.done)
+
+    # ------------------------------------------------------------ before the first step
+
+    def _check_validation(self) -> None:
+        """A first batch of the validation split, so that what is wrong with it costs no epoch."""
+        loader = self.context.data.loader("val")
+        counted(loader, "val")
+        evaluate(self.training.net, self.context.model, itertools.islice(loader, 1), self.context.task)
+
+    def _probe(self) -> None:
+        training_mode(self.training, self.recipe.trainable)
+        context = self.context
+        peak = find_rate(
+            self.stepper, lambda: context.data.loader("train", epoch=0), self.steps, context.stopping
         )
-
-    def _report(self, number: int, loss: float) -> dict[str, float]:
-        context, epochs = self.context, self.recipe.epochs
-        figures, _ = evaluate(self.net, context.model, context.data.loader("val"), context.task)
-        primary = context.task.primary
-        value = primary_of(figures, context.task, "val")
-        done = (number + 1) / epochs
-        left = (time.monotonic() - self.started) * (1 / done - 1)
-        record = {"loss": loss, f"val_{primary.name}": value}
-        context.emit(
-            Event("progress", f"epoch {number + 1}/{epochs}", record | {"seconds_left": round(left, 1)}, done)
-        )
-        return {"epoch": number + 1.0} | record
-
-
-def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only, not on norms and biases.
-
-    He et al., "Bag of Tricks for Image Classification with Convolutional Neural Networks", section 3.1.
-    """
-    trained = [p for p in net.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, recipe.lr)
-
-
-@contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """The same numbers for the same seed, thread count and versions; every setting is put back."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    # Only warn: an operation without a deterministic form is the user's network's, and no error of ours.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        with seeded(seed):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        self.progress.peak = peak
+        self.context.emit(Event("decision", "learning rate found by a probe", {"lr": peak}))

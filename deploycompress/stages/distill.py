@@ -14,14 +14,14 @@ from deploycompress.config.schema import Network
 from deploycompress.contracts import Event, Inputs, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError
 from deploycompress.pruning.shaping import Regularization, SoftPrune, open_shaping
-from deploycompress.recovery.recipe import Recipe
+from deploycompress.recovery.recipe import Recipe, require_trackers
 from deploycompress.recovery.teaching import Teaching
 
 if TYPE_CHECKING:
     from torch import nn
 
     from deploycompress.recovery.mutual import MutualLearning
-    from deploycompress.recovery.objectives import Distillation, Objective
+    from deploycompress.recovery.objectives import Distillation
 
 STATISTICS_BATCHES = 200  # enough for means and variances of every channel
 
@@ -32,6 +32,7 @@ class Distill(Stage):
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
     libraries = ("torch", "accelerate", "numpy", "onnxruntime")
+    incidental = Recipe.INCIDENTAL
 
     class Config(Recipe, Teaching):
         regularization: Regularization | None = None
@@ -63,9 +64,11 @@ class Distill(Stage):
         installed = packages_distributions()
         return {place: [_version(name) for name in installed.get(place, [])] for place in sorted(places)}
 
+    def requires(self, context: RunContext) -> None:
+        require_trackers(self.config)
+
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
-        from deploycompress.recovery.objectives import Penalised
         from deploycompress.recovery.training import device, fit
 
         config = self.config
@@ -79,10 +82,7 @@ class Distill(Stage):
         before = _validated(student, context)
         _reestimate(student, context)
         reestimated = _validated(student, context)
-        objective: Objective = distillation
-        if shaping.penalty is not None:
-            objective = Penalised(distillation, shaping.penalty)
-        history = fit(student, objective, config, context, shaping.after_epoch)
+        history = fit(student, distillation, config, context, shaping.after_epoch, shaping.penalty)
         _reestimate(student, context)
         after = _validated(student, context)
         folder = workdir / "model"

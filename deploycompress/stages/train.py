@@ -12,7 +12,7 @@ from deploycompress.artifact import Artifact
 from deploycompress.contracts import Inputs, Outcome, RunContext, Stage, Task
 from deploycompress.errors import ConfigError
 from deploycompress.pruning.shaping import Regularization, SoftPrune, open_shaping
-from deploycompress.recovery.recipe import Recipe
+from deploycompress.recovery.recipe import Recipe, require_trackers
 
 
 class Train(Stage):
@@ -22,17 +22,26 @@ class Train(Stage):
     produces = frozenset({"checkpoint"})
     libraries = ("torch", "accelerate", "numpy")
 
+    incidental = Recipe.INCIDENTAL
+
     class Config(Recipe):
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = (
             0.0  # share of the target that all classes get alike
         )
         regularization: Regularization | None = None
+        mixup: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+            None, description="Alpha of the Beta distribution that samples are mixed by: 0.2"
+        )
         soft_prune: SoftPrune | None = None
+
+    def requires(self, context: RunContext) -> None:
+        require_trackers(self.config)
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
         from deploycompress.recovery.evaluation import evaluate
-        from deploycompress.recovery.objectives import Objective, Penalised, Supervised
+        from deploycompress.recovery.mixup import MixedUp
+        from deploycompress.recovery.objectives import Objective, Supervised
         from deploycompress.recovery.training import fit
 
         student = checkpoint.load(inputs["source"][0].path, context.model)
@@ -42,9 +51,9 @@ class Train(Stage):
             student, context.model, config.epochs, config.regularization, config.soft_prune
         )
         objective: Objective = Supervised(context.model, task)
-        if shaping.penalty is not None:
-            objective = Penalised(objective, shaping.penalty)
-        history = fit(student, objective, config, context, shaping.after_epoch)
+        if config.mixup is not None:
+            objective = MixedUp(context.model, task, config.mixup)
+        history = fit(student, objective, config, context, shaping.after_epoch, shaping.penalty)
         figures, _ = evaluate(student, context.model, context.data.loader("val"), context.task)
         folder = workdir / "model"
         checkpoint.save(student.to("cpu"), folder, context.model)

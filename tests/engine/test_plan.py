@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from deploycompress.config.reader import read
+from deploycompress.config.schema import TargetConfig, TaskConfig
 from deploycompress.engine.plan import plan
 
 
@@ -133,3 +135,20 @@ def test_a_student_of_another_build_is_compared_with_its_source(tiny):
     assert steps["distill"][1] == {"source": ("train",), "teacher": ("train",)}
     assert steps["smaller"][1] == {"source": ("train",), "teacher": ("train",)}
     assert steps["benchmark"][1]["baseline"] == ("baseline",)
+
+
+def test_what_leaves_a_result_as_it_is_is_not_in_its_key():
+    from deploycompress.engine.keys import step_key
+    from deploycompress.engine.plan import Step
+    from deploycompress.stages.train import Train
+
+    config = SimpleNamespace(task=TaskConfig(), target=TargetConfig(), gates={}, seed=0)
+
+    def key(**options):
+        stage = Train(Train.Config.model_validate(options))
+        return step_key(Step("train", "train", stage, "01-train", {}), config, {}, {}, None)
+
+    two = {"processes": 2, "nodes": 2, "rendezvous": "10.0.0.1:29400"}
+    assert key() == key(checkpoint_every="7 steps", track=["tensorboard"], track_folder="there")
+    assert key(launch=two) == key(launch=two | {"rendezvous": "10.0.0.2:29401"}) != key()
+    assert key() != key(epochs=11) and key() != key(ema=0.9)

@@ -131,3 +131,17 @@ def test_a_lock_that_is_held_says_who_waits_for_what(tmp_path):
                 pytest.fail("taken twice")
         assert time.monotonic() - started < 2 and waited == [1]
     assert not held(path)
+
+
+# ---------------------------------------------------------------- unfinished steps
+
+
+def test_progress_of_an_unfinished_step_is_its_own_until_it_is_dropped(tmp_path):
+    store = FileStore(tmp_path)
+    one, other = store.checkpoints("a" * 64), store.checkpoints("b" * 64)
+    (one / "state.json").write_text("1")
+    (other / "state.json").write_text("2")
+    assert (store.checkpoints("a" * 64) / "state.json").read_text() == "1"
+    store.drop_checkpoints("a" * 64)
+    store.drop_checkpoints("a" * 64)  # what is not there is dropped already
+    assert not one.exists() and (other / "state.json").read_text() == "2"

@@ -1,0 +1,160 @@
+"""The processes that train one network together, on Accelerate; one alone is the plain case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import broadcast, convert_to_fp32
+from torch import Tensor, nn
+
+from deploycompress.contracts import Batch
+from deploycompress.errors import ConfigError
+from deploycompress.recovery.recipe import Recipe
+
+BUCKET = 2**24  # elements that are reduced together: as many copies of gradients as are in memory at once
+
+
+def device() -> torch.device:
+    """Where training happens: what Accelerate finds."""
+    found: torch.device = _state().device
+    return found
+
+
+def _state() -> PartialState:
+    # torchrun's variables alone do not make Accelerate take gloo; `cpu` does.
+    return PartialState(cpu=torch.distributed.is_torchelastic_launched() and not torch.cuda.is_available())
+
+
+class Processes:
+    """Who trains, on what, and with which precision. Every process holds the whole network.
+
+    Gradients are summed here and not by DistributedDataParallel: adapters beside the network, penalties on its
+    weights, parameters that a batch does not reach, and hooks on its modules by path all work as in one process;
+    and each process counts by the samples it has, so that the sum is exact for a batch that does not divide.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        state = _state()
+        if recipe.mixed_precision == "fp16" and state.device.type == "cpu":
+            raise ConfigError("mixed_precision: fp16 needs an accelerator; on a CPU use bf16, or no")
+        # Both are singletons, which refuse another precision than that of an earlier training in this process.
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        on_cpu = state.device.type == "cpu"
+        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=on_cpu, **_logging(recipe))
+        self.device: torch.device = self.accelerator.device
+        self.count: int = self.accelerator.num_processes
+        self.rank: int = self.accelerator.process_index
+        # Each machine keeps its own files, so that none needs a folder that all of them see.
+        self.writes: bool = self.accelerator.is_local_main_process
+
+    @property
+    def scaler(self) -> Any:
+        """What keeps float16 gradients from vanishing; None with any other precision."""
+        return self.accelerator.scaler
+
+    def autocast(self) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = self.accelerator.autocast()
+        return context
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def share(self, batch: Batch) -> Batch | None:
+        """This process's samples of a batch that all of them have read; None where there are too few."""
+        if self.count == 1:
+            return batch
+        cuts = [batch.size * i // self.count for i in range(self.count + 1)]
+        start, stop = cuts[self.rank], cuts[self.rank + 1]
+        return cut(batch, start, stop) if stop > start else None
+
+    def reduce(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
+        """Sum the gradients over all processes, in place; gives back the sum of ``figures`` ([n] float64)."""
+        if self.count == 1:
+            return figures
+        for bucket in _buckets(parameters):
+            # A parameter that only another process's samples reached has no gradient here.
+            flat = torch.cat([_gradient(p).reshape(-1) for p in bucket])
+            torch.distributed.all_reduce(flat)
+            place = 0
+            for parameter in bucket:
+                parameter.grad = flat[place : place + parameter.numel()].view_as(parameter).clone()
+                place += parameter.numel()
+        torch.distributed.all_reduce(figures)
+        return figures
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """The first process's numbers, in all of them."""
+        if self.count == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        result: list[float] = broadcast(tensor).tolist()
+        return result
+
+    def lowest(self, value: int) -> int:
+        """The lowest of all processes' numbers."""
+        if self.count == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MIN)
+        return int(tensor)
+
+    def spread(self, module: nn.Module) -> None:
+        """The first process's parameters and buffers into all others."""
+        if self.count > 1:
+            with torch.no_grad():
+                for tensor in [*module.parameters(), *module.buffers()]:
+                    torch.distributed.broadcast(tensor.data, 0)
+
+
+@contextmanager
+def float32_outputs(net: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Inside, a network that computes in mixed precision answers in float32, in which losses are taken."""
+    if recipe.mixed_precision == "no":
+        yield
+        return
+    hook = net.register_forward_hook(lambda module, inputs, output: convert_to_fp32(output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def cut(batch: Batch, start: int, stop: int) -> Batch:
+    """The samples from ``start`` up to ``stop``."""
+
+    def sliced(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: sliced(item) for key, item in value.items()}
+        return value[start:stop] if hasattr(value, "__getitem__") else value
+
+    return replace(
+        batch, inputs=sliced(batch.inputs), targets=sliced(batch.targets), size=min(stop, batch.size) - start
+    )
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if bucket and (size + parameter.numel() > BUCKET or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.numel()
+    if bucket:
+        yield bucket
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+
+
+def _logging(recipe: Recipe) -> dict[str, Any]:
+    return {"log_with": list(recipe.track), "project_dir": recipe.track_folder} if recipe.track else {}

@@ -1,0 +1,136 @@
+"""Real runs whose training is cut short: by kill -9, and in one of two processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deploycompress.contracts import Event
+from deploycompress.engine.pipeline import run as run_pipeline
+
+MODEL = '''
+"""A network without batch statistics."""
+from torch import nn
+
+
+def build() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+'''
+
+PIPELINE = """
+name: trained
+seed: 1
+model:
+  build: model.py:build
+  inputs: {image: {shape: [batch, 1, 8, 8]}}
+task: classification
+data: {source: digits, image_size: 8, batch_size: 32, calibration: 32, augment: none}
+stages:
+  - train: {epochs: 12, lr: 0.01, checkpoint_every: 20 steps, clip: 1.0}
+gates: {}
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "model.py").write_text(MODEL)
+    (folder / "pipeline.yaml").write_text(PIPELINE.lstrip())
+    return folder / "pipeline.yaml"
+
+
+class Said:
+    """A listener that keeps every sentence, and does something at each event."""
+
+    def __init__(self, at: Callable[[Event], None]) -> None:
+        self.text, self.at = "", at
+
+    def planned(self, run_dir, steps) -> None: ...
+    def joined(self, step, planned) -> None: ...
+    def started(self, step_id) -> None: ...
+
+    def event(self, event) -> None:
+        self.text += event.message + "\n"
+        self.at(event)
+
+    def finished(self, record) -> None:
+        self.text += (record.error or {"message": ""})["message"] + "\n"
+
+
+def run_here(pipeline: Path, out: str, *overrides: str, at=lambda event: None) -> tuple[int, str]:
+    """The exit code and what was said; in this process, so that all such runs share one fork server."""
+    folder, listener = pipeline.parent, Said(at)
+    options = {"out": folder / out, "store": folder / f"{out}-store", "rehearsal": False}
+    report = run_pipeline(pipeline, listener, overrides=overrides, **options)
+    return report["exit_code"], listener.text
+
+
+def weights(pipeline: Path, out: str) -> dict[str, torch.Tensor]:
+    return load_file(pipeline.parent / out / "01-train" / "model" / "model.safetensors")
+
+
+def checkpoints(pipeline: Path, out: str) -> list[Path]:
+    return list((pipeline.parent / f"{out}-store" / "checkpoints").rglob("state.json"))
+
+
+def ranks_of(run_dir: Path) -> dict[int, int]:
+    """Rank -> process, of the processes that train together in this run."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().decode()
+            lines = (folder / "environ").read_bytes().decode().split("\0")
+        except (OSError, UnicodeDecodeError):
+            continue
+        variables = dict(line.partition("=")[::2] for line in lines)
+        if "engine.worker" in command and str(run_dir) in command and "RANK" in variables:
+            found[int(variables["RANK"])] = int(folder.name)
+    return found
+
+
+def test_after_kill_9_it_goes_on_to_the_same_weights_and_leaves_no_checkpoint(pipeline):
+    command = [sys.executable, "-m", "deploycompress", "run", str(pipeline), "--no-rehearsal"]
+    places = ["--out", str(pipeline.parent / "cut"), "--store", str(pipeline.parent / "cut-store")]
+    with subprocess.Popen(
+        [*command, *places], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as killed:
+        assert killed.stdout is not None and any("01-train: epoch 4" in line for line in killed.stdout)
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert checkpoints(pipeline, "cut"), "nothing was kept"
+
+    # How often a checkpoint is made does not change what training gives: it goes on.
+    code, said = run_here(pipeline, "cut", "train.checkpoint_every=10 min")
+    assert code == 0 and "training goes on after step" in said and "epoch 3/12" not in said
+    assert run_here(pipeline, "whole")[0] == 0
+    one, other = weights(pipeline, "whole"), weights(pipeline, "cut")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert checkpoints(pipeline, "cut") == checkpoints(pipeline, "whole") == []
+
+
+def test_two_processes_give_what_one_gives_also_after_one_was_killed(pipeline):
+    two, killed = "train.launch.processes=2", []
+
+    def kill_one(event: Event) -> None:
+        if event.message == "epoch 4/12":
+            ranks = ranks_of(pipeline.parent / "two")
+            killed.append(sorted(ranks))
+            os.kill(ranks[1], signal.SIGKILL)
+
+    code, said = run_here(pipeline, "two", two, at=kill_one)
+    assert code == 4 and killed == [[0, 1]]
+    assert "process 2 of 2 was ended by SIGKILL: run the same command again to go on" in said
+    assert ranks_of(pipeline.parent / "two") == {}
+    code, said = run_here(pipeline, "two", two)
+    assert code == 0 and "training goes on after step" in said and "epoch 3/12" not in said
+    assert run_here(pipeline, "one")[0] == 0
+    single, shared = weights(pipeline, "one"), weights(pipeline, "two")
+    assert max(float((single[name] - shared[name]).abs().max()) for name in single) < 1e-5
