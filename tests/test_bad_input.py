@@ -171,11 +171,6 @@ CASES = {
         2,
         ["unknown metric of classification 'mae'", "accuracy, top5, precision"],
     ),
-    "labels of the wrong kind": (
-        replace("task: classification", "task: multi_label"),
-        2,
-        ["multi_label", "received labels int64[32]", "expected [32, 10] of 0 and 1"],
-    ),
     "weights that are not what was expected": (
         both(
             saved_weights, weights("sound.pt"), replace("  inputs:", "  expect: {accuracy: 93.4%}\n  inputs:")

@@ -233,3 +233,18 @@ def test_an_autoencoder_whose_output_or_divergence_does_not_fit():
     ):
         with pytest.raises(ConfigError, match=message):
             task.check(Outputs(outputs), batch)
+
+
+def test_several_tasks_add_their_losses_by_weight_and_take_targets_as_a_dict_of_tensors():
+    from deploycompress.data.tasks.multi_task import MultiTask
+
+    heads = {
+        "a": {"task": "regression", "weight": 0.5},
+        "b": {"task": "regression", "args": {"minimise": "mae"}},
+    }
+    task = MultiTask(heads)
+    outputs = Outputs({"a": torch.tensor([[2.0]]), "b": torch.tensor([[3.0]])})
+    batch = Batch({}, {"a": torch.tensor([0.0]), "b": torch.tensor([1.0])}, 1)
+    task.check(outputs, batch)
+    assert float(task.loss(outputs, batch)) == pytest.approx(0.5 * 4 + 2)
+    assert task.primary.name == "a.mae"

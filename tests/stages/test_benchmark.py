@@ -52,9 +52,8 @@ def test_every_artefact_in_every_setting(run_context, artifacts, brief, tmp_path
 def test_accuracy_is_the_artefacts_own(run_context, artifacts, brief, tmp_path: Path) -> None:
     baseline, export, int8 = artifacts
     context = run_context()
-    outcome = Benchmark(Benchmark.Config()).run(
-        {"source": (export, int8), "baseline": (baseline,)}, tmp_path, context
-    )
+    stage = Benchmark(Benchmark.Config(corruptions=("noise", "blur"), severities=(1, 5)))
+    outcome = stage.run({"source": (export, int8), "baseline": (baseline,)}, tmp_path, context)
     details = outcome.details
     assert details["primary"] == {"name": "accuracy", "higher_is_better": True, "unit": "share"}
     assert (details["baseline"], details["test_samples"], details["scores"]) == (
@@ -68,25 +67,17 @@ def test_accuracy_is_the_artefacts_own(run_context, artifacts, brief, tmp_path: 
     for row in outcome.measurements:
         assert sum(scores[row.artifact]) / 600 == pytest.approx(row.metrics["accuracy"])
         assert min(details["per_class"][row.artifact].values()) == pytest.approx(row.metrics["worst_class"])
-
-
-def test_accuracy_under_corruption_is_of_the_same_samples_for_all(
-    run_context, artifacts, brief, tmp_path: Path
-) -> None:
-    baseline, export, int8 = artifacts
-    context = run_context()
-    stage = Benchmark(Benchmark.Config(corruptions=("noise", "blur"), severities=(1, 5)))
-    outcome = stage.run({"source": (export, int8), "baseline": (baseline,)}, tmp_path, context)
-    scores = json.loads((tmp_path / outcome.details["corrupted"]).read_text())
-    assert scores["baseline"] == scores["export"] != scores["quantize"]
+    corrupted = json.loads((tmp_path / details["corrupted"]).read_text())
+    assert corrupted["baseline"] == corrupted["export"] != corrupted["quantize"]
     for row in outcome.measurements:
         for name in ("accuracy_noise", "accuracy_blur"):
-            assert len(scores[row.artifact][name]) == 600
-            assert sum(scores[row.artifact][name]) / 600 == pytest.approx(row.metrics[name])
+            assert len(corrupted[row.artifact][name]) == 600
+            assert sum(corrupted[row.artifact][name]) / 600 == pytest.approx(row.metrics[name])
         assert row.metrics["accuracy_noise"] != row.metrics["accuracy"]
-    assert outcome.details["figures"]["accuracy_noise"] == {
-        "name": "accuracy_noise", "higher_is_better": True, "unit": "share",
-    }  # fmt: skip
+    assert details["figures"]["accuracy_noise"] == {**details["primary"], "name": "accuracy_noise"}
+
+
+def test_a_severity_that_there_is_not() -> None:
     with pytest.raises(ValueError, match="severities"):
         Benchmark.Config(corruptions=("noise",), severities=(6,))
 
