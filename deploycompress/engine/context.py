@@ -43,7 +43,7 @@ def open_context(
         rehearsal=rehearsal,
         emit=emit,
         stopping=stopping,
-        step="" if rehearsal else digest_json(job["key"]),
+        step="" if rehearsal or "key" not in job else digest_json(job["key"]),
     )
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from deploycompress.config.schema import InputSpec, TaskConfig
 from deploycompress.contracts import Batch, ClassMetrics, Outputs, figures_of
-from deploycompress.data.loaders import first
 from deploycompress.data.open import open_task
 from deploycompress.errors import ConfigError
 from deploycompress.model.outputs import named_outputs
@@ -380,7 +379,7 @@ def test_what_a_runtime_reads_is_checked_too(tmp_path: Path):
     export_onnx(problem.module, model, path, feeds=[model.example(1), model.example(5)])
     batch = Batch(problem.inputs, torch.arange(SAMPLES) % 4, SAMPLES)
     with pytest.raises(ConfigError, match="labels from 0 to 3; expected 0 to 2"):
-        evaluate_artifact(OnnxRuntime(), path, {}, [first(batch, 8)], open_task(TaskConfig()), None)
+        evaluate_artifact(OnnxRuntime(), path, {}, [batch.rows(0, 8)], open_task(TaskConfig()), None)
 
 
 def test_a_task_of_the_users_own_has_to_be_one():

@@ -66,7 +66,8 @@ def test_it_learns_and_keeps_the_last_epoch(run, fresh, tmp_path):
     events = []
     outcome = trained(run(events=events), fresh, tmp_path / "work", epochs=4, lr=1e-2)
     assert outcome.metrics["val_accuracy"] > 0.8
-    assert set(outcome.metrics) == {"val_accuracy", "val_top5", "val_worst_class"}
+    expected = {"accuracy", "top5", "precision", "recall", "f1", "worst_class"}
+    assert set(outcome.metrics) == {f"val_{name}" for name in expected}
     assert [e["epoch"] for e in outcome.details["epochs"]] == [1, 2, 3, 4] and len(events) == 4
     assert outcome.details["epochs"][-1]["val_accuracy"] == outcome.metrics["val_accuracy"]
     (artifact,) = outcome.artifacts
