@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from deploycompress.contracts import Model
 from deploycompress.pruning.attention.trial import Attention, find_attention
-from deploycompress.pruning.groups import ChannelGroup, Found, Unpruned
+from deploycompress.pruning.groups import Found, Unpruned
 from deploycompress.pruning.labelled_groups import labelled_groups
 from deploycompress.pruning.layers import Layer, describe, is_transposed_linear
 from deploycompress.pruning.screening import screen
@@ -24,26 +24,12 @@ def find_groups(module: nn.Module, model: Model, exclude: Sequence[str] = ()) ->
     that cannot be pruned: all its layers are then left whole.
     """
     attention = find_attention(module, model)
-    candidates, unpruned = _traced_groups(module, model, exclude, attention)
+    roots = [name for name, _ in producing_layers(module)]
+    candidates, unpruned = labelled_groups(module, model, roots, attention, exclude)
     good, failed = screen(module, model, candidates)
-    every = [_explained(item, attention) for item in (*unpruned, *failed)]
+    every = [_explained(item, attention) for item in (*unpruned, *_recurrent(module), *failed)]
     order = {name: i for i, (name, _) in enumerate(module.named_modules())}
     return Found(tuple(good), tuple(sorted(every, key=lambda u: order[u.layer])))
-
-
-def trace_groups(
-    module: nn.Module, model: Model, exclude: Sequence[str] = ()
-) -> tuple[list[ChannelGroup], list[Unpruned]]:
-    """The groups as the trace shows them, not yet tried out; and the layers in no group."""
-    return _traced_groups(module, model, exclude, find_attention(module, model))
-
-
-def _traced_groups(
-    module: nn.Module, model: Model, exclude: Sequence[str], attention: Sequence[Attention]
-) -> tuple[list[ChannelGroup], list[Unpruned]]:
-    roots = [name for name, _ in producing_layers(module)]
-    groups, unpruned = labelled_groups(module, model, roots, attention, exclude)
-    return groups, [*unpruned, *_recurrent(module)]
 
 
 def producing_layers(module: nn.Module) -> Iterator[tuple[str, int]]:

@@ -6,9 +6,11 @@ from torch import nn
 
 from deploycompress.pruning import screening
 from deploycompress.pruning.apply import apply
+from deploycompress.pruning.attention.trial import find_attention
 from deploycompress.pruning.costs import WidthCosts, count
-from deploycompress.pruning.discovery import find_groups, trace_groups
+from deploycompress.pruning.discovery import find_groups, producing_layers
 from deploycompress.pruning.groups import ChannelGroup, Member, on_grid
+from deploycompress.pruning.labelled_groups import labelled_groups
 from deploycompress.pruning.labels import FREE, Ties, along, tidy, varying
 from deploycompress.pruning.masked import masked, normalises_weight
 from deploycompress.pruning.operator_rules import Operators
@@ -336,7 +338,8 @@ def test_one_group_that_does_not_work_costs_few_trials(given, monkeypatch):
 
     model = given(Many, (8,))
     module = model.build()
-    groups = trace_groups(module, model)[0]
+    roots = [name for name, _ in producing_layers(module)]
+    groups, _ = labelled_groups(module, model, roots, find_attention(module, model))
     assert len(groups) == 16
     bad = groups[5]
     wrong = tuple(

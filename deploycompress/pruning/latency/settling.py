@@ -36,7 +36,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Settled:
-    """The plan that is taken; ``tried`` are all that were measured, in order."""
+    """The plan that is taken; ``tried`` are all that were measured, those that count for nothing last."""
 
     chosen: Tried
     reached: bool

@@ -1,0 +1,54 @@
+"""Whole models measured again while the machine is slower than it was."""
+
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from deploycompress.pruning.latency import whole
+from deploycompress.pruning.latency.whole import ATTEMPTS, BASELINE, WholeModels
+
+
+class Unexported(WholeModels):
+    def _file(self, id, module):
+        self._files[id] = id
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Measures no plan in jobs in which the unpruned model takes the given milliseconds; the pauses between them."""
+    pauses = []
+    monkeypatch.setattr(whole.time, "sleep", pauses.append)
+
+    def measure(*jobs):
+        left = iter(jobs)
+        monkeypatch.setattr(whole, "measure", lambda *args, **kwargs: {BASELINE: _took(next(left))})
+        target = SimpleNamespace(batch_size=1, precision="fp32")
+        place = SimpleNamespace(target=target, device=None, candidate=lambda id, path: id)
+        model = SimpleNamespace(example=lambda size: {})
+        models = Unexported(nn.Identity(), nn.Identity(), model, (), (), place, None)
+        return models, left, pauses
+
+    return measure
+
+
+def _took(ms):
+    return SimpleNamespace(latency_ms=SimpleNamespace(p50=ms), speedup=None, notes=())
+
+
+def test_a_slower_machine_is_waited_for(measured):
+    models, left, pauses = measured(2.0, 3.0, 3.1, 2.1)
+    models.measure([], blocks=1, block_ms=1.0)
+    assert not pauses
+    models.measure([], blocks=1, block_ms=1.0)
+    assert len(pauses) == 2 and not list(left)
+    assert models.pace_ms == 2.1 and models.unpruned_ms == pytest.approx(2.05)
+    assert models.at_full_pace(2.1) and not models.at_full_pace(3.0)
+
+
+def test_one_that_stays_slow_is_measured_as_it_is(measured):
+    models, left, pauses = measured(2.0, *[3.0] * ATTEMPTS, 9.0)
+    models.measure([], blocks=1, block_ms=1.0)
+    models.measure([], blocks=1, block_ms=1.0)
+    assert len(pauses) == ATTEMPTS - 1 and list(left) == [9.0]
+    assert models.pace_ms == 3.0 and models.unpruned_ms == 2.0
