@@ -12,7 +12,15 @@ from deploycompress.contracts import Note
 from deploycompress.errors import StageFailed
 from deploycompress.model.passthrough import taken_out
 from deploycompress.pruning.blocks import Block
-from deploycompress.pruning.budget import Allocated, Budget, allocate, smallest_widths, worth
+from deploycompress.pruning.budget import (
+    Allocated,
+    Budget,
+    allocate,
+    give_back,
+    smallest_widths,
+    step_loss,
+    worth,
+)
 from deploycompress.pruning.costs import WidthCosts
 from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import ChannelGroup, Unpruned, choose
@@ -80,12 +88,20 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
             return None
         return allocate(request.allocation, groups, scores, costs, budget, blocks=blocks).widths
 
+    def widen(plan: Widths, limit: float) -> Widths:
+        budget = Budget({**others.limits, LATENCY: limit * predicted_ms}, full)
+        kept = [group for group in groups if plan[group.id] > 0]
+        return give_back(
+            kept, plan, costs, budget, lambda group, wider: _gained(group, scores[group.id], wider)
+        )
+
     def limit() -> float:
         return request.target.latency_ms(measured.unpruned_ms) / measured.unpruned_ms
 
     settled = settle(
         measured,
         within,
+        widen,
         predict=lambda widths: costs.at(widths)[LATENCY] / predicted_ms,
         loss=lambda widths: _lost(groups, blocks, scores, widths),
         smallest=smallest,
@@ -155,6 +171,11 @@ def _lost(
         if widths[g.id] > 0
     )
     return channels + sum(float(scores[block.id].sum()) for block in taken(blocks, widths))
+
+
+def _gained(group: ChannelGroup, scores: Tensor, wider: int) -> float:
+    """Importance that comes back with the last step of the grid up to ``wider``."""
+    return step_loss(group, scores, max(width for width in group.grid if width < wider), wider)
 
 
 def _of(settled: Settled, limit: float) -> str:

@@ -16,11 +16,16 @@ CLOSING = (0.995, 1.0, 1.005)  # of the limit itself, at the end
 BRACKET = 1.003  # what two predictions differ by, so that there may be a plan between them
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
+FILLED = (0.7, 1.0, 1.3)  # of what a plan is below the middle, that is given back to it
+NEAR = 0.02  # of the limit: a plan this far outside of the window may be inside when measured for longer
 BLOCKS, BLOCK_MS = 12, 40.0
-CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS = 24, 80.0
+# One process may differ from the next by 2 % for as long as it runs, so that a longer measurement takes several.
+CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS, CONFIRMING_PROCESSES = 10, 80.0, 3
 
 # A limit on the predicted latency, as a share of the unpruned model's -> a plan, None: there is none.
 Allocate = Callable[[float], Widths | None]
+# A plan and a limit as above -> the same plan with some groups wider.
+Widen = Callable[[Widths, float], Widths]
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Tried:
     predicted: float
     ratio: float
     pace_ms: float  # what the unpruned model took beside it
-    confirmed: bool = False  # measured for longer
+    confirmed: bool = False  # measured for longer, in several processes
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Settled:
 def settle(
     whole: WholeModels,
     allocate: Allocate,
+    widen: Widen,
     *,
     predict: Callable[[Widths], float],
     loss: Callable[[Widths], float],
@@ -61,13 +67,9 @@ def settle(
     one depends on that. Of the plans within the limit the one that loses least is taken, measured for longer
     first; one that is slower than a wider one never is. Only what was measured counts, whatever was predicted.
     """
-    search = _Search(whole, predict, limit)
-
-    def plan(budgets: Sequence[float]) -> list[Widths]:
-        return search.new([allocate(budget) for budget in budgets])
-
+    search = _Search(whole, allocate, widen, predict, limit)
     for round in range(ROUNDS):
-        plans = next(filter(None, map(plan, search.budgets(round))), [])
+        plans = next(filter(None, map(search.new, search.plans(round))), [])
         if plans:
             search.measure(plans)
         elif round == 0:
@@ -75,13 +77,13 @@ def settle(
         elif search.best(loss) is not None:
             break  # the grid has nothing nearer
         nearest = search.nearest()
-        if search.close(nearest) and not nearest.confirmed:
-            nearest = search.confirm(nearest)
+        if search.close(nearest, NEAR) and not nearest.confirmed:
+            search.confirm(nearest)
+            nearest = search.nearest()
         say("plans measured", {"round": round + 1.0, "limit": limit(), "nearest": nearest.ratio})
         if nearest.confirmed and search.close(nearest):
             break
-    last = plan(search.closing())
-    if last:
+    if last := search.new(search.closing()):
         search.measure(last)
     if search.best(loss) is None and search.new([smallest]):
         search.measure([smallest])
@@ -95,13 +97,20 @@ class _Search:
     """The plans measured so far; those that were measured while the machine was slower are set aside."""
 
     def __init__(
-        self, whole: WholeModels, predict: Callable[[Widths], float], limit: Callable[[], float]
+        self,
+        whole: WholeModels,
+        allocate: Allocate,
+        widen: Widen,
+        predict: Callable[[Widths], float],
+        limit: Callable[[], float],
     ) -> None:
-        self._whole, self._predict, self._limit = whole, predict, limit
+        self._whole, self._allocate, self._widen = whole, allocate, widen
+        self._predict, self._limit = predict, limit
         self.tried: list[Tried] = []
         self.slowed: list[Tried] = []
 
-    def new(self, plans: Sequence[Widths | None]) -> list[Widths]:
+    def new(self, plans: Iterable[Widths | None]) -> list[Widths]:
+        """Those that have not been measured yet."""
         known = [t.widths for t in self.tried]
         found: list[Widths] = []
         for plan in plans:
@@ -109,21 +118,40 @@ class _Search:
                 found.append(plan)
         return found
 
-    def budgets(self, round: int) -> Iterator[list[float]]:
-        """Predicted shares to plan for next, the best choice first; the others where it leads to nothing new.
+    def plans(self, round: int) -> Iterator[list[Widths | None]]:
+        """What to measure next, the best choice first; the others where it leads to nothing new.
 
-        Between neighbours by prediction of which one is within the limit and the other above it; else around
-        what the limit is after the nearest plan's error, a little wider every time.
+        Between neighbours by prediction of which one is within the limit and the other above it. Where these
+        lead nowhere in two rounds, the best plan within the limit with a few groups wider: latencies jump from
+        one solution of the program to the next, and much less from a plan to one that is nearly the same.
+        Else around what the limit is after the nearest plan's error, a little wider every time.
         """
         if not self.tried:
-            yield [share * AIM * self._limit() for share in FIRST]
+            yield self._planned(share * AIM * self._limit() for share in FIRST)
             return
+        filled = self._filled()
+        if round > 1 and filled:
+            yield filled
         for below, above in self._crossings():
             step = (above.predicted - below.predicted) / 4
-            yield [below.predicted + n * step for n in (1, 2, 3)]
+            yield self._planned(below.predicted + n * step for n in (1, 2, 3))
+        if filled:
+            yield filled
         nearest = self.nearest()
         centre = AIM * self._limit() * nearest.predicted / nearest.ratio
-        yield [centre * (1 - SPREAD * round), centre, centre * (1 + SPREAD * round)]
+        yield self._planned([centre * (1 - SPREAD * round), centre, centre * (1 + SPREAD * round)])
+
+    def _planned(self, budgets: Iterable[float]) -> list[Widths | None]:
+        return [self._allocate(budget) for budget in budgets]
+
+    def _filled(self) -> list[Widths | None]:
+        """The slowest plan within the limit, widened by about as much as it is below the middle of the window."""
+        below = [t for t in self.tried if t.ratio < CLOSE * self._limit()]
+        if not below:
+            return []
+        plan = max(below, key=lambda t: t.ratio)
+        missing = (AIM * self._limit() / plan.ratio - 1) * plan.predicted
+        return [self._widen(plan.widths, plan.predicted + share * missing) for share in FILLED]
 
     def _crossings(self) -> Iterator[tuple[Tried, Tried]]:
         """Neighbours by prediction with the limit between them, the widest first: measured latencies need not
@@ -134,11 +162,11 @@ class _Search:
             if below.ratio <= self._limit() < above.ratio and apart:
                 yield below, above
 
-    def closing(self) -> list[float]:
-        """Predicted shares of plans at the limit itself: the best of a coarse grid may be in its last per cent."""
+    def closing(self) -> list[Widths | None]:
+        """Plans at the limit itself: the best of a coarse grid may be in its last per cent."""
         nearest = self.nearest()
         at_limit = self._limit() * nearest.predicted / nearest.ratio
-        return [share * at_limit for share in CLOSING]
+        return self._planned(share * at_limit for share in CLOSING)
 
     def measure(self, plans: Sequence[Widths]) -> None:
         ratios = self._whole.measure(plans, blocks=BLOCKS, block_ms=BLOCK_MS)
@@ -146,8 +174,13 @@ class _Search:
         self._keep(Tried(p, self._predict(p), r, pace_ms) for p, r in zip(plans, ratios, strict=True))
 
     def confirm(self, plan: Tried) -> Tried:
-        """The same plan, measured for longer; this figure replaces the first."""
-        (ratio,) = self._whole.measure([plan.widths], blocks=CONFIRMING_BLOCKS, block_ms=CONFIRMING_BLOCK_MS)
+        """The same plan, measured for longer and in several processes; this figure replaces the first."""
+        (ratio,) = self._whole.measure(
+            [plan.widths],
+            blocks=CONFIRMING_BLOCKS,
+            block_ms=CONFIRMING_BLOCK_MS,
+            processes=CONFIRMING_PROCESSES,
+        )
         confirmed = replace(plan, ratio=ratio, pace_ms=self._whole.pace_ms, confirmed=True)
         self.tried.remove(plan)
         self._keep([confirmed])
@@ -163,8 +196,9 @@ class _Search:
     def nearest(self) -> Tried:
         return min(self.tried, key=lambda t: abs(t.ratio - AIM * self._limit()))
 
-    def close(self, plan: Tried) -> bool:
-        return CLOSE * self._limit() <= plan.ratio <= self._limit()
+    def close(self, plan: Tried, apart: float = 0.0) -> bool:
+        """Whether its latency is in the window; or this share of the limit outside of it."""
+        return CLOSE - apart <= plan.ratio / self._limit() <= 1 + apart
 
     def fitting(self) -> list[Tried]:
         return [t for t in self.tried if t.ratio <= self._limit() and not self._slower_than_wider(t)]

@@ -74,16 +74,23 @@ class WholeModels:
         """Whether what was measured beside an unpruned model of this latency counts: no later job was faster."""
         return pace_ms <= SLOWED * min(self._paces_ms)
 
-    def measure(self, plans: Sequence[Widths], *, blocks: int, block_ms: float) -> list[float]:
+    def measure(
+        self, plans: Sequence[Widths], *, blocks: int, block_ms: float, processes: int = 1
+    ) -> list[float]:
         """Each plan's latency as a share of the unpruned model's, measured interleaved with it.
 
-        Measured again after a while where the machine was slower than before; as it is where that does not help.
+        The median where each is measured in several ``processes``, one after another. Measured again after a
+        while where the machine was slower than before; as it is where that does not help.
         Raises StageFailed when a plan does not export or run, EnvironmentMissing when the device fails.
         """
         ids = [f"plan{number}" for number in range(len(plans))]
         for id, plan in zip(ids, plans, strict=True):
             self._progress(0.0, f"exporting a model to measure ({id})")
             self._file(id, self._pruned(plan))
+        found = [self._measured(ids, blocks, block_ms) for _ in range(processes)]
+        return [median(ratios) for ratios in zip(*found, strict=True)]
+
+    def _measured(self, ids: Sequence[str], blocks: int, block_ms: float) -> list[float]:
         candidates = [self._place.candidate(id, self._files[id]) for id in (BASELINE, *ids)]
         for attempt in range(ATTEMPTS):
             if attempt:

@@ -19,10 +19,10 @@ class Machine:
         self.ratio, self.noise, self.jobs, self.slow = ratio, noise, 0, slow
         self.pace_ms = 8.0
 
-    def measure(self, plans, *, blocks, block_ms):
+    def measure(self, plans, *, blocks, block_ms, processes=1):
         self.jobs += 1
         self.pace_ms = 12.0 if self.jobs in self.slow else 8.0
-        off = self.noise if blocks < 20 else 0.0
+        off = self.noise if processes == 1 else 0.0
         found = [self.ratio(plan["g"]) * (1 - off) for plan in plans]
         return [(r + 1) / 2 for r in found] if self.jobs in self.slow else found
 
@@ -44,6 +44,7 @@ def settled(machine, share, **given):
     return settle(
         machine,
         given.get("allocate", allocate),
+        lambda plan, budget: max(plan, allocate(budget) or plan, key=predict),
         predict=predict,
         loss=lambda plan: 256 - plan["g"],
         smallest={"g": GRID[0]},
@@ -86,6 +87,18 @@ def test_the_limit_is_sought_where_latencies_do_not_rise_with_predicted_ones():
     first = iter([{"g": 112}, {"g": 120}, {"g": 192}])
     found = settled(machine, 0.565, allocate=lambda budget: next(first, None) or allocate(budget))
     assert found.chosen.widths == {"g": 144}
+
+
+def test_between_two_solutions_with_a_jump_between_them_the_smaller_one_is_widened():
+    machine = Machine(lambda width: width / 256)
+    found = settled(machine, 0.51, allocate=lambda budget: {"g": 64 if budget < 0.7 else 192})
+    assert found.reached and found.chosen.widths == {"g": 128}
+
+
+def test_a_plan_just_above_the_limit_is_taken_when_a_longer_measurement_finds_it_within():
+    machine = Machine(lambda width: width / 256, noise=-0.01)
+    found = settled(machine, 0.5, allocate=lambda budget: {"g": 128})
+    assert found.chosen.widths == {"g": 128} and found.chosen.confirmed
 
 
 def test_what_was_measured_on_a_slowed_machine_counts_for_nothing():
