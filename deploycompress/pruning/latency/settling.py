@@ -20,7 +20,7 @@ FILLED = (0.7, 1.0, 1.3)  # of what a plan is below the middle, that is given ba
 NEAR = 0.02  # of the limit: a plan this far outside of the window may be inside when measured for longer
 BLOCKS, BLOCK_MS = 12, 40.0
 # One process may differ from the next by 2 % for as long as it runs, so that a longer measurement takes several.
-CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS, CONFIRMING_PROCESSES = 10, 80.0, 3
+CONFIRMING_BLOCKS, CONFIRMING_BLOCK_MS, CONFIRMING_PROCESSES = 6, 80.0, 5
 
 # A limit on the predicted latency, as a share of the unpruned model's -> a plan, None: there is none.
 Allocate = Callable[[float], Widths | None]
