@@ -17,6 +17,7 @@ BRACKET = 1.003  # what two predictions differ by, so that there may be a plan b
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
 FILLED = (0.7, 1.0, 1.3)  # of what a plan is below the middle, that is given back to it
+FILLS = 2  # times at the end, where what loses least is below the window: it would lose less yet inside of it
 NEAR = 0.02  # of the limit: a plan this far outside of the window may be inside when measured for longer
 BLOCKS, BLOCK_MS = 12, 40.0
 # One process may differ from the next by 2 % for as long as it runs, so that a longer measurement takes several.
@@ -88,6 +89,11 @@ def settle(
     if search.best(loss) is None and search.new([smallest]):
         search.measure([smallest])
     chosen = search.best(loss)
+    for _ in range(FILLS):
+        if chosen is None or search.close(chosen) or not (wider := search.new(search.filled(chosen))):
+            break
+        search.measure(wider)
+        chosen = search.best(loss)
     fastest = min(search.tried, key=lambda t: t.ratio)
     tried = (*search.tried, *search.slowed)
     return Settled(chosen or fastest, chosen is not None, whole.unpruned_ms, tried, len(search.slowed))
@@ -129,7 +135,8 @@ class _Search:
         if not self.tried:
             yield self._planned(share * AIM * self._limit() for share in FIRST)
             return
-        filled = self._filled()
+        below = max((t for t in self.tried if self._below(t)), key=lambda t: t.ratio, default=None)
+        filled = self.filled(below) if below else []
         if round > 1 and filled:
             yield filled
         for below, above in self._crossings():
@@ -144,12 +151,8 @@ class _Search:
     def _planned(self, budgets: Iterable[float]) -> list[Widths | None]:
         return [self._allocate(budget) for budget in budgets]
 
-    def _filled(self) -> list[Widths | None]:
-        """The slowest plan within the limit, widened by about as much as it is below the middle of the window."""
-        below = [t for t in self.tried if t.ratio < CLOSE * self._limit()]
-        if not below:
-            return []
-        plan = max(below, key=lambda t: t.ratio)
+    def filled(self, plan: Tried) -> list[Widths | None]:
+        """The plan with some groups wider, by about as much as it is below the middle of the window."""
         missing = (AIM * self._limit() / plan.ratio - 1) * plan.predicted
         return [self._widen(plan.widths, plan.predicted + share * missing) for share in FILLED]
 
@@ -195,6 +198,9 @@ class _Search:
 
     def nearest(self) -> Tried:
         return min(self.tried, key=lambda t: abs(t.ratio - AIM * self._limit()))
+
+    def _below(self, plan: Tried) -> bool:
+        return plan.ratio < CLOSE * self._limit()
 
     def close(self, plan: Tried, apart: float = 0.0) -> bool:
         """Whether its latency is in the window; or this share of the limit outside of it."""

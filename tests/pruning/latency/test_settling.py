@@ -95,6 +95,29 @@ def test_between_two_solutions_with_a_jump_between_them_the_smaller_one_is_widen
     assert found.reached and found.chosen.widths == {"g": 128}
 
 
+def test_what_loses_least_is_widened_where_it_is_below_the_window():
+    """One plan is in the window and spends half of its latency on nothing; the other is below and does not."""
+
+    def total(plan):
+        return (plan["g"] + plan["idle"]) / 256
+
+    class Idle(Machine):
+        def measure(self, plans, **given):
+            return [total(plan) for plan in plans]
+
+    plans = iter([{"g": 104, "idle": 0}, {"g": 64, "idle": 64}])
+    found = settle(
+        Idle(None),
+        lambda budget: next(plans, None),
+        lambda plan, budget: {**plan, "g": max(w for w in GRID if total({**plan, "g": w}) <= budget)},
+        predict=total,
+        loss=lambda plan: 256 - plan["g"],
+        smallest={"g": GRID[0], "idle": 0},
+        limit=lambda: 0.51,
+    )
+    assert found.reached and found.chosen.widths == {"g": 128, "idle": 0}
+
+
 def test_a_plan_just_above_the_limit_is_taken_when_a_longer_measurement_finds_it_within():
     machine = Machine(lambda width: width / 256, noise=-0.01)
     found = settled(machine, 0.5, allocate=lambda budget: {"g": 128})
