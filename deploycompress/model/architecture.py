@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from types import FunctionType, MethodType
 from typing import Annotated, Any, Literal
 
@@ -183,6 +184,8 @@ def _same(new: Any, old: Any) -> bool:
     if isinstance(new, (list, tuple)):
         return len(new) == len(old) and all(_same(a, b) for a, b in zip(new, old, strict=True))
     if isinstance(new, Mapping):
+        if all(isinstance(value, Tensor) for value in chain(new.values(), old.values())):
+            return True  # a cache that forward passes fill; the probe output checks what it does
         return new.keys() == old.keys() and all(_same(new[k], old[k]) for k in new)
     # Any other object (a configuration, a cache) is taken for the same: the probe output checks what it does.
     return not _is_plain(new) or bool(new == old)

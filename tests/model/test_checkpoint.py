@@ -166,6 +166,34 @@ def test_nan_is_not_kept(user_model, tmp_path):
         checkpoint.save(module, tmp_path / "model", model)
 
 
+def test_a_cache_that_a_forward_pass_filled_is_left_behind(user_model, tmp_path):
+    model = user_model(
+        """
+        class Cached(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head, self.cache = nn.Linear(3, 4), {}
+
+            def forward(self, image):
+                self.cache.setdefault("grid", torch.ones(1, 3))
+                return self.head(image.mean((2, 3)) * self.cache["grid"])
+
+
+        def build():
+            return Cached()
+        """
+    )
+    module = model.build()
+    model.call(module, model.example(2))
+    assert module.cache
+    checkpoint.save(module, tmp_path / "model", model)
+    loaded = checkpoint.load(tmp_path / "model", model)
+    assert torch.equal(loaded.head.weight, module.head.weight)
+    module.cache = {"grid": 2.0}  # a number: plain data counts
+    with pytest.raises(StageFailed, match=r"attribute cache of module \(root\) changed from"):
+        checkpoint.save(module, tmp_path / "other", model)
+
+
 def test_tied_weights_stay_one_tensor(user_model, tmp_path):
     model = user_model(
         """
