@@ -133,8 +133,12 @@ def test_batch_statistics_are_those_of_the_averaged_weights(run, fresh, tmp_path
 def test_statistics_that_are_not_trained_stay_as_they_are(run, fresh, tmp_path):
     """Those of a block are trained, in training mode, and estimated anew after the average; the others are not."""
     context = run()
-    outcome = trained(context, fresh, tmp_path / "work", epochs=1, ema=0.9, trainable=["layer3.*", "linear.*"])
-    before, after = (checkpoint.load(a.path, context.model) for a in (fresh["source"][0], outcome.artifacts[0]))
+    outcome = trained(
+        context, fresh, tmp_path / "work", epochs=1, ema=0.9, trainable=["layer3.*", "linear.*"]
+    )
+    before, after = (
+        checkpoint.load(a.path, context.model) for a in (fresh["source"][0], outcome.artifacts[0])
+    )
     own = dict(after.named_buffers())
     moved = {name for name, buffer in before.named_buffers() if not torch.equal(buffer, own[name])}
     assert moved and all(name.startswith("layer3.") for name in moved)
