@@ -46,17 +46,24 @@ def attentive():
     return Attentive(), torch.randint(50, (2, 7))
 
 
-@pytest.mark.parametrize("made", [convolutional, attentive])
-def test_the_answers_are_those_of_the_whole_network(made, tmp_path):
+@pytest.mark.parametrize(
+    ("made", "share", "places"),
+    [
+        (convolutional, 0.9, {"cpu", "disk"}),
+        (convolutional, 0.4, {"disk"}),  # less than its largest block, which has to be loaded
+        (attentive, 0.9, {"cpu", "disk"}),
+    ],
+)
+def test_the_answers_are_those_of_the_whole_network(made, share, places, tmp_path):
     torch.manual_seed(0)
     net, x = made()
     net.eval()
     whole = NetworkTeacher(Named(), copy.deepcopy(net))
-    found = shard(net, {"cpu": 0.9 * sum(p.nbytes for p in net.parameters())}, tmp_path)
-    assert found["cpu"] > 0 and found["disk"] > 0
+    found = shard(net, {"cpu": share * sum(p.nbytes for p in net.parameters())}, tmp_path)
+    assert set(found) == places and all(found.values())
     assert sum(f.stat().st_size for f in tmp_path.glob("*.dat")) == found["disk"]
     apart = [name for name, p in net.named_parameters() if p.is_meta]
-    assert apart and len(apart) < len(list(net.parameters()))
+    assert apart and (len(apart) < len(list(net.parameters()))) == ("cpu" in places)
 
     teacher, batch = NetworkTeacher(Named(), net), Batch({"x": x}, None, len(x))
     layers = teacher.layers(batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -122,8 +123,8 @@ def test_a_tracker_that_fails_later_is_told_of_and_left_out(tmp_path):
     assert Gone.asked == 1 and [s.step for s in curves(tmp_path).Scalars("epoch_loss")] == [1, 2]
 
 
-def test_the_curves_of_a_training_that_fails_are_kept(network, context, tmp_path):
-    read = []
+def test_the_curves_of_a_training_that_fails_are_kept_and_closed(network, context, tmp_path):
+    read, before = [], set(threading.enumerate())
 
     def spoil(batch, number):
         read.append(number)
@@ -133,3 +134,4 @@ def test_the_curves_of_a_training_that_fails_are_kept(network, context, tmp_path
     with pytest.raises(StageFailed, match="epoch 2"):
         trained(network(), context(spoil), tmp_path, "tensorboard")
     assert len(curves(tmp_path).Scalars("epoch_loss")) == 1
+    assert set(threading.enumerate()) <= before, "the writer has not ended"
