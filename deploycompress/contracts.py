@@ -188,7 +188,8 @@ class Task(Protocol):
     """What a batch, a loss and a metric are.
 
     One with an attribute ``figures`` (name -> MetricInfo) says what its metrics give, and which way each is better:
-    then a name that it does not give is refused before anything runs.
+    then a name that it does not give is refused before anything runs. One with ``targets_are_classes`` that is false
+    has numbers for targets, also where they are whole: nothing looks for their classes then.
     """
 
     @property
@@ -205,6 +206,11 @@ def figures_of(task: Task) -> dict[str, MetricInfo]:
     """What is known of the task's metrics by name: all that it tells of, and always the primary one."""
     told: Mapping[str, MetricInfo] = getattr(task, "figures", {})
     return {**told, task.primary.name: task.primary}
+
+
+def targets_are_classes(task: Task) -> bool:
+    """Whether whole numbers among the targets are the numbers of classes."""
+    return bool(getattr(task, "targets_are_classes", True))
 
 
 # ---------------------------------------------------------------- what a stage is

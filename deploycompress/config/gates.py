@@ -9,6 +9,7 @@ from deploycompress.config.validation import validate
 from deploycompress.config.wording import listed, shown, unknown
 
 METRIC = "metric:"
+LOSSES = ("max_drop", "max_rise")
 OF_PRIMARY_METRIC = ("accuracy", "worst_class")
 
 
@@ -54,7 +55,7 @@ def _check_shares(document: Document, path: KeyPath, gate: Gate, limits: list[st
     for key in limits:
         limit = getattr(gate, key)
         if isinstance(limit, Quantity) and limit.dimension == "number":
-            unit = " pp" if key == "max_drop" else "%"
-            if limit.value > 1 or (limit.value == 1 and key == "max_drop"):
+            unit = " pp" if key in LOSSES else "%"
+            if limit.value > 1 or (limit.value == 1 and key in LOSSES):
                 message = f"received {limit}: a plain number is a share from 0 to 1 here; write {limit}{unit}"
                 document.report((*path, key), message)

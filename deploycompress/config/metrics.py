@@ -38,7 +38,9 @@ def check_expected(document: Document, model: ModelConfig, task: Any) -> None:
 def check_gates(
     document: Document, gates: Mapping[str, Any], task: Any, steps: Sequence[StepConfig | None]
 ) -> None:
-    """Every gate on a metric is on one that the task, or a corruption of the benchmark, gives."""
+    """Every gate on a metric is on one that the task, or a corruption of the benchmark, gives, and limits the way in
+    which that gets worse.
+    """
     known = _known(task)
     primary = task.primary.name
     configured = {kind for step in steps if step for kind in getattr(step.config, "corruptions", ())}
@@ -46,6 +48,7 @@ def check_gates(
     for gate in gates:
         name = gate.removeprefix(METRIC)
         path: KeyPath = ("gates", gate)
+        _check_direction(document, path, gates[gate], _info(name, known, task.primary, corrupted))
         if gate == WORST_CLASS and WORST_CLASS not in known:
             message = f"{_kind(task)} has no classes to guard; its metrics are {listed(known)}"
             document.report(path, message, key=True)
@@ -58,6 +61,26 @@ def check_gates(
         if name.startswith(f"{primary}_"):
             message += f"; for one under a corruption, name that in the benchmark's corruptions: [{name[len(primary) + 1 :]}]"
         document.report(path, message, key=True)
+
+
+def _info(name: str, known: Mapping[str, Any], primary: Any, corrupted: Sequence[str]) -> Any:
+    """The MetricInfo of what a gate is on, None where that is not known; ``recall.3`` is a class's recall."""
+    if name == "accuracy" or name in corrupted:
+        return primary
+    return known.get(name, known.get(name.rpartition(".")[0]))
+
+
+def _check_direction(document: Document, path: KeyPath, gate: Any, info: Any) -> None:
+    if info is None:
+        return
+    wrong, right, better = (
+        ("max_rise", "max_drop", "higher") if info.higher_is_better else ("max_drop", "max_rise", "lower")
+    )
+    if getattr(gate, wrong, None) is not None:
+        message = (
+            f"{info.name} is better the {better} it is, so that it gets worse by a {right[4:]}; write {right}"
+        )
+        document.report((*path, wrong), message, key=True)
 
 
 def _known(task: Any) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, SerializeAsAny
+from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
 
 from deploycompress.config.base import StrictModel
-from deploycompress.config.quantities import Duration, Level, Points, RemainingBytes, Size
+from deploycompress.config.quantities import Duration, Level, Points, Quantity, RemainingBytes, Size
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a pipeline: also of its folder
 STEP_ID = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(@[0-9]{1,3})?$"  # also the name of its folder
@@ -158,11 +158,25 @@ class Gate(StrictModel):
 
 
 class AccuracyGate(Gate):
-    """On a task metric: at least ``min``, at most ``max_drop`` below the baseline's."""
+    """On a task metric: at least ``min``, or at most so much worse than the baseline's."""
 
     min: Level | None = None
     max: Level | None = None
-    max_drop: Points | None = None
+    max_drop: Points | None = Field(None, description="Of a metric that is better the higher it is: 1 pp")
+    max_rise: Points | None = Field(
+        None, description="Of one that is better the lower it is, an error: 2 pp, or 0.1"
+    )
+
+    @property
+    def max_loss(self) -> Quantity | None:
+        """How much worse it may get, whichever way that is."""
+        return self.max_drop or self.max_rise
+
+    @model_validator(mode="after")
+    def _gets_worse_one_way(self) -> AccuracyGate:
+        if self.max_drop is not None and self.max_rise is not None:
+            raise ValueError("a metric gets worse by a drop or by a rise; expected max_drop or max_rise")
+        return self
 
 
 class LatencyGate(Gate):

@@ -233,7 +233,8 @@ def _others(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; neither does the folder {path.parent}"
     names = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
-    close = nearest(path.name, names)
+    stems = {Path(name).stem: name for name in names}  # the suffix, which all have, makes no two names alike
+    close = nearest(path.stem, stems)
     if close:
-        return f"; did you mean {path.with_name(close)}?"
+        return f"; did you mean {path.with_name(stems[close])}?"
     return f"; {path.parent} has {listed(names)}" if names else "; `deploycompress init` writes one"

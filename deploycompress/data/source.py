@@ -61,9 +61,10 @@ class SourceData:
         *,
         few: bool = False,
         store: Store | None = None,  # remembers the digests of large data
+        classes: bool = True,  # whether whole numbers among the targets are classes
     ) -> None:
         self._config, self._model, self._seed, self._few = config, model, seed, few
-        self._store = store
+        self._store, self._classes = store, classes
 
     @cached_property
     def digest(self) -> str:
@@ -123,7 +124,7 @@ class SourceData:
     @cached_property
     def _splits(self) -> Splits:
         given = self._built_in.splits() if self._built_in else self._called()
-        return open_splits(given, self._config, self._model.inputs)
+        return open_splits(given, self._config, self._model.inputs, self._classes)
 
     def _called(self) -> object:
         keywords = self._keywords()

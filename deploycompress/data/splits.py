@@ -34,22 +34,25 @@ class Stream:
 Splits = Mapping[str, Samples | Stream]
 
 
-def open_splits(given: object, config: DataConfig, specs: Specs) -> Splits:
-    """What a source returned, checked and completed. Raises ConfigError."""
+def open_splits(given: object, config: DataConfig, specs: Specs, classes: bool = True) -> Splits:
+    """What a source returned, checked and completed. Raises ConfigError.
+
+    ``classes``: whether whole numbers among the targets are classes, to be in every split, each in its share.
+    """
     where = f"data source {config.source}"
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"{where}: received {type(given).__name__}; expected {FORM}")
     if unknown := [key for key in given if key not in SPLITS]:
         raise ConfigError(f"{where}: received the splits {', '.join(map(repr, unknown))}; expected {FORM}")
     splits = {key: _opened(value, specs, f"{where}, split {key}") for key, value in given.items()}
-    if not config.allow_missing_classes:
+    if classes and not config.allow_missing_classes:
         _check_classes(splits, where)
     if "test" not in splits and "train" in splits and config.test is not None:
-        splits["test"], splits["train"] = _cut(splits["train"], "test", config.test, where)
+        splits["test"], splits["train"] = _cut(splits["train"], "test", config.test, where, classes)
     if "val" not in splits and "train" in splits:
-        splits["val"], splits["train"] = _cut(splits["train"], "val", config.validation, where)
+        splits["val"], splits["train"] = _cut(splits["train"], "val", config.validation, where, classes)
     if "calibration" not in splits and "train" in splits:
-        splits["calibration"] = _sampled(splits["train"], config.calibration)
+        splits["calibration"] = _sampled(splits["train"], config.calibration, classes)
     return splits
 
 
@@ -71,7 +74,9 @@ def _opened(value: Any, specs: Specs, where: str) -> Samples | Stream:
     return Stream(value)
 
 
-def _cut(train: Samples | Stream, split: str, share: float, where: str) -> tuple[Samples, Samples]:
+def _cut(
+    train: Samples | Stream, split: str, share: float, where: str, classes: bool
+) -> tuple[Samples, Samples]:
     """(``split``, what is left of train), each class in its share."""
     if isinstance(train, Stream):
         raise ConfigError(
@@ -84,7 +89,7 @@ def _cut(train: Samples | Stream, split: str, share: float, where: str) -> tuple
             f"{where}: received {total} training sample; expected at least 2, to cut a {split!r} split"
         )
     count = min(max(1, round(share * total)), total - 1)
-    chosen, left = stratified(_labels(train), total, count, CUT_SEEDS[split])
+    chosen, left = stratified(_labels(train) if classes else None, total, count, CUT_SEEDS[split])
     return Subset(train, chosen), Subset(train, left)
 
 
@@ -118,10 +123,12 @@ def _listed(classes: list[int], names: Sequence[str] | None, most: int = 5) -> s
     return ", ".join(named) + (f" and {len(classes) - most} more" if len(classes) > most else "")
 
 
-def _sampled(train: Samples | Stream, count: int) -> Samples | Stream:
+def _sampled(train: Samples | Stream, count: int, classes: bool) -> Samples | Stream:
     if isinstance(train, Stream):
         return Stream(train.batches, count)
-    chosen, _ = stratified(_labels(train), len(train), min(count, len(train)), CUT_SEEDS["calibration"])
+    chosen, _ = stratified(
+        _labels(train) if classes else None, len(train), min(count, len(train)), CUT_SEEDS["calibration"]
+    )
     return Subset(train, chosen)
 
 

@@ -11,7 +11,7 @@ from deploycompress.config import references
 from deploycompress.config.files import every
 from deploycompress.config.names import TABLES
 from deploycompress.config.schema import Network, PipelineConfig
-from deploycompress.contracts import Event, RunContext
+from deploycompress.contracts import Event, RunContext, targets_are_classes
 from deploycompress.engine.store import FileStore
 
 
@@ -31,11 +31,12 @@ def open_context(
     import_user_code(config)
     others = every(config.stages, Network)
     model = SourceModel(config.model, config.seed, [Path(p) for p in job["search_path"]], others)
-    store = FileStore(Path(job["store"]))
+    store, task = FileStore(Path(job["store"])), open_task(config.task)
+    classes = targets_are_classes(task)
     return RunContext(
         model=model,
-        data=SourceData(config.data, model, config.seed, few=rehearsal, store=store),
-        task=open_task(config.task),
+        data=SourceData(config.data, model, config.seed, few=rehearsal, store=store, classes=classes),
+        task=task,
         target=config.target,
         gates=config.gates,
         store=store,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deploycompress.contracts import Batch, ClassMetrics, Outputs, Runtime, Task
+from deploycompress.contracts import Batch, ClassMetrics, Outputs, Runtime, Task, targets_are_classes
 from deploycompress.errors import DeployCompressError, StageFailed
 from deploycompress.graph.execution import inspect_onnx, select
 from deploycompress.graph.feeds import regroup
@@ -60,7 +60,7 @@ def evaluate_artifact(
                 task.check(outputs, real)
                 metrics.update(outputs, real)
                 samples += next(iter(real.inputs.values())).shape[0]
-                classes.extend(_classes(real))
+                classes.extend(_classes(real) if targets_are_classes(task) else [])
     except DeployCompressError:
         raise
     except Exception as error:  # a runtime may raise anything

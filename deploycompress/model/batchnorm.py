@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,15 +16,20 @@ def reestimate_batchnorm(
     module: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     call: Callable[[nn.Module, Mapping[str, Tensor]], Any],
+    fixed: Collection[nn.Module] = (),
 ) -> None:
     """Replace the running statistics by their average over ``batches`` (EagleEye, Li et al. 2020, section 4).
 
-    Everything else stays in evaluation mode, and no gradient is taken. A module without running statistics
+    Those of the layers in ``fixed`` stay as they are. Everything else stays in evaluation mode, and no gradient is taken. A module without running statistics
     is left as it is, and no batch is read for it. Afterwards the whole module is in evaluation mode.
     Raises StageFailed when there is no batch.
     """
     module.eval()
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = [
+        m
+        for m in module.modules()
+        if isinstance(m, _BatchNorm) and m.running_mean is not None and m not in fixed
+    ]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

@@ -87,10 +87,10 @@ def trace(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> Layers:
     found: dict[str, Layer] = {}
     made: dict[str, weakref.ref[Tensor]] = {}
     widths: dict[int, tuple[int, int]] = {}  # number of dimensions -> which is the width, and how wide it is
-    blocks = _blocks(module)
+    compounds = blocks(module)
 
     def note(path: str, part: nn.Module) -> Callable[..., None]:
-        inside = any(path.startswith(f"{block}.") for block in blocks)
+        inside = any(path.startswith(f"{block}.") for block in compounds)
 
         def hook(_: nn.Module, given: Any, output: Any) -> None:
             runs[path] += 1
@@ -99,7 +99,7 @@ def trace(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> Layers:
                 return
             axis = _axis(part, tensor, widths.get(tensor.ndim))
             widths[tensor.ndim] = axis, tensor.shape[axis]
-            found[path] = Layer(tuple(tensor.shape), axis, path in blocks, inside)
+            found[path] = Layer(tuple(tensor.shape), axis, path in compounds, inside)
             made[path] = weakref.ref(tensor)
 
         return hook
@@ -122,7 +122,7 @@ def trace(module: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> Layers:
     }
 
 
-def _blocks(module: nn.Module) -> frozenset[str]:
+def blocks(module: nn.Module) -> frozenset[str]:
     """Paths of compound modules of which there are several of one class."""
     compound = {
         path: type(part)

@@ -67,10 +67,18 @@ def training_mode(training: Training, patterns: Sequence[str]) -> None:
     training.net.train()
     if training.beside is not None:
         training.beside.train()
-    if patterns:
-        for module in training.net.modules():
-            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
-                module.eval()
+    for norm in fixed_norms(training.net, patterns):
+        norm.eval()
+
+
+def fixed_norms(net: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """The batch normalisations that ``patterns`` leave out; none without a pattern."""
+    if not patterns:
+        return []
+    wanted = chosen(net, patterns)
+    trained = {id(parameter) for name, parameter in net.named_parameters() if name in wanted}
+    norms = (module for module in net.modules() if isinstance(module, _BatchNorm))
+    return [norm for norm in norms if trained.isdisjoint(map(id, norm.parameters()))]
 
 
 def make_optimizer(modules: Sequence[nn.Module], recipe: Recipe, rate: float) -> torch.optim.Optimizer:

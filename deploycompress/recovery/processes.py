@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError
+from deploycompress.recovery.allocation import keep_freed_memory
 from deploycompress.recovery.recipe import Recipe
 
 BUCKET = 2**24  # elements that are reduced together: as many copies of gradients as are in memory at once
@@ -47,6 +48,8 @@ class Processes:
         AcceleratorState._reset_state()
         GradientState._reset_state()
         on_cpu = state.device.type == "cpu"
+        if on_cpu:
+            keep_freed_memory()
         self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=on_cpu, **_logging(recipe))
         self.device: torch.device = self.accelerator.device
         self.count: int = self.accelerator.num_processes

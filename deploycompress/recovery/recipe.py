@@ -73,7 +73,9 @@ class Recipe(StrictModel):
         "fail", description="split: the same batch in smaller parts; batch statistics are then of the parts"
     )
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    track_folder: str = Field("tracking", description="Where TensorBoard's files go")
+    track_folder: str = Field(
+        "tracking", description="Where the files of TensorBoard and Weights & Biases go"
+    )
     launch: Launch | None = Field(None, description="{processes: 2}, or {nodes: 2, rendezvous: host:port}")
 
     # What a training gives does not depend on these: a run may change them and go on.

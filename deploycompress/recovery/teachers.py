@@ -31,7 +31,10 @@ class Teacher(Protocol):
 
 
 class NetworkTeacher:
-    """A network in evaluation mode, run in inference mode: no gradient, no trace in its statistics."""
+    """A network in evaluation mode, run in inference mode: no gradient, no trace in its statistics.
+
+    Where it is spread over devices, its layers' outputs are too; what it answers is beside the batch.
+    """
 
     def __init__(self, model: Model, module: nn.Module) -> None:
         self._model, self.module = model, module.eval()
@@ -42,10 +45,11 @@ class NetworkTeacher:
     def answer(self, batch: Batch, paths: Sequence[str]) -> Outputs:
         with torch.inference_mode(), watched(self.module, paths) as features:
             tensors = self._model.call(self.module, batch.inputs)
+        device = next(iter(batch.inputs.values())).device
         # Autograd may keep these for its backward, which it refuses to do with inference tensors.
         return Outputs(
-            {name: tensor.clone() for name, tensor in tensors.items()},
-            {path: tensor.clone() for path, tensor in features.items()},
+            {name: tensor.to(device, copy=True) for name, tensor in tensors.items()},
+            {path: tensor.to(device, copy=True) for path, tensor in features.items()},
         )
 
 

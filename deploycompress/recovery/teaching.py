@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from deploycompress.config.base import StrictModel
+from deploycompress.config.quantities import Size
 from deploycompress.config.references import LIBRARIES
 from deploycompress.config.schema import Network
 from deploycompress.config.wording import unknown
@@ -24,6 +25,7 @@ LossEntry = str | NamedLoss
 Teacher = str | Network
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Alpha = Annotated[float, Field(ge=0, le=1)]
+DeviceName = Annotated[str, Field(pattern=r"^([0-9]{1,3}|cpu|mps)$")]  # an accelerator by its number
 
 
 class Anneal(StrictModel):
@@ -46,6 +48,11 @@ class Teaching(StrictModel):
         "original"  # or previous, mixed, a step, an .onnx file, {build, args, weights}, or a list of these
     )
     combine: Literal["mean", "confidence"] = "mean"  # of several teachers' answers
+    teacher_memory: Literal["auto"] | Annotated[dict[DeviceName, Size], Field(min_length=1)] | None = Field(
+        None,
+        description="Of each device, for a teacher that does not fit one: {0: 20 GB, cpu: 60 GB}; the rest is read from "
+        "disk. auto: half of what is free",
+    )
     joint: bool = False  # the teacher learns too, from the labels and from the student
     student: Network | None = None  # starts another network, {build, args, weights}; its source teaches it
 
@@ -66,6 +73,11 @@ class Teaching(StrictModel):
     @model_validator(mode="after")
     def _teachers_fit(self) -> Teaching:
         teachers = self.teachers()
+        if self.teacher_memory is not None and (self.joint or all(map(_is_onnx, teachers))):
+            raise ValueError(
+                "teacher_memory: expected a network that only answers; one that is trained (joint) has to fit one device, "
+                "and an ONNX file runs on the CPU"
+            )
         if not self.joint:
             for teacher in teachers:
                 if isinstance(teacher, Network):
@@ -76,7 +88,7 @@ class Teaching(StrictModel):
             raise ValueError(
                 "joint: two networks that only follow each other learn nothing; expected alpha below 1"
             )
-        if len(teachers) > 1 or str(teachers[0]).endswith(ONNX):
+        if len(teachers) > 1 or _is_onnx(teachers[0]):
             raise ValueError(
                 "joint: expected one teacher that can be trained: a step, or {build, args, weights}"
             )
@@ -106,6 +118,10 @@ class Teaching(StrictModel):
             term = name.rpartition(":")[2]
             parts[term if term not in parts else f"{term}_{len(parts) + 1}"] = Weighted(loss, weight)
         return WeightedSum(parts, self.anneal.temperature if self.anneal is not None else None)
+
+
+def _is_onnx(teacher: Teacher) -> bool:
+    return isinstance(teacher, str) and teacher.endswith(ONNX)
 
 
 def _require_weights(teacher: Network) -> None:

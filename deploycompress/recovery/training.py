@@ -59,6 +59,7 @@ def fit(
         stack.enter_context(deterministic(context.seed))
         stack.enter_context(only(student, recipe.trainable))
         loop = _Loop.open(student, objective, recipe, context, after_epoch, penalty, name)
+        stack.callback(loop.tracking.close)
         stack.enter_context(float32_outputs(student, recipe))
         history = loop.rehearse() if context.rehearsal else loop.run()
     student.eval()
@@ -121,7 +122,7 @@ class _Loop:
             context,
             after_epoch,
             Keeping.open(training, processes, recipe, context, name),
-            Tracking(recipe, processes, context.rehearsal),
+            Tracking(recipe, processes, context.emit, context.rehearsal),
             batches,
         )
 
@@ -163,7 +164,6 @@ class _Loop:
             self.training.put_best()
         self.training.settle()
         self.processes.spread(self.training.net)  # batch statistics are each process's own
-        self.tracking.close()
         return self.progress.history
 
     def _epoch(self) -> None:

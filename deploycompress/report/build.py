@@ -85,6 +85,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
             for m in step.measurements
         ],
         "differences": _differences(scores, baseline),
+        "figures": details.get("figures", {}),
         "per_class": details.get("per_class", {}),
         "by_class": details.get("by_class", {}),
         "stages": _stages(run, steps),

@@ -118,10 +118,15 @@ class Best(Part):
     runtime: Text
 
 
-class Primary(Part):
+class Metric(Part):
     name: Text = "accuracy"
     higher_is_better: bool = True
     unit: Text = "share"
+
+    @property
+    def change_unit(self) -> str:
+        """The unit of a change: points where the metric is a share."""
+        return "points" if self.unit == "share" else self.unit
 
 
 class Difference(Part):
@@ -202,7 +207,9 @@ class Report(Part):
     model: Model = Model()
     data: Data = Data()
     target: Target = Target()
-    primary: Primary = Primary()
+    primary: Metric = Metric()
+    figures: dict[Text, Metric] = {}
+    by_class: dict[Text, dict[Text, dict[Text, float]]] = {}  # artefact -> figure -> class -> value
     baseline: Text | None = None
     differences: dict[Text, Difference] = {}
     waterfall: tuple[Milestone, ...] = ()
@@ -223,8 +230,8 @@ class Report(Part):
 
     @property
     def change_unit(self) -> str:
-        """The unit of a change of the primary metric: points where the metric is a share."""
-        return "points" if self.primary.unit == "share" else self.primary.unit
+        """The unit of a change of the primary metric."""
+        return self.primary.change_unit
 
     def change(self, row: Row) -> float | None:
         """Of the primary metric against the baseline: from paired scores, else from the two figures."""

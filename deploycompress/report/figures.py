@@ -12,6 +12,7 @@ BOUNDS = {
     "min": "≥ {limit}",
     "max": "≤ {limit}",
     "max_drop": "drop ≤ {limit}",
+    "max_rise": "rise ≤ {limit}",
     "min_speedup": "speed-up ≥ {limit}",
     "max_ratio": "≤ {limit} of the baseline",
     "allow": "allowed ones only",

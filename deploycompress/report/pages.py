@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from deploycompress.report import bars, scatter, sentences, view
+from deploycompress.report import bars, metrics, scatter, sentences, view
 from deploycompress.report.document import Report
 from deploycompress.report.figures import figure, shortened
 
@@ -38,6 +38,8 @@ def html(report: Report) -> str:
         other_rows=view.artefact_views(report, at_target=False),
         row_notes=view.row_notes(report),
         unmeasured=view.unmeasured(report),
+        metrics=metrics.metrics_table(report),
+        classes=metrics.class_table(report),
         parity=view.parity_rows(report),
         facts=view.facts(report.environment),
     )

@@ -18,7 +18,7 @@ class Verdict:
     """One limit of one gate, judged. ``limit`` and ``value`` are in ``unit``'s base unit (see figures)."""
 
     metric: str  # as in the configuration: accuracy, latency_p50, metric:f1
-    bound: str  # which key of it: min, max, max_drop, min_speedup, max_ratio
+    bound: str  # which key of it: min, max, max_drop, max_rise, min_speedup, max_ratio
     limit: float | None
     value: float | None
     unit: str

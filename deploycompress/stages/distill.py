@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import model_validator
 
 from deploycompress.artifact import Artifact
 from deploycompress.config.schema import Network
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from deploycompress.recovery.mutual import MutualLearning
     from deploycompress.recovery.objectives import Distillation
 
-STATISTICS_BATCHES = 200  # enough for means and variances of every channel
-
 
 class Distill(Stage):
     """Student: the source, or a network of its own. Teacher: the network before it was compressed, or another."""
@@ -32,11 +32,19 @@ class Distill(Stage):
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
     libraries = ("torch", "accelerate", "numpy", "onnxruntime")
-    incidental = Recipe.INCIDENTAL
+    incidental = {**Recipe.INCIDENTAL, "teacher_memory": True}
 
     class Config(Recipe, Teaching):
         regularization: Regularization | None = None
         soft_prune: SoftPrune | None = None
+
+        @model_validator(mode="after")
+        def _spread_by_one_process(self) -> Self:
+            if self.teacher_memory is not None and self.launch is not None and self.launch.total > 1:
+                raise ValueError(
+                    "teacher_memory is for one process, as several would fill the same devices; leave out launch"
+                )
+            return self
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -69,6 +77,7 @@ class Distill(Stage):
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
+        from deploycompress.recovery.statistics import reestimate
         from deploycompress.recovery.training import device, fit
 
         config = self.config
@@ -77,13 +86,14 @@ class Distill(Stage):
             student, context.model, config.epochs, config.regularization, config.soft_prune
         )
         student.to(device())
-        distillation = self._objective(inputs, context)
-        _try_first_batch(distillation, student, context)
-        before = _validated(student, context)
-        _reestimate(student, context)
-        reestimated = _validated(student, context)
-        history = fit(student, distillation, config, context, shaping.after_epoch, shaping.penalty)
-        _reestimate(student, context)
+        with TemporaryDirectory(prefix="teacher-", dir=workdir) as apart:
+            distillation = self._objective(inputs, context, Path(apart))
+            _try_first_batch(distillation, student, context)
+            before = _validated(student, context)
+            reestimate(student, context)
+            reestimated = _validated(student, context)
+            history = fit(student, distillation, config, context, shaping.after_epoch, shaping.penalty)
+        reestimate(student, context)
         after = _validated(student, context)
         folder = workdir / "model"
         checkpoint.save(student.to("cpu"), folder, context.model)
@@ -101,27 +111,43 @@ class Distill(Stage):
             return _loaded(inputs["source"][0].path, context)
         return _built(self.config.student, "distill.student", context)
 
-    def _objective(self, inputs: Inputs, context: RunContext) -> Distillation | MutualLearning:
+    def _objective(self, inputs: Inputs, context: RunContext, apart: Path) -> Distillation | MutualLearning:
+        """``apart``: a folder for the layers of teachers that fit no device."""
         from deploycompress.recovery.mutual import MutualLearning
         from deploycompress.recovery.objectives import Distillation
         from deploycompress.recovery.teachers import open_teacher
-        from deploycompress.recovery.training import device
 
         config = self.config
         made: list[nn.Module | Path] = []
         for place, teacher in self._teachers().items():
             if isinstance(teacher, Network):
-                made.append(_built(teacher, "distill.teacher", context).to(device()))
+                network = _built(teacher, "distill.teacher", context)
+            elif inputs[place][0].kind == "checkpoint":
+                network = _loaded(inputs[place][0].path, context)
+            else:
+                made.append(inputs[place][0].path)
                 continue
-            given = inputs[place][0]
-            is_network = given.kind == "checkpoint"
-            made.append(_loaded(given.path, context).to(device()) if is_network else given.path)
+            made.append(self._placed(network, apart / place, context))
         final = config.anneal.alpha if config.anneal is not None else None
         loss = config.open_loss()
         if config.joint and not isinstance(made[0], Path):
             return MutualLearning(context.model, context.task, made[0], loss, config.alpha, final)
         opened = open_teacher(context.model, made, config.combine)
         return Distillation(context.model, context.task, opened, loss, config.alpha, final)
+
+    def _placed(self, teacher: nn.Module, folder: Path, context: RunContext) -> nn.Module:
+        """On the device that trains, or spread over as much memory as the configuration gives it."""
+        from deploycompress.recovery.sharding import shard
+        from deploycompress.recovery.training import device
+
+        memory = self.config.teacher_memory
+        if memory is None:
+            return teacher.to(device())
+        limits = None if memory == "auto" else {name: size.value for name, size in memory.items()}
+        found = shard(teacher, limits, folder)
+        where = ", ".join(f"{count / 1e6:.3g} MB on {at}" for at, count in found.items())
+        context.emit(Event("decision", f"the teacher is spread: {where}"))
+        return teacher
 
     def _teachers(self) -> dict[str, str | Network]:
         """Every teacher by the name of its input: ``teacher``, or ``teacher.0`` and so on."""
@@ -203,15 +229,3 @@ def _sparsity(student: nn.Module) -> dict[str, float]:
 
     names = sparse_weights(student)
     return {"sparsity": share_of_zeros(map(student.get_parameter, names))} if names else {}
-
-
-def _reestimate(student: nn.Module, context: RunContext) -> None:
-    """Batch statistics of the compressed network, on training samples as they are in use.
-
-    Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning".
-    """
-    from deploycompress.model.batchnorm import reestimate_batchnorm
-    from deploycompress.recovery.training import device
-
-    batches = itertools.islice(context.data.loader("train"), STATISTICS_BATCHES)
-    reestimate_batchnorm(student, (batch.to(device()).inputs for batch in batches), context.model.call)

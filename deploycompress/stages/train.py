@@ -20,6 +20,7 @@ class Train(Stage):
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
+    version = 2
     libraries = ("torch", "accelerate", "numpy")
 
     incidental = Recipe.INCIDENTAL
@@ -42,6 +43,7 @@ class Train(Stage):
         from deploycompress.recovery.evaluation import evaluate
         from deploycompress.recovery.mixup import MixedUp
         from deploycompress.recovery.objectives import Objective, Supervised
+        from deploycompress.recovery.statistics import reestimate
         from deploycompress.recovery.training import fit
 
         student = checkpoint.load(inputs["source"][0].path, context.model)
@@ -54,6 +56,8 @@ class Train(Stage):
         if config.mixup is not None:
             objective = MixedUp(context.model, task, config.mixup)
         history = fit(student, objective, config, context, shaping.after_epoch, shaping.penalty)
+        if config.ema is not None:  # averaged statistics are not those of the averaged weights
+            reestimate(student, context, config.trainable)
         figures, _ = evaluate(student, context.model, context.data.loader("val"), context.task)
         folder = workdir / "model"
         checkpoint.save(student.to("cpu"), folder, context.model)

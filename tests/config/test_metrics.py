@@ -7,7 +7,7 @@ import pytest
 WEIGHTS = ("weights: null", "weights: w.pt\n  expect: {accuracy: 93.4%}")
 REGRESSION = (
     ("task: classification", "task: regression"),
-    ("accuracy: {max_drop: 1 pp,", "accuracy: {max_drop: 0.1,"),
+    ("accuracy: {max_drop: 1 pp,", "accuracy: {max_rise: 0.1,"),
 )
 
 
@@ -22,6 +22,10 @@ def weights(folder):
         ((("latency_p50:", "metric:precison: {min: 80%}\n  latency_p50:"),), "gates.metric:precison: unknown metric of classification 'precison'; did you mean 'precision'?"),
         ((("latency_p50:", "metric:accuracy_blur: {max_drop: 2 pp}\n  latency_p50:"),), "name that in the benchmark's corruptions: [blur]"),
         ((*REGRESSION, ("latency_p50:", "worst_class: {min: 80%}\n  latency_p50:")), "gates.worst_class: regression has no classes to guard; its metrics are mae, rmse, r2"),
+        ((*REGRESSION, ("max_rise", "max_drop")), "gates.accuracy.max_drop: mae is better the lower it is, so that it gets worse by a rise; write max_rise"),
+        ((("max_drop", "max_rise"),), "gates.accuracy.max_rise: accuracy is better the higher it is, so that it gets worse by a drop; write max_drop"),
+        ((("latency_p50:", "metric:recall.3: {max_rise: 2 pp}\n  latency_p50:"),), "gates.metric:recall.3.max_rise: recall is better the higher"),
+        ((("max_drop: 1 pp", "max_drop: 1 pp, max_rise: 1 pp"),), "a metric gets worse by a drop or by a rise; expected max_drop or max_rise"),
         ((("task: classification", "task: {name: segmentation, args: {metric: f1}}"),), "task.args: segmentation: metric 'f1' is not defined for segmentation; expected one of miou"),
         ((("weights: null", "expect: {accuracy: 93.4%}"),), "model.expect: no weights are given to expect this of"),
         ((("weights: null", "tolerance: 1 pp"),), "model.tolerance: there is no model.expect that it is a tolerance of"),

@@ -79,7 +79,7 @@ MISTAKES = [
     ("latency_p50:", "latency:", "20:3: gates.latency: unknown gate 'latency'; did you mean 'latency_p50'? Known: accuracy"),
     ("{min_speedup: 3.0}", "{}", "20:3: gates.latency_p50: the gate has no limit; give max or min_speedup"),
     ("{min_speedup: 3.0}", "", "20:3: gates.latency_p50: the gate has no limit; give max or min_speedup"),
-    ("{max_drop: 1 pp, on_inconclusive: warn}", "{on_inconclusive: warn}", "19:3: gates.accuracy: the gate has no limit; give min, max or max_drop"),
+    ("{max_drop: 1 pp, on_inconclusive: warn}", "{on_inconclusive: warn}", "19:3: gates.accuracy: the gate has no limit; give min, max, max_drop or max_rise"),
     ("on_inconclusive: warn", "on_inconclusive: ignore", "gates.accuracy.on_inconclusive: received 'ignore', expected fail, warn or extend"),
     ("{min_speedup: 3.0}", "3.0", "20:16: gates.latency_p50: received 3.0, expected a mapping with on_inconclusive, max or min_speedup"),
     ("max_drop: 1 pp", "max_drop: 1", "19:24: gates.accuracy.max_drop: received 1: a plain number is a share from 0 to 1 here; write 1 pp"),

@@ -127,7 +127,7 @@ def test_a_task_is_opened_by_name_and_refuses_what_it_does_not_take():
         "share",
     )
     with pytest.raises(
-        ConfigError, match=r"unexpected keyword argument 'klasses'; its arguments are: classes, label"
+        ConfigError, match=r"unexpected keyword argument 'klasses'; its arguments are: metric, output, cl"
     ):
         open_task(TaskConfig(args={"klasses": 7}))
     with pytest.raises(ConfigError, match=r"label_smoothing is 1.5; expected 0 or more, and less than 1"):

@@ -53,11 +53,15 @@ def source(images, tmp_path, monkeypatch):
     (tmp_path / "own_data.py").write_text("# the code\n")
     monkeypatch.setitem(sys.modules, "own_data", module)
 
-    def make(function, model=images, few=False, **options):
+    def make(function, model=images, few=False, classes=True, **options):
         function.__module__ = "own_data"
         module.load = function
         return SourceData(
-            DataConfig(source="own_data:load", **({"batch_size": 8} | options)), model, 0, few=few
+            DataConfig(source="own_data:load", **({"batch_size": 8} | options)),
+            model,
+            0,
+            few=few,
+            classes=classes,
         )
 
     return make
@@ -150,6 +154,20 @@ def test_splits_must_have_the_same_classes_unless_that_is_allowed(source):
     more = {"train": Samples(), "val": Samples(y=np.arange(20))}
     text = refused(source(lambda: more), "val")
     assert "split val: 20 classes, where train has 2: 2, 3, 4, 5, 6 and 13 more not in train" in text
+
+
+def test_whole_numbers_that_are_no_classes_may_differ_from_split_to_split(source):
+    """As the ages that a regression learns; a split is cut from them at random."""
+
+    def ages():
+        return {"train": Samples(y=np.arange(20)), "test": Samples(X[:4], np.arange(30, 34))}
+
+    assert "expected the same classes in every split" in refused(source(ages), "test")
+    data = source(ages, classes=False, validation=0.5)
+    assert [batch.targets.tolist() for batch in data.loader("test")] == [[30, 31, 32, 33]]
+    halves = {"train": Samples(y=Y), "test": Samples()}
+    cut = [b.targets.numpy() for b in source(lambda: halves, classes=False, validation=0.5).loader("val")]
+    assert np.bincount(np.concatenate(cut)).tolist() != [5, 5], "not by class"
 
 
 def test_validation_is_cut_by_class_and_never_overlaps(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploycompress.contracts import Batch
 from deploycompress.data.tasks.classification import Classification
+from deploycompress.data.tasks.regression import Regression
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.evaluation import evaluate_artifact
 from deploycompress.runtimes.onnxruntime import OnnxRuntime
@@ -19,13 +21,13 @@ TARGETS = [0, 1, 2, 0, 1, 2, 0]
 SHOWN = [0, 1, 2, 0, 1, 0, 2]  # the last two are wrong
 
 
-def classifier(path: Path, batch: int | str, factor: float = 1) -> Path:
-    """Gives its input, [batch, 3], as logits."""
+def classifier(path: Path, batch: int | str, factor: float = 1, width: int = 3) -> Path:
+    """Gives its input, [batch, width], as logits."""
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "factor"], ["logits"])],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, width])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, width])],
         [numpy_helper.from_array(np.float32(factor), "factor")],
     )
     document = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -50,6 +52,13 @@ def test_every_sample_counts_once(tmp_path: Path, declared: int | str, fixed: in
     assert found.scores == (1, 1, 1, 1, 1, 0, 0)
     assert found.per_class == {"0": pytest.approx(2 / 3), "1": 1.0, "2": 0.5}
     assert found.samples == 7
+
+
+def test_whole_numbers_that_a_regression_learns_are_no_classes(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx", "batch", width=1)
+    ages = [replace(batch, inputs={"x": batch.inputs["x"][:, :1]}) for batch in loader(4)]
+    found = evaluate_artifact(OnnxRuntime(), path, {}, ages, Regression(), None)
+    assert found.scores is not None and found.by_class == {}
 
 
 def test_what_does_not_run_is_said(tmp_path: Path) -> None:

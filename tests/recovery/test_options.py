@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from dataclasses import replace
 
 import pytest
@@ -10,14 +9,14 @@ import torch
 from torch import nn
 
 from deploycompress.contracts import Batch
-from deploycompress.errors import ConfigError, EnvironmentMissing
+from deploycompress.errors import ConfigError
 from deploycompress.recovery.average import Average
 from deploycompress.recovery.evaluation import evaluate
 from deploycompress.recovery.mixup import MixedUp, mixed
 from deploycompress.recovery.objectives import Supervised
 from deploycompress.recovery.optimization import chosen
 from deploycompress.recovery.probing import chosen as chosen_rate
-from deploycompress.recovery.recipe import Recipe, require_trackers
+from deploycompress.recovery.recipe import Recipe
 from deploycompress.recovery.training import fit
 
 
@@ -245,41 +244,6 @@ def test_what_cannot_be_mixed_is_refused(network, context):
         mixed(tokens, 0.5, torch.arange(4))
     with pytest.raises(ConfigError, match="mixup: received no labels"):
         MixedUp(run.model, run.task, 0.4)(network(), replace(tokens, targets=None))
-
-
-# ---------------------------------------------------------------- trackers
-
-
-def test_tensorboard_on_request(network, context, tmp_path):
-    trained(network(), context(), track=["tensorboard"], track_folder=str(tmp_path / "curves"))
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (file,) = (tmp_path / "curves").rglob("events.out.*.0")
-    read = EventAccumulator(str(file.parent))
-    read.Reload()
-    assert set(read.Tags()["scalars"]) >= {"loss", "lr", "epoch_loss", "epoch_val_accuracy"}
-    assert len(read.Scalars("epoch_loss")) == 3
-
-
-def test_no_tracker_is_imported_unless_asked_for(network, context, monkeypatch, tmp_path):
-    wanted, plain = set(), builtins.__import__
-
-    def watched(name, globals=None, locals=None, fromlist=(), level=0):
-        words = f"{name} {fromlist}"
-        wanted.update(t for t in ("tensorboard", "wandb", "mlflow") if t in words)
-        return plain(name, globals, locals, fromlist, level)
-
-    monkeypatch.setattr(builtins, "__import__", watched)
-    trained(network(), context(), epochs=1)
-    assert wanted == set()
-    trained(network(), context(), epochs=1, track=["tensorboard"], track_folder=str(tmp_path))
-    assert wanted == {"tensorboard"}
-
-
-def test_a_missing_tracker_is_said_before_anything_runs():
-    require_trackers(Recipe(track=["tensorboard"]))
-    with pytest.raises(EnvironmentMissing, match=r"track needs wandb, mlflow; install with: pip install"):
-        require_trackers(Recipe(track=["wandb", "mlflow"]))
 
 
 def test_a_recipe_refuses_what_contradicts_itself():

@@ -38,6 +38,7 @@ def test_figure(value: float | None, unit: str, text: str) -> None:
     [
         ("max_drop", 0.01, "points", "drop ≤ 1 pp"),
         ("max_drop", 0.0125, "points", "drop ≤ 1.25 pp"),
+        ("max_rise", 0.1, "", "rise ≤ 0.1"),
         ("min_speedup", 3.0, "x", "speed-up ≥ 3×"),
         ("min_speedup", 2.5, "x", "speed-up ≥ 2.5×"),
         ("max_ratio", 0.25, "ratio", "≤ 25 % of the baseline"),

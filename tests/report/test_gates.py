@@ -112,19 +112,31 @@ def test_the_same_drop_over_other_samples_is_less_certain() -> None:
     assert (overlapping.verdict, apart.verdict) == ("pass", "inconclusive")
 
 
-def test_lower_is_better_metrics_drop_when_they_rise() -> None:
+def test_metrics_that_are_better_the_lower_they_are_get_worse_by_a_rise() -> None:
     error = MetricInfo("error", False, "share")
     rows = [row("baseline", metrics={"error": 0.0}), row("small", 0.5, (2, 2, 2), metrics={"error": 0.1})]
-    gate = {"accuracy": AccuracyGate(max_drop=amount("1 pp"))}
+    gate = {"accuracy": AccuracyGate(max_rise=amount("1 pp"))}
     worse = {"baseline": [0.0] * 600, "small": [1.0] * 60 + [0.0] * 540}
     verdict = only(gate, rows, scores=worse, primary=error)
-    assert (verdict.verdict, verdict.value) == ("fail", pytest.approx(0.1))
+    assert (verdict.verdict, verdict.value, verdict.bound) == ("fail", pytest.approx(0.1), "max_rise")
+    on_the_limit = only(
+        gate, rows, scores={"baseline": worse["baseline"], "small": [1.0] * 6 + [0.0] * 594}, primary=error
+    )
+    assert "no number of them would, as the rise equals the limit" in on_the_limit.message
+
+
+def test_what_nothing_is_known_of_gets_worse_as_its_gate_says() -> None:
+    rows = [row("baseline", metrics={"own": 1.0}), row("small", 0.5, (2, 2, 2), metrics={"own": 1.5})]
+    rise = only({"metric:own": AccuracyGate(max_rise=amount("0.2"))}, rows)
+    assert (rise.verdict, rise.bound, rise.value) == ("fail", "max_rise", pytest.approx(0.5))
+    drop = only({"metric:own": AccuracyGate(max_drop=amount("0.2"))}, rows)
+    assert (drop.verdict, drop.bound, drop.value) == ("pass", "max_drop", pytest.approx(-0.5))
 
 
 def test_a_lower_is_better_metric_that_is_worse_has_risen() -> None:
     mae = MetricInfo("mae", False, "")
     rows = [row("baseline", metrics={"mae": 1.0}), row("small", 0.5, (2, 2, 2), metrics={"mae": 1.5})]
-    gate = {"accuracy": AccuracyGate(max_drop=amount("0.2"))}
+    gate = {"accuracy": AccuracyGate(max_rise=amount("0.2"))}
     plain = only(gate, rows, primary=mae)
     assert (plain.verdict, plain.value) == ("fail", pytest.approx(0.5))
     assert plain.message.startswith("mae rose by 0.500; compared as two plain figures")
@@ -138,7 +150,7 @@ def test_a_lower_is_better_metric_that_is_worse_has_risen() -> None:
 def test_another_metric_is_judged_the_way_it_is_better() -> None:
     figures = {"wer": MetricInfo("wer", False, "share")}
     rows = [row("baseline", metrics={"wer": 0.10}), row("small", 0.5, (2, 2, 2), metrics={"wer": 0.13})]
-    gate = {"metric:wer": AccuracyGate(max_drop=amount("2 pp"))}
+    gate = {"metric:wer": AccuracyGate(max_rise=amount("2 pp"))}
     verdict = only(gate, rows, figures=figures)
     assert (verdict.verdict, verdict.value, verdict.unit) == ("fail", pytest.approx(0.03), "points")
     assert verdict.message.startswith(

@@ -23,7 +23,15 @@ Make = Callable[..., tuple[PipelineConfig, Path]]
 HOSTILE = (
     "<script>alert(1)</script>|`x`]]>--><img src=x onerror=y>\"'&{{7*7}}\x1b[31m\u202e\ud800\n| a |\n# b"
 )
-NAMED = {"metrics", "differences", "parity", "inputs", "environment"}  # their keys are names, too
+NAMED = {
+    "metrics",
+    "differences",
+    "parity",
+    "inputs",
+    "environment",
+    "figures",
+    "by_class",
+}  # their keys are names, too
 KEPT = {"schema", "verdict", "exit_code", "state", "unit", "bound"}  # choices, which are checked as such
 
 
@@ -78,6 +86,9 @@ def test_the_page_tells_the_verdict_and_the_gates_first(make_run: Make) -> None:
     order += [
         "Artefacts",
         "(4.34 to 4.64)",
+        "Metrics",
+        "lower is better",
+        "Class by class of quantize: the worst of 2 is eight, recall 96.50 % (−0.33 pp)",
         "Accuracy against latency",
         "What each stage bought",
         "−0.638 ms",

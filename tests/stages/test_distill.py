@@ -284,6 +284,22 @@ def test_features_and_attention_of_a_pruned_student(inputs, tmp_path):
         distilled(inputs, tmp_path / "c", rehearsal=True, loss=wrong)
 
 
+def test_a_teacher_in_memory_and_on_disk_teaches_the_same(inputs, tmp_path):
+    events = []
+    context = replace(run_context(), emit=events.append)
+    loss = ["kd", "features"]
+    whole = distilled(inputs, tmp_path / "a", epochs=1, loss=loss)
+    spread = distilled(
+        inputs, tmp_path / "b", context=context, epochs=1, loss=loss, teacher_memory={"cpu": "70 KB"}
+    )
+    assert spread.artifacts[0].sha256 == whole.artifacts[0].sha256
+    (told,) = [event.message for event in events if "spread" in event.message]
+    assert "MB on cpu" in told and "MB on disk" in told
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["model"]
+    with pytest.raises(ValueError, match=r"teacher_memory is for one process"):
+        Distill.Config(teacher_memory="auto", launch={"processes": 2})
+
+
 def test_teacher_and_student_are_trained_together(inputs, tmp_path):
     outcome = distilled(inputs, tmp_path / "work", rehearsal=True, joint=True, alpha=0.5)
     assert outcome.artifacts

@@ -15,6 +15,7 @@ from deploycompress.data.source import SourceData
 from deploycompress.data.tasks.classification import Classification
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model import checkpoint
+from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.source import SourceModel
 from deploycompress.stages.train import Train
 
@@ -118,3 +119,26 @@ def test_its_figures_are_numbers_for_json(run, fresh, tmp_path):
     outcome = trained(run(), fresh, tmp_path / "work", epochs=1)
     figures = [*outcome.metrics.values(), *(v for epoch in outcome.details["epochs"] for v in epoch.values())]
     assert all(type(v) is float and math.isfinite(v) for v in figures)
+
+
+def test_batch_statistics_are_those_of_the_averaged_weights(run, fresh, tmp_path):
+    context = run()
+    outcome = trained(context, fresh, tmp_path / "work", epochs=1, ema=0.9)
+    net = checkpoint.load(outcome.artifacts[0].path, context.model)
+    kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    reestimate_batchnorm(net, (b.inputs for b in context.data.loader("train")), context.model.call)
+    assert all(torch.allclose(kept[name], buffer, atol=1e-5) for name, buffer in net.named_buffers())
+
+
+def test_statistics_that_are_not_trained_stay_as_they_are(run, fresh, tmp_path):
+    """Those of a block are trained, in training mode, and estimated anew after the average; the others are not."""
+    context = run()
+    outcome = trained(
+        context, fresh, tmp_path / "work", epochs=1, ema=0.9, trainable=["layer3.*", "linear.*"]
+    )
+    before, after = (
+        checkpoint.load(a.path, context.model) for a in (fresh["source"][0], outcome.artifacts[0])
+    )
+    own = dict(after.named_buffers())
+    moved = {name for name, buffer in before.named_buffers() if not torch.equal(buffer, own[name])}
+    assert moved and all(name.startswith("layer3.") for name in moved)

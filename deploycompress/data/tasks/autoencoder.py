@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
-from deploycompress.data.tasks.checks import chosen, form, require_metric, table
+from deploycompress.data.tasks.base import OutputTask
+from deploycompress.data.tasks.checks import form, table
 from deploycompress.data.tasks.counts import known
 from deploycompress.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "autoencoder"
 Kind = Literal["mse", "bce"]
 
 
 @dataclass(frozen=True)
-class Autoencoder:
+class Autoencoder(OutputTask):
     """Reconstruction of an input, and for a variational one the divergence of its code; labels are not needed.
 
     ``(reconstruction + beta * KL) / numbers of a sample``: the negative evidence lower bound of Kingma, Welling,
@@ -34,11 +34,12 @@ class Autoencoder:
     minimise: Kind = "mse"
     beta: float = 1.0
     input: str | None = None
-    output: str | None = None
     mean: str = "mean"
     log_variance: str = "log_variance"
     metric: str = "reconstruction"
 
+    name: ClassVar[str] = "autoencoder"
+    targets_are_classes: ClassVar[bool] = False
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *(
             MetricInfo(name, higher_is_better=False, unit="")
@@ -47,33 +48,29 @@ class Autoencoder:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.minimise not in get_args(Kind):
             raise ValueError(f"minimise is {self.minimise!r}; expected {', '.join(get_args(Kind))}")
-        require_metric(NAME, self.metric, self.figures)
-
-    @property
-    def primary(self) -> MetricInfo:
-        return self.figures[self.metric]
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """The reconstruction has the input's shape, and both fit the loss. Raises ConfigError."""
-        answer, wanted = chosen(outputs, self.output, NAME), self.wanted(batch)
+        answer, wanted = self.answer(outputs), self.wanted(batch)
         if answer.shape != wanted.shape or not wanted.is_floating_point():
             raise ConfigError(
-                f"{NAME}: the model's output is {form(answer)} for the input {form(wanted)}; expected a reconstruction "
+                f"{self.name}: the model's output is {form(answer)} for the input {form(wanted)}; expected a reconstruction "
                 "of the input, of its shape: name the right output and input in task.args"
             )
         if self.minimise == "bce":
             for what, values in (("the input", wanted), ("the model's output", answer)):
                 if not bool(((values >= 0) & (values <= 1)).all()):
                     raise ConfigError(
-                        f"{NAME}: {what} has values from {values.min().item():.3g} to {values.max().item():.3g}; "
+                        f"{self.name}: {what} has values from {values.min().item():.3g} to {values.max().item():.3g}; "
                         "expected 0 to 1 for minimise: bce; scale the data, end the model in a sigmoid, or minimise mse"
                     )
         parts = [name in outputs.tensors for name in (self.mean, self.log_variance)]
         if (self.metric == "kl" and not all(parts)) or parts[0] != parts[1]:
             raise ConfigError(
-                f"{NAME}: the model's outputs are {', '.join(outputs.tensors)}; expected both {self.mean!r} and "
+                f"{self.name}: the model's outputs are {', '.join(outputs.tensors)}; expected both {self.mean!r} and "
                 f"{self.log_variance!r} for the divergence, or neither: name them in task.args"
             )
 
@@ -85,7 +82,7 @@ class Autoencoder:
         """Reconstruction error and divergence of every sample, [batch] each, both a number of the input."""
         import torch.nn.functional as F
 
-        answer, wanted = chosen(outputs, self.output, NAME), self.wanted(batch)
+        answer, wanted = self.answer(outputs), self.wanted(batch)
         compared = F.mse_loss if self.minimise == "mse" else F.binary_cross_entropy
         error = compared(answer, wanted.to(answer.dtype), reduction="none").flatten(1).mean(1)
         if self.mean not in outputs.tensors:
@@ -98,7 +95,7 @@ class Autoencoder:
         name = self.input or next(iter(batch.inputs))
         if name not in batch.inputs:
             raise ConfigError(
-                f"{NAME}: the model has no input {name!r}; received {', '.join(batch.inputs)}: name one of these in "
+                f"{self.name}: the model has no input {name!r}; received {', '.join(batch.inputs)}: name one of these in "
                 "task.args.input"
             )
         return batch.inputs[name]

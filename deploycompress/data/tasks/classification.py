@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
+from deploycompress.data.tasks.base import OutputTask
 from deploycompress.data.tasks.checks import (
-    chosen,
     form,
     require_classes,
     require_indices,
     require_labels,
-    require_metric,
     share,
     table,
 )
@@ -24,60 +23,54 @@ from deploycompress.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "classification"
 TOP = 5
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(OutputTask):
     """Logits [batch, classes] and integer labels [batch]; cross-entropy. Images, sounds, texts and table rows alike.
 
     ``classes``: as many as the model must have outputs; None: whatever it has. ``label_smoothing``: the share of
     the target that goes to all classes alike (Szegedy et al., "Rethinking the Inception Architecture", section 7).
-    ``metric``: the primary one. ``output``: which of the model's outputs are the logits; None: the first.
     """
 
     classes: int | None = None
     label_smoothing: float = 0.0
     metric: str = "accuracy"
-    output: str | None = None
 
+    name: ClassVar[str] = "classification"
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("accuracy", "top5", "precision", "recall", "f1", "worst_class"))
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing}; expected 0 or more, and less than 1"
             )
-        require_metric(NAME, self.metric, self.figures)
-
-    @property
-    def primary(self) -> MetricInfo:
-        return self.figures[self.metric]
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Logits are 2-D; labels are integers below the number of classes. Raises ConfigError."""
-        logits = chosen(outputs, self.output, NAME)
+        logits = self.answer(outputs)
         if logits.ndim != 2 or len(logits) != batch.size:
             which = "first output" if self.output is None else f"output {self.output}"
             raise ConfigError(
-                f"{NAME}: the model's {which} is {list(logits.shape)} for a batch of {batch.size}; expected "
+                f"{self.name}: the model's {which} is {list(logits.shape)} for a batch of {batch.size}; expected "
                 f"[{batch.size}, classes]: choose another task, or let the model return logits"
             )
-        require_classes(logits.shape[1], self.classes, NAME)
-        labels = require_labels(batch, NAME, f"an integer tensor [{batch.size}]")
+        require_classes(logits.shape[1], self.classes, self.name)
+        labels = require_labels(batch, self.name, f"an integer tensor [{batch.size}]")
         if labels.shape != (batch.size,):
             raise ConfigError(
-                f"{NAME}: received labels {form(labels)}; expected integers [{batch.size}], one class index a sample"
+                f"{self.name}: received labels {form(labels)}; expected integers [{batch.size}], one class index a sample"
             )
-        require_indices(labels, logits.shape[1], NAME)
+        require_indices(labels, logits.shape[1], self.name)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
-        logits = chosen(outputs, self.output, NAME)
+        logits = self.answer(outputs)
         return F.cross_entropy(logits, batch.targets.long(), label_smoothing=self.label_smoothing)
 
     def metrics(self) -> ClassificationMetrics:
@@ -96,7 +89,7 @@ class ClassificationMetrics:
         self._classes = 0
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        logits, labels = chosen(outputs, self._task.output, NAME).detach(), batch.targets.long()
+        logits, labels = self._task.answer(outputs).detach(), batch.targets.long()
         own = logits.gather(1, labels[:, None])
         ranks = (logits > own).sum(1)
         # Among equal logits argmax takes the first class, and so does a runtime: the others are not correct.

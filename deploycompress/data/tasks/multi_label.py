@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
+from deploycompress.data.tasks.base import OutputTask
 from deploycompress.data.tasks.checks import (
-    chosen,
     form,
     require_classes,
     require_labels,
-    require_metric,
     share,
     table,
 )
@@ -23,11 +22,9 @@ from deploycompress.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "multi_label"
-
 
 @dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(OutputTask):
     """Logits [batch, labels] and targets [batch, labels] of 0 and 1; binary cross-entropy of each label.
 
     A label is predicted where its probability is at least ``threshold``. ``metric``: the primary one; with
@@ -37,43 +34,39 @@ class MultiLabel:
     classes: int | None = None
     threshold: float = 0.5
     metric: str = "f1"
-    output: str | None = None
 
+    name: ClassVar[str] = "multi_label"
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("f1", "precision", "recall", "exact_match", "worst_class"))
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is {self.threshold}; expected more than 0, and less than 1")
-        require_metric(NAME, self.metric, self.figures)
-
-    @property
-    def primary(self) -> MetricInfo:
-        return self.figures[self.metric]
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Logits are 2-D; targets of the same shape are 0 or 1. Raises ConfigError."""
-        logits = chosen(outputs, self.output, NAME)
+        logits = self.answer(outputs)
         if logits.ndim != 2 or len(logits) != batch.size:
             raise ConfigError(
-                f"{NAME}: the model's output is {list(logits.shape)} for a batch of {batch.size}; expected "
+                f"{self.name}: the model's output is {list(logits.shape)} for a batch of {batch.size}; expected "
                 f"[{batch.size}, labels]: choose another task, or let the model return logits"
             )
-        require_classes(logits.shape[1], self.classes, NAME)
+        require_classes(logits.shape[1], self.classes, self.name)
         expected = f"{list(logits.shape)} of 0 and 1, one column a label"
-        labels = require_labels(batch, NAME, f"a tensor {expected}")
+        labels = require_labels(batch, self.name, f"a tensor {expected}")
         if labels.shape != logits.shape:
-            raise ConfigError(f"{NAME}: received labels {form(labels)}; expected {expected}")
+            raise ConfigError(f"{self.name}: received labels {form(labels)}; expected {expected}")
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ConfigError(
-                f"{NAME}: received labels from {labels.min().item():g} to {labels.max().item():g}; expected {expected}"
+                f"{self.name}: received labels from {labels.min().item():g} to {labels.max().item():g}; expected {expected}"
             )
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
-        logits = chosen(outputs, self.output, NAME)
+        logits = self.answer(outputs)
         return F.binary_cross_entropy_with_logits(logits, batch.targets.to(logits.dtype))
 
     def metrics(self) -> MultiLabelMetrics:
@@ -91,7 +84,7 @@ class MultiLabelMetrics:
         self._exact: list[np.ndarray] = []
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        logits = chosen(outputs, self._task.output, NAME).detach()
+        logits = self._task.answer(outputs).detach()
         predicted = (logits.sigmoid() >= self._task.threshold).cpu().numpy()
         true = (batch.targets == 1).cpu().numpy()
         self._counts.add_counts((predicted & true).sum(0), predicted.sum(0), true.sum(0))

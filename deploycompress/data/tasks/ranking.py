@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
-from deploycompress.data.tasks.checks import chosen, form, require_labels, require_metric, share, table
+from deploycompress.data.tasks.base import OutputTask
+from deploycompress.data.tasks.checks import form, require_labels, share, table
 from deploycompress.data.tasks.counts import known
 from deploycompress.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "ranking"
-
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(OutputTask):
     """Logits [batch] or [batch, 1] and targets [batch] of 0 and 1; binary cross-entropy.
 
     ``metric``: the primary one; with ``log_loss`` every sample has a score, so that a gate on a rise can give an
@@ -27,38 +26,33 @@ class Ranking:
     """
 
     metric: str = "auc"
-    output: str | None = None
 
+    name: ClassVar[str] = "ranking"
     figures: ClassVar[dict[str, MetricInfo]] = table(
         share("auc"), MetricInfo("log_loss", higher_is_better=False, unit="")
     )
 
-    def __post_init__(self) -> None:
-        require_metric(NAME, self.metric, self.figures)
-
-    @property
-    def primary(self) -> MetricInfo:
-        return self.figures[self.metric]
-
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """One logit a sample; targets are 0 or 1. Raises ConfigError."""
-        logits = chosen(outputs, self.output, NAME)
+        logits = self.answer(outputs)
         if tuple(logits.shape) not in ((batch.size,), (batch.size, 1)):
             raise ConfigError(
-                f"{NAME}: the model's output is {list(logits.shape)} for a batch of {batch.size}; expected "
+                f"{self.name}: the model's output is {list(logits.shape)} for a batch of {batch.size}; expected "
                 f"[{batch.size}] or [{batch.size}, 1], one logit a sample: choose another task, or change model.args"
             )
         expected = f"[{batch.size}] of 0 and 1"
-        labels = require_labels(batch, NAME, f"a tensor {expected}")
+        labels = require_labels(batch, self.name, f"a tensor {expected}")
         if tuple(labels.shape) not in ((batch.size,), (batch.size, 1)):
-            raise ConfigError(f"{NAME}: received labels {form(labels)}; expected {expected}, one a sample")
+            raise ConfigError(
+                f"{self.name}: received labels {form(labels)}; expected {expected}, one a sample"
+            )
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise ConfigError(
-                f"{NAME}: received labels from {labels.min().item():g} to {labels.max().item():g}; expected {expected}"
+                f"{self.name}: received labels from {labels.min().item():g} to {labels.max().item():g}; expected {expected}"
             )
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        return _losses(chosen(outputs, self.output, NAME), batch.targets).mean()
+        return _losses(self.answer(outputs), batch.targets).mean()
 
     def metrics(self) -> RankingMetrics:
         return RankingMetrics(self)
@@ -77,7 +71,7 @@ class RankingMetrics:
         self._losses: list[np.ndarray] = []
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        logits = chosen(outputs, self._task.output, NAME).detach().float().reshape(-1)
+        logits = self._task.answer(outputs).detach().float().reshape(-1)
         self._logits.append(logits.cpu().numpy())
         self._true.append((batch.targets.reshape(-1) == 1).cpu().numpy())
         self._losses.append(_losses(logits, batch.targets).double().cpu().numpy())

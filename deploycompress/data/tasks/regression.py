@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
-from deploycompress.data.tasks.checks import chosen, form, require_labels, require_metric, table
+from deploycompress.data.tasks.base import OutputTask
+from deploycompress.data.tasks.checks import form, require_labels, table
 from deploycompress.data.tasks.counts import known
 from deploycompress.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "regression"
 Kind = Literal["mse", "mae", "huber"]
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(OutputTask):
     """Outputs and targets of one shape, [batch] or [batch, ...]; [batch, 1] and [batch] go together.
 
     ``minimise``: the squared error, the absolute error, or Huber's loss (quadratic below 1, linear above).
@@ -29,8 +29,9 @@ class Regression:
 
     minimise: Kind = "mse"
     metric: str = "mae"
-    output: str | None = None
 
+    name: ClassVar[str] = "regression"
+    targets_are_classes: ClassVar[bool] = False
     figures: ClassVar[dict[str, MetricInfo]] = table(
         MetricInfo("mae", higher_is_better=False, unit=""),
         MetricInfo("rmse", higher_is_better=False, unit=""),
@@ -38,37 +39,33 @@ class Regression:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.minimise not in get_args(Kind):
             raise ValueError(f"minimise is {self.minimise!r}; expected {', '.join(get_args(Kind))}")
-        require_metric(NAME, self.metric, self.figures)
-
-    @property
-    def primary(self) -> MetricInfo:
-        return self.figures[self.metric]
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Targets are finite numbers of the outputs' shape. Raises ConfigError."""
-        answer = chosen(outputs, self.output, NAME)
+        answer = self.answer(outputs)
         if answer.ndim < 1 or len(answer) != batch.size or not answer.is_floating_point():
             raise ConfigError(
-                f"{NAME}: the model's output is {form(answer)} for a batch of {batch.size}; expected numbers "
+                f"{self.name}: the model's output is {form(answer)} for a batch of {batch.size}; expected numbers "
                 f"[{batch.size}] or [{batch.size}, ...]"
             )
-        labels = require_labels(batch, NAME, f"a tensor of numbers {list(answer.shape)}")
+        labels = require_labels(batch, self.name, f"a tensor of numbers {list(answer.shape)}")
         if _columns(labels).shape != _columns(answer).shape:
             raise ConfigError(
-                f"{NAME}: received targets {form(labels)}; expected numbers {list(answer.shape)}, as the model "
+                f"{self.name}: received targets {form(labels)}; expected numbers {list(answer.shape)}, as the model "
                 "gives them: change model.args or the data"
             )
         if not bool(labels.isfinite().all()):
             raise ConfigError(
-                f"{NAME}: received NaN or Inf among the targets; repair or leave out such samples"
+                f"{self.name}: received NaN or Inf among the targets; repair or leave out such samples"
             )
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
-        answer = _columns(chosen(outputs, self.output, NAME))
+        answer = _columns(self.answer(outputs))
         true = _columns(batch.targets).to(answer.dtype)
         if self.minimise == "mse":
             return F.mse_loss(answer, true)
@@ -96,7 +93,7 @@ class RegressionMetrics:
     def update(self, outputs: Outputs, batch: Batch) -> None:
         answer, true = (
             _columns(values.detach()).double().cpu().numpy()
-            for values in (chosen(outputs, self._task.output, NAME), batch.targets)
+            for values in (self._task.answer(outputs), batch.targets)
         )
         if self._origin is None:
             self._origin = true[0]

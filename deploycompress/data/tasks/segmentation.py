@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
+from deploycompress.data.tasks.base import OutputTask
 from deploycompress.data.tasks.checks import (
-    chosen,
     form,
     require_classes,
     require_indices,
     require_labels,
-    require_metric,
     share,
     table,
 )
@@ -24,11 +23,9 @@ from deploycompress.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "segmentation"
-
 
 @dataclass(frozen=True)
-class Segmentation:
+class Segmentation(OutputTask):
     """Logits [batch, classes, height, width] and integer labels [batch, height, width]; cross-entropy of the pixels.
 
     Logits of another size than the labels, as SegFormer's, are brought to it by bilinear interpolation. Pixels
@@ -40,39 +37,32 @@ class Segmentation:
     classes: int | None = None
     ignore_index: int = 255
     metric: str = "miou"
-    output: str | None = None
     auxiliary: str = "aux"
     auxiliary_weight: float = 0.5
 
+    name: ClassVar[str] = "segmentation"
     figures: ClassVar[dict[str, MetricInfo]] = table(*map(share, ("miou", "pixel_accuracy", "worst_class")))
-
-    def __post_init__(self) -> None:
-        require_metric(NAME, self.metric, self.figures)
-
-    @property
-    def primary(self) -> MetricInfo:
-        return self.figures[self.metric]
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Logits are 4-D; labels are class indices or ``ignore_index``. Raises ConfigError."""
-        logits = chosen(outputs, self.output, NAME)
+        logits = self.answer(outputs)
         if logits.ndim != 4 or len(logits) != batch.size or logits.shape[1] < 2:
             raise ConfigError(
-                f"{NAME}: the model's output is {list(logits.shape)} for a batch of {batch.size}; expected "
+                f"{self.name}: the model's output is {list(logits.shape)} for a batch of {batch.size}; expected "
                 f"[{batch.size}, classes, height, width] with at least 2 classes: choose another task, or let the "
                 "model return logits for every pixel (a background is a class)"
             )
-        require_classes(logits.shape[1], self.classes, NAME)
-        labels = require_labels(batch, NAME, f"an integer tensor [{batch.size}, height, width]")
+        require_classes(logits.shape[1], self.classes, self.name)
+        labels = require_labels(batch, self.name, f"an integer tensor [{batch.size}, height, width]")
         if labels.ndim != 3 or len(labels) != batch.size:
             raise ConfigError(
-                f"{NAME}: received labels {form(labels)}; expected integers [{batch.size}, height, width], one class "
+                f"{self.name}: received labels {form(labels)}; expected integers [{batch.size}, height, width], one class "
                 "index a pixel"
             )
-        require_indices(labels, logits.shape[1], NAME, self.ignore_index)
+        require_indices(labels, logits.shape[1], self.name, self.ignore_index)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        found = self._pixels_loss(chosen(outputs, self.output, NAME), batch)
+        found = self._pixels_loss(self.answer(outputs), batch)
         if self.auxiliary in outputs.tensors and self.auxiliary_weight:
             found = found + self.auxiliary_weight * self._pixels_loss(outputs.tensors[self.auxiliary], batch)
         return found
@@ -102,7 +92,7 @@ class SegmentationMetrics:
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         labels = batch.targets.long()
-        logits = sized_as(labels, chosen(outputs, self._task.output, NAME).detach())
+        logits = sized_as(labels, self._task.answer(outputs).detach())
         kept = labels != self._task.ignore_index
         self._counts.add(logits.argmax(1)[kept], labels[kept], logits.shape[1])
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
+from deploycompress.data.tasks.base import OutputTask
 from deploycompress.data.tasks.checks import (
-    chosen,
     form,
     require_classes,
     require_indices,
     require_labels,
-    require_metric,
     share,
     table,
 )
@@ -24,11 +23,9 @@ from deploycompress.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = "token_classification"
-
 
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(OutputTask):
     """Logits [batch, tokens, classes] and integer labels [batch, tokens]; cross-entropy of the tokens that count.
 
     Tokens labelled ``ignore_index`` count nowhere, nor do those where the model's input called ``mask`` is 0.
@@ -40,33 +37,26 @@ class TokenClassification:
     ignore_index: int = -100
     mask: str | None = None
     metric: str = "f1"
-    output: str | None = None
 
+    name: ClassVar[str] = "token_classification"
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("f1", "accuracy", "precision", "recall", "worst_class"))
     )
 
-    def __post_init__(self) -> None:
-        require_metric(NAME, self.metric, self.figures)
-
-    @property
-    def primary(self) -> MetricInfo:
-        return self.figures[self.metric]
-
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Logits are 3-D; labels are class indices or ``ignore_index``. Raises ConfigError."""
-        logits = chosen(outputs, self.output, NAME)
+        logits = self.answer(outputs)
         if logits.ndim != 3 or len(logits) != batch.size:
             raise ConfigError(
-                f"{NAME}: the model's output is {list(logits.shape)} for a batch of {batch.size}; expected "
+                f"{self.name}: the model's output is {list(logits.shape)} for a batch of {batch.size}; expected "
                 f"[{batch.size}, tokens, classes]: choose another task, or let the model return logits for every token"
             )
-        require_classes(logits.shape[2], self.classes, NAME)
+        require_classes(logits.shape[2], self.classes, self.name)
         expected = f"[{batch.size}, {logits.shape[1]}]"
-        labels = require_labels(batch, NAME, f"an integer tensor {expected}")
+        labels = require_labels(batch, self.name, f"an integer tensor {expected}")
         if labels.shape != logits.shape[:2]:
             raise ConfigError(
-                f"{NAME}: received labels {form(labels)}; expected integers {expected}, one class index a token"
+                f"{self.name}: received labels {form(labels)}; expected integers {expected}, one class index a token"
             )
         if self.mask is not None:
             mask = batch.inputs.get(self.mask)
@@ -75,14 +65,14 @@ class TokenClassification:
                     f"inputs {', '.join(batch.inputs)}" if mask is None else f"{self.mask} {form(mask)}"
                 )
                 raise ConfigError(
-                    f"{NAME}: received {received}; expected an input {self.mask!r} {expected}, as task.args.mask says"
+                    f"{self.name}: received {received}; expected an input {self.mask!r} {expected}, as task.args.mask says"
                 )
-        require_indices(labels, logits.shape[2], NAME, self.ignore_index)
+        require_indices(labels, logits.shape[2], self.name, self.ignore_index)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
-        logits, labels = chosen(outputs, self.output, NAME), self.counted(batch)
+        logits, labels = self.answer(outputs), self.counted(batch)
         kept = (labels != self.ignore_index).sum().clamp(min=1)
         total = F.cross_entropy(
             logits.transpose(1, 2), labels, ignore_index=self.ignore_index, reduction="sum"
@@ -112,7 +102,7 @@ class TokenMetrics:
         self._counts = ClassCounts()
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        logits, labels = chosen(outputs, self._task.output, NAME).detach(), self._task.counted(batch)
+        logits, labels = self._task.answer(outputs).detach(), self._task.counted(batch)
         kept = labels != self._task.ignore_index
         self._counts.add(logits.argmax(2)[kept], labels[kept], logits.shape[2])
 
