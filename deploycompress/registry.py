@@ -127,6 +127,8 @@ DATASETS = Table(
         "mnist": "deploycompress.data.datasets.mnist:Mnist",
         "arrays": "deploycompress.data.datasets.arrays:Arrays",
         "image_folder": "deploycompress.data.datasets.image_folder:ImageFolder",
+        "image_mask": "deploycompress.data.datasets.image_mask:ImageMask",
+        "voc": "deploycompress.data.datasets.voc:Voc",
         "torchvision": "deploycompress.data.datasets.torchvision:Torchvision",
         "csv": "deploycompress.data.datasets.csv_table:CsvTable",
         "wav_folder": "deploycompress.data.datasets.wav_folder:WavFolder",

@@ -26,26 +26,18 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Side = Annotated[int, Field(ge=1)]
 
 
-class ImageConfig(DataConfig):
-    """What the network reads of an image, and how training changes it."""
+class PixelConfig(DataConfig):
+    """The size and the scale of the pixels that a network reads."""
 
     image_size: Side | tuple[Side, Side] = Field(224, description="Height and width, or one number for both")
-    resize: Side | None = Field(
-        None,
-        description="The shorter side before the centre crop: 256 for 224; null: as small as the crop lets it be",
-    )
     channels: Literal[1, 3] = Field(3, description="3: RGB, 1: grey")
     mean: tuple[float, ...] | None = Field(
         None, description="Of each channel with pixels in 0..1; null: ImageNet's, for grey 0.5"
     )
     std: tuple[float, ...] | None = Field(None, description="As mean")
-    augment: Augment | Literal["resized_crop"] = Field(
-        "none", description="In training; resized_crop is Inception's: 8 % to 100 % of the area, and flipped"
-    )
-    in_memory: bool = Field(False, description="Keep every image after it was decoded once")
 
     @model_validator(mode="after")
-    def _one_for_each_channel(self) -> ImageConfig:
+    def _one_for_each_channel(self) -> PixelConfig:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.channels:
@@ -54,15 +46,37 @@ class ImageConfig(DataConfig):
                 )
         if self.std is not None and not all(value > 0 for value in self.std):
             raise ValueError(f"std is {self.std}; expected numbers above 0")
-        height, width = self.size
-        if self.resize is not None and self.resize < max(height, width):
-            raise ValueError(f"resize is {self.resize}; expected at least image_size, {max(height, width)}")
         return self
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def mode(self) -> Literal["RGB", "L"]:
+        """Pillow's name for the channels."""
+        return "RGB" if self.channels == 3 else "L"
+
+
+class ImageConfig(PixelConfig):
+    """What the network reads of an image with a class, and how training changes it."""
+
+    resize: Side | None = Field(
+        None,
+        description="The shorter side before the centre crop: 256 for 224; null: as small as the crop lets it be",
+    )
+    augment: Augment | Literal["resized_crop"] = Field(
+        "none", description="In training; resized_crop is Inception's: 8 % to 100 % of the area, and flipped"
+    )
+    in_memory: bool = Field(False, description="Keep every image after it was decoded once")
+
+    @model_validator(mode="after")
+    def _resize_holds_the_crop(self) -> ImageConfig:
+        height, width = self.size
+        if self.resize is not None and self.resize < max(height, width):
+            raise ValueError(f"resize is {self.resize}; expected at least image_size, {max(height, width)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ class Pictures:
         whole = self.config.augment == "resized_crop" and self.changed  # the crop is another one each time
         image = self._kept.get(index)
         if image is None:
-            decoded = self.read(index).convert("RGB" if self.config.channels == 3 else "L")
+            decoded = self.read(index).convert(self.config.mode)
             image = np.asarray(decoded if whole else fitted(decoded, self.config))
             if self.config.in_memory:
                 self._kept[index] = image
@@ -162,7 +176,7 @@ def random_crop(image: Image, config: ImageConfig, rng: np.random.Generator) -> 
     return fitted(image, config)
 
 
-def standardised(images: Tensor, config: ImageConfig) -> Tensor:
+def standardised(images: Tensor, config: PixelConfig) -> Tensor:
     """``images`` [batch, channels, height, width] in 0..1, minus the mean, by the standard deviation."""
     import torch
 

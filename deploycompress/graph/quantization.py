@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -72,8 +73,10 @@ def _prepare(source: Path, prepared: Path) -> tuple[Note, ...]:
     """Shape inference and graph optimisation before quantization, as ONNX Runtime's guide asks."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    source, prepared = source.resolve(), prepared.resolve()
     try:
-        quant_pre_process(source, prepared)
+        with contextlib.chdir(prepared.parent):  # what it cannot infer it writes into the working directory
+            quant_pre_process(source, prepared)
     except Exception as error:  # symbolic shape inference does not know every operator
         reason = f"symbolic shape inference failed ({type(error).__name__}: {error}); went on without"
         try:

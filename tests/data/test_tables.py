@@ -102,6 +102,17 @@ def test_missing_values_are_named_or_filled(opened, table):
     assert sorted(numbers.tolist()) == pytest.approx([-1, 0, 0, 1]) and sorted(ids.tolist()) == [0, 1, 2, 2]
 
 
+def test_counts_are_taken_by_their_logarithm_and_rare_categories_are_unknown(opened, table):
+    rows = "age,city,paid\n0,Rome,yes\n-99,Rome,no\n999,Oslo,yes\n99,,no\n"
+    table(rows, "test.csv")
+    data = opened("csv", BOTH, root=table(rows), logarithm=True, min_count=2, missing="fill", **COLUMNS)
+    inputs, _ = whole(data, "test")
+    logs = torch.tensor([0.0, -2, 3, 2])  # of 10: sign(x) log(1 + |x|)
+    wanted = (logs - logs.mean()) / logs.std(correction=0)
+    assert inputs["numbers"][:, 0].tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert inputs["ids"][:, 0].tolist() == [1, 1, 0, 0], "Oslo is in one row"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

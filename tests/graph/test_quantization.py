@@ -70,6 +70,35 @@ def test_no_calibration_data(exported: Path, tmp_path: Path) -> None:
         quantize_onnx(exported, tmp_path / "model.onnx", [{"x": np.ones(3)}], scheme="u8s8")
 
 
+def test_what_shape_inference_leaves_behind_is_not_in_the_users_folder(tmp_path: Path, monkeypatch) -> None:
+    """A map resized and joined to one of a dynamic batch: ONNX Runtime gives up, and saves what it has."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        net (float[batch, 4, 8, 8] image) => (float[batch, 8, 8, 8] joined)
+        <float[4, 4, 1, 1] weight, float[4] scales = {1, 1, 2, 2}> {
+            made = Conv (image, weight)
+            half = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (made)
+            whole = Resize <mode = "nearest"> (half, , scales)
+            joined = Concat <axis = 1> (whole, made)
+        }
+    """)
+    weight = np.random.default_rng(0).normal(size=(4, 4, 1, 1)).astype(np.float32)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(
+        [
+            onnx.numpy_helper.from_array(weight, "weight"),
+            onnx.numpy_helper.from_array(np.float32([1, 1, 2, 2]), "scales"),
+        ]
+    )
+    onnx.save(model, tmp_path / "net.onnx")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    feed = {"image": np.random.default_rng(1).normal(size=(4, 4, 8, 8)).astype(np.float32)}
+    found = quantize_onnx(Path("../net.onnx"), Path("int8.onnx"), [feed])
+    assert [note.kind for note in found.notes] == ["fell_back"]
+    assert [path.name for path in Path().iterdir()] == ["int8.onnx"]
+
+
 def test_a_file_that_cannot_be_quantized(tmp_path: Path, feed) -> None:
     (tmp_path / "source.onnx").write_bytes(b"rubbish")
     with pytest.raises((ConfigError, StageFailed), match=r"source.onnx"):

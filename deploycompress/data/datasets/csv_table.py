@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -30,6 +31,13 @@ class CsvTable:
     class Config(TableConfig):
         numeric: tuple[Column, ...] = Field((), description="Columns of numbers")
         categorical: tuple[Column, ...] = Field((), description="Columns of categories")
+        logarithm: bool = Field(
+            False,
+            description="Of every number x: sign(x) log(1 + |x|), for counts, before it is standardised",
+        )
+        min_count: Annotated[int, Field(ge=1)] = Field(
+            1, description="A category that is rarer in train has id 0, as an unknown one"
+        )
         label: Column = Field("label", description="The column that is predicted")
         label_kind: Literal["class", "number"] = Field("class", description="number: regression, as float32")
         missing: Literal["refuse", "fill"] = Field(
@@ -89,7 +97,8 @@ class CsvTable:
     def _numbers(self, table: Table) -> np.ndarray:
         """[rows, numeric columns] float64, NaN where a value is missing and may be."""
         columns = [_column(table, c, fill=self.config.missing == "fill") for c in self.config.numeric]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
+        values = np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
+        return np.sign(values) * np.log1p(np.abs(values)) if self.config.logarithm else values
 
     def _ids(self, table: Table, train: Table) -> np.ndarray:
         """[rows, categorical columns] int64."""
@@ -98,7 +107,8 @@ class CsvTable:
             cells = table.cells(column)
             if self.config.missing == "refuse":
                 _refuse_missing(table, column, [cell.lower() in MISSING for cell in cells])
-            known = sorted({cell for cell in train.cells(column) if cell.lower() not in MISSING})
+            counts = Counter(cell for cell in train.cells(column) if cell.lower() not in MISSING)
+            known = sorted(cell for cell, count in counts.items() if count >= self.config.min_count)
             ids = {value: number for number, value in enumerate(known, start=1)}
             found[:, at] = [ids.get(cell, 0) for cell in cells]
         return found
