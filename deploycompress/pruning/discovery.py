@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from deploycompress.contracts import Model
 from deploycompress.pruning.attention.trial import Attention, find_attention
-from deploycompress.pruning.groups import Found, Unpruned
+from deploycompress.pruning.groups import ChannelGroup, Found, Unpruned
 from deploycompress.pruning.labelled_groups import labelled_groups
 from deploycompress.pruning.layers import Layer, describe, is_transposed_linear
 from deploycompress.pruning.screening import screen
@@ -27,7 +27,8 @@ def find_groups(module: nn.Module, model: Model, exclude: Sequence[str] = ()) ->
     roots = [name for name, _ in producing_layers(module)]
     candidates, unpruned = labelled_groups(module, model, roots, attention, exclude)
     good, failed = screen(module, model, candidates)
-    every = [_explained(item, attention) for item in (*unpruned, *_recurrent(module), *failed)]
+    whole = (*unpruned, *_recurrent(module), *_embeddings(module, good), *failed)
+    every = [_explained(item, attention) for item in whole]
     order = {name: i for i, (name, _) in enumerate(module.named_modules())}
     return Found(tuple(good), tuple(sorted(every, key=lambda u: order[u.layer])))
 
@@ -49,6 +50,14 @@ def _explained(item: Unpruned, attention: Sequence[Attention]) -> Unpruned:
         if found.reason and f"{item.layer}.".startswith(f"{found.path}."):
             return Unpruned(item.layer, f"attention: {found.reason}")
     return item
+
+
+def _embeddings(module: nn.Module, groups: Sequence[ChannelGroup]) -> Iterator[Unpruned]:
+    """Those whose vectors keep their length; in a transformer they go with the stream that layers add to."""
+    pruned = {member.layer for group in groups for member in group.members}
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding) and name not in pruned:
+            yield Unpruned(name, "an embedding is narrowed only with a layer that writes to the same channels")
 
 
 def _recurrent(module: nn.Module) -> Iterator[Unpruned]:

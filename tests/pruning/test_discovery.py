@@ -211,6 +211,23 @@ def test_a_weight_with_two_owners_is_cut_once_and_stays_one(
     assert one.weight is other.weight and 8 in one.weight.shape
 
 
+class Categories(nn.Module):
+    """Vectors that only a perceptron reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.vectors, self.up, self.down = nn.Embedding(7, 4), nn.Linear(20, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.down(F.relu(self.up(self.vectors(x).flatten(1))))
+
+
+def test_an_embedding_that_no_layer_adds_to_is_left_whole_with_its_reason(given):
+    groups, unpruned = summary(given(Categories, (5,), 7))
+    assert set(groups) == {"up"} and set(unpruned) == {"down", "vectors"}
+    assert unpruned["vectors"].startswith("an embedding is narrowed only with a layer that writes")
+
+
 @pytest.mark.parametrize(("make", "shape"), [(Attention, (5, 8)), (TiedToInput, (8,))])
 def test_the_rest_is_pruned_all_the_same(given, make, shape):
     groups, _ = summary(given(make, shape))
