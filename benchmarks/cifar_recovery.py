@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from cifar_report import recovery_markdown
-from cifar_stages import MODEL, Bench, recipe, stop_gently
+from cifar_stages import MODEL, Bench, add, begin, recipe, unfinished
 from torch import nn
 
-from deploycompress.artifact import Artifact, read_json, write_json, write_text
+from deploycompress.artifact import Artifact
 from deploycompress.contracts import Outputs
 from deploycompress.data.tasks.classification import Classification
 from deploycompress.errors import Interrupted
-from deploycompress.measure.environment import environment
 from deploycompress.model import checkpoint
 from deploycompress.pruning.costs import count
 
@@ -57,7 +55,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="keeps decoded data and every checkpoint")
     parser.add_argument("--network", choices=("resnet20", "resnet56"), default="resnet20")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--adapt", type=int, help="epochs on the JPEG copy before all else; as many as --epochs")
+    parser.add_argument(
+        "--adapt", type=int, help="epochs on the JPEG copy before all else; as many as --epochs"
+    )
     parser.add_argument("--rate", type=float, default=0.02, help="highest learning rate")
     parser.add_argument("--precision", choices=("bf16", "no"), default="bf16", help="of products in training")
     parser.add_argument("--speedups", nargs="+", type=float, default=[2.11, 2.57])
@@ -67,10 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    if arguments.data is None or not Path(arguments.data).is_dir():
-        raise SystemExit("this needs real data: give its folder by --data or DEPLOYCOMPRESS_DATA")
-    torch.set_num_threads(arguments.threads)
-    stop_gently()
+    begin(arguments)
     try:
         run(arguments)
     except Interrupted as interrupted:
@@ -79,7 +76,6 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    known: dict[str, Any] = read_json(arguments.output) if arguments.output.exists() else {"rows": []}
     adapt = arguments.epochs if arguments.adapt is None else arguments.adapt
     fixed = {
         "network": arguments.network, "epochs": arguments.epochs, "adapted_epochs": adapt, "rate": arguments.rate,
@@ -91,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         for method in arguments.methods
         for speedup in ([1.0] if method in DENSE else arguments.speedups)
     ]
-    wanted = [key for key in wanted if not any(key.items() <= row.items() for row in known["rows"])]
+    wanted = unfinished(arguments.output, wanted)
     if not wanted:
         return
     bench = Bench.open(arguments.network, Path(arguments.data), arguments.cache, arguments.limit)
@@ -99,11 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     start = bench.adapted({**train, "epochs": adapt})
     for key in wanted:
         row = {**key, **_row(bench, start, train, key)}
-        print({name: value for name, value in row.items() if name != "correct"}, flush=True)
-        known["rows"].append(row)
-        document = {**known, "environment": environment()}
-        write_json(arguments.output, document)
-        write_text(arguments.output.with_suffix(".md"), recovery_markdown(document["rows"]))
+        add(arguments.output, row, recovery_markdown)
 
 
 def _row(bench: Bench, start: Artifact, train: Mapping[str, Any], key: Mapping[str, Any]) -> dict[str, Any]:

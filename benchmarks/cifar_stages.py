@@ -6,8 +6,9 @@ where it was. The code is not in that key: take a new cache when it has changed.
 
 from __future__ import annotations
 
+import argparse
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from equal_subjects import SUBJECTS
 from real_data import Samples, Sets
 from torch import Tensor, nn
 
-from deploycompress.artifact import Artifact, digest_json
+from deploycompress.artifact import Artifact, digest_json, read_json, write_json, write_text
 from deploycompress.config.schema import InputSpec, ModelConfig, TargetConfig
 from deploycompress.contracts import Batch, Event, RunContext, Stage
 from deploycompress.data.tasks.classification import Classification
+from deploycompress.engine.locks import lock
 from deploycompress.engine.store import FileStore
+from deploycompress.measure.environment import environment
 from deploycompress.model import checkpoint
 from deploycompress.model.source import SourceModel
 from deploycompress.recovery.evaluation import evaluate
@@ -33,7 +36,10 @@ from deploycompress.stages.prune import Prune
 from deploycompress.stages.train import Train
 
 BATCH = 128
-CALIBRATION, CALIBRATION_BATCH = 2048, 32  # samples to tell importance from, as in the comparison at equal latency
+CALIBRATION, CALIBRATION_BATCH = (
+    2048,
+    32,
+)  # samples to tell importance from, as in the comparison at equal latency
 ADAPTED_SEED = 1000  # of the one dense network that every seed starts from
 MODEL = "model"
 
@@ -129,20 +135,29 @@ class Bench:
         return cls(name, data, subject.sets(data, cache), model, FileStore(cache / "store"), limit)
 
     def adapted(self, settings: Recipe) -> Artifact:
-        """The published weights, fine-tuned on all training images: what everything starts from, and the teacher."""
+        """The published weights, fine-tuned on all training images: what everything starts from, and the teacher.
+
+        With no epoch the published weights themselves.
+        """
         weights = SUBJECTS[self.name].weights
         assert weights is not None
         dense = self.model.build()
         dense.load_state_dict(dict(weights(self.data)))
         whole = replace(self, limit=None)
-        published = whole.kept("published", {}, lambda folder: checkpoint.save(dense, folder / MODEL, self.model))
+        published = whole.kept(
+            "published", {}, lambda folder: checkpoint.save(dense, folder / MODEL, self.model)
+        )
+        if not settings["epochs"]:
+            return published
         return whole.made(Train(Train.Config.model_validate(settings)), {"source": published}, ADAPTED_SEED)
 
     def pruned(self, source: Artifact, config: Mapping[str, Any], seed: int) -> Artifact:
         """By the prune stage."""
         return self.made(Prune(Prune.Config.model_validate(config)), {"source": source}, seed)
 
-    def distilled(self, source: Artifact, teacher: Artifact, config: Mapping[str, Any], seed: int) -> Artifact:
+    def distilled(
+        self, source: Artifact, teacher: Artifact, config: Mapping[str, Any], seed: int
+    ) -> Artifact:
         """By the distill stage; with ``alpha: 0`` that is fine-tuning on the labels, and all else alike."""
         stage = Distill(Distill.Config.model_validate(config))
         return self.made(stage, {"source": source, "teacher": teacher}, seed)
@@ -193,8 +208,11 @@ class Bench:
 STOPPING: list[int] = []  # signals that have come
 
 
-def stop_gently() -> None:
+def begin(arguments: argparse.Namespace) -> None:
     """SIGINT and SIGTERM end a training after its step, with a checkpoint; the same command goes on from there."""
+    if arguments.data is None or not Path(arguments.data).is_dir():
+        raise SystemExit("this needs real data: give its folder by --data or DEPLOYCOMPRESS_DATA")
+    torch.set_num_threads(arguments.threads)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: STOPPING.append(number))
 
@@ -202,3 +220,18 @@ def stop_gently() -> None:
 def say(event: Event) -> None:
     if event.kind != "progress" or event.message.startswith("epoch"):
         print("   ", event.message, {k: round(v, 4) for k, v in event.figures.items()}, flush=True)
+
+
+def unfinished(output: Path, keys: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that have no row in ``output`` yet."""
+    rows = read_json(output)["rows"] if output.exists() else []
+    return [key for key in keys if not any(key.items() <= row.items() for row in rows)]
+
+
+def add(output: Path, row: Mapping[str, Any], markdown: Callable[[Sequence[Mapping[str, Any]]], str]) -> None:
+    """Keep a finished row, and the table of all beside it; commands that run at once may share ``output``."""
+    print({name: value for name, value in row.items() if name != "correct"}, flush=True)
+    with lock(output.with_suffix(".lock"), wait_s=None):
+        known = read_json(output)["rows"] if output.exists() else []
+        write_json(output, {"rows": [*known, row], "environment": environment()})
+        write_text(output.with_suffix(".md"), markdown([*known, row]))

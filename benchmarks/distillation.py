@@ -17,17 +17,16 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from cifar_report import distillation_markdown
-from cifar_stages import Bench, recipe, stop_gently
+from cifar_stages import Bench, add, begin, recipe, unfinished
 
-from deploycompress.artifact import Artifact, read_json, write_json, write_text
+from deploycompress.artifact import Artifact
 from deploycompress.errors import ConfigError, Interrupted
-from deploycompress.measure.environment import environment
 from deploycompress.pruning.costs import count
 from deploycompress.registry import LOSSES
 
@@ -71,12 +70,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    if arguments.data is None or not Path(arguments.data).is_dir():
-        raise SystemExit("this needs real data: give its folder by --data or DEPLOYCOMPRESS_DATA")
     if absent := set(LOSSES) - set(_losses()):
         raise SystemExit(f"no variant here uses {', '.join(sorted(absent))}: add one")
-    torch.set_num_threads(arguments.threads)
-    stop_gently()
+    begin(arguments)
     try:
         run(arguments)
     except Interrupted as interrupted:
@@ -85,14 +81,13 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    known: dict[str, Any] = read_json(arguments.output) if arguments.output.exists() else {"rows": []}
     fixed = {
         "network": arguments.network, "speedup": arguments.speedup, "epochs": arguments.epochs,
         "adapted_epochs": arguments.adapt, "rate": arguments.rate, "precision": arguments.precision,
         "limit": arguments.limit,
     }  # fmt: skip
     wanted = [{**fixed, "loss": loss, "seed": seed} for seed in arguments.seeds for loss in arguments.losses]
-    wanted = [key for key in wanted if not any(key.items() <= row.items() for row in known["rows"])]
+    wanted = unfinished(arguments.output, wanted)
     if not wanted:
         return
     bench = Bench.open(arguments.network, Path(arguments.data), arguments.cache, arguments.limit)
@@ -102,13 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         target = {"macs": f"{100 / arguments.speedup:.4f}%"}
         student = bench.pruned(teacher, {"target": target, "align": 1}, key["seed"])
         row = {**key, "options": VARIANTS[key["loss"]], **_row(bench, student, teacher, train, key)}
-        print({name: value for name, value in row.items() if name != "correct"}, flush=True)
-        known["rows"].append(row)
-        document = {**known, "environment": environment()}
-        write_json(arguments.output, document)
-        write_text(
-            arguments.output.with_suffix(".md"), distillation_markdown(document["rows"], FINE_TUNING)
-        )
+        add(arguments.output, row, partial(distillation_markdown, reference=FINE_TUNING))
 
 
 def _row(

@@ -56,9 +56,7 @@ def chain(tmp_path_factory) -> Callable[[str, Callable[[Path], Path], Sequence[s
     Trained, and in this process: the engine around it is tested elsewhere.
     """
 
-    def run(
-        name: str, make: Callable[[Path], Path], changes: Sequence[str]
-    ) -> tuple[Told, Path]:
+    def run(name: str, make: Callable[[Path], Path], changes: Sequence[str]) -> tuple[Told, Path]:
         folder = tmp_path_factory.mktemp(name)
         (folder / "data").mkdir()
         config = read(PIPELINES / f"{name}.yaml", [f"data.root={make(folder / 'data')}", *changes])

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from deploycompress.config.reader import read
 from deploycompress.engine.plan import plan
 from deploycompress.errors import ConfigError
+from deploycompress.examples import bert
 from deploycompress.registry import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,8 +64,8 @@ def cnn(width: int) -> str:
     return f"{{build: 'deploycompress.examples.cnn:build', args: {arguments}}}"
 
 
-def student(step: str, network: str) -> list[str]:
-    return [f"{step}.student={network}", f"{step}.epochs=3", f"{step}.lr=3e-2"]
+def student(step: str, network: str, rate: str = "3e-2") -> list[str]:
+    return [f"{step}.student={network}", f"{step}.epochs=4", f"{step}.lr={rate}"]
 
 
 BERT = "width: 16, heads: 2, hidden: 32, words: 40, length: 16, dropout: 0.0"
@@ -72,7 +74,7 @@ IMAGES = [*TRAINED, "data.image_size=32", "data.augment=flip", "train.lr=3e-2"]
 PICTURES = [
     *IMAGES, "data.resize=null", "model.build=deploycompress.examples.cnn:build",
     "model.args={width: 8, channels: 3, image_size: 32, classes: 8}",
-    "model.inputs={image: {shape: [batch, 3, 32, 32]}}",
+    "model.inputs.image.shape=[batch, 3, 32, 32]",
 ]  # fmt: skip
 # So few samples judge nothing, and small networks cannot save much: the steps and their checks are tested.
 LOOSE = ["gates.accuracy.max_drop=100 pp", "gates.artifact_size.max_ratio=100%"]
@@ -83,7 +85,8 @@ TOYS = {
         reviews,
         [
             *TRAINED, "train.lr=1e-2", f"model.args={{layers: 3, {BERT}}}", "data.vocabulary=40", "data.length=16",
-            *student("distill", f"{{build: deploycompress.examples.bert:build, args: {{layers: 2, {BERT}}}}}"),
+            "model.inputs.input_ids.max=40",
+            *student("distill", f"{{build: deploycompress.examples.bert:build, args: {{layers: 2, {BERT}}}}}", "1e-2"),
             "distill.loss=[kd, {cosine: {layers: {bert.encoder.layer.1: bert.encoder.layer.2}, mask: attention_mask}}]",
         ],
     ),
@@ -127,6 +130,17 @@ def test_the_students_are_other_networks_than_their_teachers(ran):
     assert inherited == (
         ["the student starts with 41 of its 41 tensors from its source"] * (name == "bert-to-distilbert")
     )
+
+
+def test_the_layers_that_the_small_bert_learns_from_are_there():
+    config = read(ROOT / "pipelines" / "bert-to-distilbert.yaml")
+    distill = next(step.config for step in config.stages if step.stage == "distill")
+    layers = distill.loss[1]["cosine"]["layers"]
+    with torch.device("meta"):
+        teacher, student = bert.build(**config.model.args), bert.build(**distill.student.args)
+    for own, other in layers.items():
+        assert own == f"bert.encoder.layer.{len(student.get_submodule('bert.encoder.layer')) - 1}"
+        assert other == f"bert.encoder.layer.{len(teacher.get_submodule('bert.encoder.layer')) - 1}"
 
 
 @pytest.mark.parametrize("name", TOYS)

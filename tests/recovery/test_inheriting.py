@@ -47,7 +47,9 @@ def test_evenly_spread_layers_are_taken(few, many, expected):
 def test_a_layer_of_another_shape_keeps_its_own():
     student, source = Deep(1, width=5), Deep(2)
     head = student.head.weight.clone()
-    with pytest.raises(ConfigError, match=r"distill\.inherit: no layer of the student has the path and the shape"):
+    with pytest.raises(
+        ConfigError, match=r"distill\.inherit: no layer of the student has the path and the shape"
+    ):
         inherit(student, source)
     source.head = nn.Linear(5, 2)
     assert inherit(student, source)[0] == 2 and not student.head.weight.equal(head)
