@@ -56,6 +56,7 @@ def quantize_onnx(
                 per_channel=True,
                 reduce_range=types.reduce_range,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
+                nodes_to_exclude=_masked_scores(prepared),
             )
         except ConfigError:
             raise
@@ -66,6 +67,25 @@ def quantize_onnx(
                 f"{source.name} cannot be quantized: {type(error).__name__}: {error}"
             ) from error
     return Quantized(destination, resolved, feeds.samples, notes)
+
+
+def _masked_scores(prepared: Path) -> list[str]:
+    """Softmax, what adds its mask and what makes that: by name, they stay in float.
+
+    A mask is the lowest number of all where a token may not look. In one range with it every score is zero in INT8,
+    and attention is the same everywhere.
+    """
+    import onnx
+
+    graph = onnx.load(prepared, load_external_data=False).graph
+    makers = {output: node for node in graph.node for output in node.output}
+    found = []
+    for node in graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "Softmax" else None
+        if maker is not None and maker.op_type in ("Add", "Where"):
+            before = (makers[name] for name in maker.input if name in makers)
+            found += [node.name, maker.name, *(other.name for other in before if other.op_type == "Where")]
+    return found
 
 
 def _prepare(source: Path, prepared: Path) -> tuple[Note, ...]:

@@ -106,7 +106,9 @@ def test_cosine_of_hidden_states_leaves_padding_out():
         assert float(loss(student, teacher, masked)) == pytest.approx(expected)
     with pytest.raises(ConfigError, match=r"mask 'mask': received the inputs x; expected an input \[1, 2\]"):
         loss(student, teacher, Batch({"x": torch.ones(1, 2)}, None, 1))
-    with pytest.raises(ConfigError, match=r"layer of the student is 2 wide and layer of the teacher 3; .*features"):
+    with pytest.raises(
+        ConfigError, match=r"layer of the student is 2 wide and layer of the teacher 3; .*features"
+    ):
         loss.attach(layers, {"layer": Layer((1, 2, 3), 2)})
     assert not Cosine().reads_features
     with pytest.raises(ValueError, match="mask is 'mask', which is of hidden states"):
