@@ -43,7 +43,8 @@ OURS: dict[str, dict[str, Any]] = {
     "ours_uniform": {"align": 1, "allocation": "uniform"},
     "ours_isomorphic": {"align": 1, "allocation": "isomorphic"},
 }
-THEIRS = ("tp_magnitude", "tp_taylor")
+# Their padded shortcuts are not what it was shown on: ``inner`` leaves the residual streams as wide as they are.
+THEIRS = ("tp_magnitude", "tp_taylor", "tp_magnitude_inner", "tp_taylor_inner")
 DEFAULT = (*DENSE, "ours", *THEIRS)
 KD = {"loss": "kd", "temperature": 4, "alpha": 0.9}
 TP_STEPS = 400  # of which as many are taken as the MACs want; the number that its authors use
@@ -138,7 +139,10 @@ def _torch_pruned(
 
     network = bench.network(start).eval()
     full = count(network, bench.model)["macs"]
-    taylor = method == "tp_taylor"
+    taylor = method.startswith("tp_taylor")
+    ignored = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    if method.endswith("inner"):
+        ignored += [m for name, m in network.named_modules() if name == "conv1" or name.endswith(".conv2")]
     kind = torch_pruning.importance
     pruner = torch_pruning.pruner.BasePruner(
         network,
@@ -147,7 +151,7 @@ def _torch_pruned(
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=TP_STEPS,
-        ignored_layers=[m for m in network.modules() if isinstance(m, nn.Linear)],
+        ignored_layers=ignored,
         in_channel_groups={},  # the defaults are shared and written to
         out_channel_groups={},
         num_heads={},
