@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,10 @@ def _prepare(source: Path, prepared: Path) -> tuple[Note, ...]:
     """Shape inference and graph optimisation before quantization, as ONNX Runtime's guide asks."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    source, prepared = source.absolute(), prepared.absolute()
     try:
-        quant_pre_process(source, prepared)
+        with chdir(prepared.parent):  # what cannot be inferred is left in the working directory
+            quant_pre_process(source, prepared)
     except Exception as error:  # symbolic shape inference does not know every operator
         reason = f"symbolic shape inference failed ({type(error).__name__}: {error}); went on without"
         try:

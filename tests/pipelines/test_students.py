@@ -119,6 +119,10 @@ def test_teacher_and_students_learn_and_every_step_makes_its_artefact(ran):
     assert len(list(folder.rglob("*.onnx"))) == 1 + 2 * students, "the baseline, and FP32 and INT8 of each"
 
 
+def test_nothing_is_left_beside_the_run(ran):
+    assert not Path("sym_shape_infer_temp.onnx").exists(), "shapes of BERT that ONNX Runtime cannot infer"
+
+
 def test_the_test_split_is_read_by_the_benchmark_alone_at_the_end(ran):
     _, told, _ = ran
     assert [step for step, splits in told.splits.items() if "test" in splits] == ["benchmark"]
