@@ -57,7 +57,9 @@ def _embeddings(module: nn.Module, groups: Sequence[ChannelGroup]) -> Iterator[U
     pruned = {member.layer for group in groups for member in group.members}
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding) and name not in pruned:
-            yield Unpruned(name, "an embedding is narrowed only with a layer that writes to the same channels")
+            yield Unpruned(
+                name, "an embedding is narrowed only with a layer that writes to the same channels"
+            )
 
 
 def _recurrent(module: nn.Module) -> Iterator[Unpruned]:

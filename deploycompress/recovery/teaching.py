@@ -55,6 +55,10 @@ class Teaching(StrictModel):
     )
     joint: bool = False  # the teacher learns too, from the labels and from the student
     student: Network | None = None  # starts another network, {build, args, weights}; its source teaches it
+    inherit: bool = Field(
+        False,
+        description="The student starts with its source's weights where they fit; of more layers, evenly spread ones",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -69,6 +73,14 @@ class Teaching(StrictModel):
         for name, arguments in _entries(value):
             _check_loss(name, arguments)
         return value
+
+    @model_validator(mode="after")
+    def _inherits_once(self) -> Teaching:
+        if self.inherit and self.student is None:
+            raise ValueError("inherit: the source is the student already; expected a student: {build, args}")
+        if self.inherit and self.student is not None and self.student.weights is not None:
+            raise ValueError("inherit: the student has weights of its own; leave one of the two out")
+        return self
 
     @model_validator(mode="after")
     def _teachers_fit(self) -> Teaching:

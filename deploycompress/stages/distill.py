@@ -109,7 +109,15 @@ class Distill(Stage):
     def _student(self, inputs: Inputs, context: RunContext) -> nn.Module:
         if self.config.student is None:
             return _loaded(inputs["source"][0].path, context)
-        return _built(self.config.student, "distill.student", context)
+        student = _built(self.config.student, "distill.student", context)
+        if self.config.inherit:
+            from deploycompress.recovery.inheriting import inherit
+
+            taken, total = inherit(student, _loaded(inputs["source"][0].path, context))
+            context.emit(
+                Event("decision", f"the student starts with {taken} of its {total} tensors from its source")
+            )
+        return student
 
     def _objective(self, inputs: Inputs, context: RunContext, apart: Path) -> Distillation | MutualLearning:
         """``apart``: a folder for the layers of teachers that fit no device."""

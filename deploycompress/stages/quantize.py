@@ -26,6 +26,7 @@ class Quantize(Stage):
 
     accepts = frozenset({"onnx"})
     produces = frozenset({"onnx"})
+    version = 2
     libraries = ("onnxruntime", "onnx", "numpy")
     compresses = True
 

@@ -74,6 +74,7 @@ def test_files_and_builds_are_made_absolute(tiny):
         ("teacher: {build: modle.py:build}", r"teacher.build: 'modle.py:build': .* did you mean model.py"),
         ("student: {build: model.py:bild}", r"student.build: 'model.py:bild': .* did you mean 'build'"),
         ("student: {build: model.py:build, weights: x.pt}", r"student.weights: 'x.pt' does not exist"),
+        ("inherit: true", r"inherit: the source is the student already; expected a student"),
         ("loss: dkdd", r"distill.loss: unknown loss 'dkdd'; did you mean 'dkd'"),
         ("loss: [kd, {atention: {}}]", r"unknown loss 'atention'; did you mean 'attention'"),
         ("loss: {kd: {temprature: 2}}", r"distill.loss: .*kd: unknown argument 'temprature'; did you mean 'temperature'"),

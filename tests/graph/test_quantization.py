@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.execution import inspect_onnx, run_onnx
@@ -126,3 +127,34 @@ def test_an_unknown_scheme() -> None:
         ConfigError, match="unknown quantization scheme 's4'; known: auto, u8s8, s8s8, u8s8_reduced"
     ):
         choose_scheme("s4", {})
+
+
+def test_a_mask_does_not_swallow_the_scores_that_it_is_added_to(tmp_path):
+    """Softmax over x W plus the lowest float where a token may not look, then the mean of tokens that it weighs."""
+    lowest = np.finfo(np.float32).min
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.normal(size=(8, 8)), "v": rng.normal(size=(8, 4)), "zero": 0.0, "lowest": lowest}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scores"], "scores"),
+        helper.make_node("Where", ["allowed", "zero", "lowest"], ["mask"], "mask"),
+        helper.make_node("Add", ["scores", "mask"], ["masked"], "add"),
+        helper.make_node("Softmax", ["masked"], ["shares"], "softmax"),
+        helper.make_node("MatMul", ["shares", "v"], ["y"], "values"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "attention",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8]),
+            helper.make_tensor_value_info("allowed", TensorProto.BOOL, ["batch", 1, 8]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, 4])],
+        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()],
+    )
+    source = tmp_path / "source.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), source)
+    feed = {"x": rng.normal(size=(64, 3, 8)).astype(np.float32), "allowed": rng.random((64, 1, 8)) < 0.7}
+    quantize_onnx(source, tmp_path / "int8.onnx", [feed], scheme="u8s8")
+    (before,), (after,) = (run_onnx(path, [feed]) for path in (source, tmp_path / "int8.onnx"))
+    assert compare(before, after).cosine > 0.99
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(tmp_path / "int8.onnx").graph.node)

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import wave
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deploycompress.config.reader import read
-from deploycompress.contracts import Data, Event, Loader, Split
-from deploycompress.engine.context import open_context
-from deploycompress.engine.plan import plan
-from deploycompress.engine.rehearsal import rehearse
 from deploycompress.errors import ConfigError
 from deploycompress.registry import DATASETS
 
@@ -63,50 +57,10 @@ TOYS = {
 }
 
 
-@dataclass
-class Told:
-    """What happened in each step: the splits it opened, and what it said."""
-
-    splits: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    events: list[Event] = field(default_factory=list)
-    since: set[str] = field(default_factory=set)
-
-    def emit(self, event: Event) -> None:
-        self.events.append(event)
-        if event.message.endswith(" works"):  # the last word of a step
-            self.splits[event.message.removesuffix(" works")] |= self.since
-            self.since.clear()
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Data that tell which of their splits are opened."""
-
-    data: Data
-    told: Told
-
-    @property
-    def digest(self) -> str:
-        return self.data.digest
-
-    def loader(self, split: Split, epoch: int | None = None) -> Loader:
-        self.told.since.add(split)
-        return self.data.loader(split, epoch)
-
-
 @pytest.fixture(scope="module", params=TOYS)
-def ran(request, tmp_path_factory):
-    """The whole chain of a pipeline, trained, in this process: the engine around it is tested elsewhere."""
+def ran(request, chain):
     make, sizes = TOYS[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    (folder / "data").mkdir()
-    changes = [f"data.root={make(folder / 'data')}", *sizes, *SMALL, *LOOSE]
-    config = read(ROOT / "pipelines" / f"{request.param}.yaml", changes)
-    told = Told()
-    job = {"store": str(folder / "store"), "search_path": []}
-    context = open_context(config, job, rehearsal=False, emit=told.emit, stopping=lambda: False)
-    rehearse(plan(config), folder / "run", replace(context, data=Watched(context.data, told)))
-    return told, folder / "run"
+    return chain(request.param, make, [*sizes, *SMALL, *LOOSE])
 
 
 def test_it_learns_and_every_step_makes_its_artefact(ran):

@@ -93,6 +93,28 @@ def test_mse_and_cosine_by_hand():
         SquaredDistance()(out([[1.0, 2.0]]), out([3.0, 5.0]), NO_LABELS)
 
 
+def test_cosine_of_hidden_states_leaves_padding_out():
+    """Two tokens with an angle of 45 and of 90 degrees."""
+    layers = {"layer": Layer((1, 2, 2), 2)}
+    student = out([0.0], {"layer": torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])})
+    teacher = out([0.0], {"layer": torch.tensor([[[1.0, 1.0], [0.0, 3.0]]])})
+    masked = Batch({"mask": torch.tensor([[1, 0]])}, None, 1)
+    slope = 1 - 1 / math.sqrt(2)
+    for mask, expected in ((None, (slope + 1) / 2), ("mask", slope)):
+        loss = Cosine({"layer": "layer"}, mask)
+        assert loss.reads_features and [p.student for p in loss.attach(layers, layers)] == ["layer"]
+        assert float(loss(student, teacher, masked)) == pytest.approx(expected)
+    with pytest.raises(ConfigError, match=r"mask 'mask': received the inputs x; expected an input \[1, 2\]"):
+        loss(student, teacher, Batch({"x": torch.ones(1, 2)}, None, 1))
+    with pytest.raises(
+        ConfigError, match=r"layer of the student is 2 wide and layer of the teacher 3; .*features"
+    ):
+        loss.attach(layers, {"layer": Layer((1, 2, 3), 2)})
+    assert not Cosine().reads_features
+    with pytest.raises(ValueError, match="mask is 'mask', which is of hidden states"):
+        Cosine(mask="mask")
+
+
 def tokens(second):
     """Two tokens of one sample, the second with these teacher logits: [1, 2, 2]."""
     return out([[[0.0, 0.0], [0.0, 0.0]]]), out([[[SURE, 0.0], second]])
