@@ -24,7 +24,9 @@ class Padded(nn.Module):
 class Block(nn.Module):
     """Two 3x3 convolutions with a shortcut; a 1x1 convolution on the shortcut, or zeros, where the shape changes."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, shortcut: Shortcut) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, shortcut: Shortcut = "projection"
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels_out)
