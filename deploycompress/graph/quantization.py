@@ -46,6 +46,7 @@ def quantize_onnx(
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".quantize-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         notes = _prepare(source, prepared)
+        _separate_biases(prepared)
         try:
             quantization.quantize_static(
                 prepared,
@@ -87,6 +88,29 @@ def _masked_scores(prepared: Path) -> list[str]:
             before = (makers[name] for name in maker.input if name in makers)
             found += [node.name, maker.name, *(other.name for other in before if other.op_type == "Where")]
     return found
+
+
+def _separate_biases(prepared: Path) -> None:
+    """Give every node a bias of its own, in place.
+
+    ONNX Runtime copies one that nodes share under its name with a number behind it, which may be another tensor's.
+    """
+    import onnx
+
+    model = onnx.load(prepared, load_external_data=False)
+    biases = {initializer.name: initializer for initializer in model.graph.initializer}
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    seen = set()
+    for number, node in enumerate(model.graph.node):
+        name = node.input[2] if len(node.input) > 2 else ""
+        if name in seen and f"{name}/{number}" not in taken:
+            copied = model.graph.initializer.add()
+            copied.CopyFrom(biases[name])
+            node.input[2] = copied.name = f"{name}/{number}"
+        elif name in biases:
+            seen.add(name)
+    if len(model.graph.initializer) > len(biases):
+        onnx.save(model, prepared)
 
 
 def _prepare(source: Path, prepared: Path) -> tuple[Note, ...]:

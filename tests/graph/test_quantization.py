@@ -158,3 +158,31 @@ def test_a_mask_does_not_swallow_the_scores_that_it_is_added_to(tmp_path):
     (before,), (after,) = (run_onnx(path, [feed]) for path in (source, tmp_path / "int8.onnx"))
     assert compare(before, after).cosine > 0.99
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(tmp_path / "int8.onnx").graph.node)
+
+
+def test_a_bias_that_layers_share_gets_no_other_tensors_name(tmp_path):
+    """ONNX Runtime names its copy of ``bias_1`` for the second convolution ``bias_10``, as the reshape's output is."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "first": rng.normal(size=(4, 3, 1, 1)).astype(np.float32),
+        "second": rng.normal(size=(4, 4, 1, 1)).astype(np.float32),
+        "bias_1": rng.normal(size=4).astype(np.float32),
+        "shape": np.array([0, 4, 2, 8], np.int64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "first", "bias_1"], ["made"], "a"),
+        helper.make_node("Reshape", ["made", "shape"], ["bias_10"], "b"),
+        helper.make_node("Conv", ["bias_10", "second", "bias_1"], ["y"], "c"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "shared",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 2, 8])],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    source, feed = tmp_path / "source.onnx", {"x": rng.normal(size=(8, 3, 4, 4)).astype(np.float32)}
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), source)
+    made = quantize_onnx(source, tmp_path / "model.onnx", [feed], scheme="u8s8")
+    wanted, found = run_onnx(source, [feed])[0], run_onnx(made.path, [feed])[0]
+    assert compare(wanted, found).cosine > 0.99
