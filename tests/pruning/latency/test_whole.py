@@ -33,7 +33,7 @@ def measured(monkeypatch):
 
 
 def test_one_lucky_job_does_not_make_all_others_slow(measured):
-    models, left, pauses = measured(*[2.0] * 10, 1.8, *[2.0] * 10)
+    models, _, pauses = measured(*[2.0] * 10, 1.8, *[2.0] * 10)
     for _ in range(21):
         models.measure([], blocks=1, block_ms=1.0)
     assert not pauses and models.at_full_pace(2.1) and not models.at_full_pace(2.2)
