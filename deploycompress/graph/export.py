@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deploycompress import __version__
 from deploycompress.contracts import Model, Note
 from deploycompress.errors import DeployCompressError, StageFailed
+from deploycompress.graph.attention import FourDimensions
 from deploycompress.graph.execution import run_onnx
 from deploycompress.graph.fold import fold_batchnorm
 from deploycompress.model.parity import Parity, compare, to_numpy
@@ -130,16 +131,17 @@ def _dynamo(module: nn.Module, model: Model, example: Mapping[str, Tensor], path
         {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in model.inputs.values()
     )
-    program = torch.onnx.export(
-        named.eval(),
-        tuple(example.values()),
-        dynamo=True,
-        opset_version=opset,
-        input_names=list(example),
-        output_names=outputs,
-        dynamic_shapes=(shapes,),  # of *inputs
-        verbose=False,
-    )
+    with FourDimensions():
+        program = torch.onnx.export(
+            named.eval(),
+            tuple(example.values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(example),
+            output_names=outputs,
+            dynamic_shapes=(shapes,),  # of *inputs
+            verbose=False,
+        )
     if program is None:
         raise RuntimeError("the exporter gave nothing")
     _save(program.model, path, "dynamo")

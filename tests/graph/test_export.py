@@ -145,3 +145,26 @@ def test_large_weights_go_beside_the_file(small, network, tmp_path: Path, monkey
     model = small(network(), image=("batch", 3, 12, 12))
     made = export_onnx(model.module, model, tmp_path / "model.onnx", feeds=[model.example(1)])
     assert inspect_onnx(made.path)["external"] == ["model.onnx.data"]
+
+
+class Windows(nn.Module):
+    """Attention within windows: queries [batch, windows, heads, tokens, width], with or without a mask."""
+
+    def __init__(self, mask: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.mask = None if mask is None else nn.Buffer(torch.randn(mask))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 1, 4, 2, 5)
+        )  # x: [batch, windows, tokens, 8]
+        attended = nn.functional.scaled_dot_product_attention(q, k[:, :1], v, self.mask)
+        return attended.transpose(2, 3).flatten(3)
+
+
+@pytest.mark.parametrize("mask", [None, (6, 6), (2, 6, 6), (3, 1, 6, 6), (1, 3, 2, 6, 6)])
+def test_attention_of_more_than_four_dimensions(small, tmp_path, mask) -> None:
+    model = small(Windows(mask), x=("batch", 3, 6, 8))
+    made = export_onnx(model.module, model, tmp_path / "m.onnx", feeds=[model.example(n) for n in (1, 4)])
+    assert len(made.parity) == 2 and max(parity.relative for parity in made.parity) < 1e-5
