@@ -35,6 +35,7 @@ from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import choose, on_grid
 from deploycompress.pruning.masked import masked
 from deploycompress.pruning.scores import score
+from deploycompress.pruning.trials import livened
 
 ALIGN = 8
 BATCHES = (1, 3)  # parity is checked at; neither is the one that a graph is traced with
@@ -161,6 +162,8 @@ class _Subject:
         wake_zero_layers(self.unpruned)
         # Untrained networks may give outputs of 1e-22, on which every comparison holds.
         reestimate_batchnorm(self.unpruned, [self.samples], self.model.call)
+        if not self._varying(self.unpruned):  # layer scales of 1e-5, through all of which every pixel goes
+            self.unpruned = livened(self.unpruned, self.model)
         varying = self._require_varying(self.unpruned, None)
         found = find_groups(self.unpruned, self.model)
         self.report.unpruned = [(u.layer, u.reason) for u in found.unpruned]
@@ -262,12 +265,15 @@ class _Subject:
             raise StageFailed(f"the pruned model differs from {what} by {apart:.2g} of the largest output")
         return apart
 
+    def _varying(self, module: nn.Module) -> set[str]:
+        outputs = self._outputs(module, self.samples)
+        return set(outputs) - set(constant_outputs(outputs))
+
     def _require_varying(self, module: nn.Module, expected: set[str] | None) -> set[str]:
         """Names of the outputs that depend on the input: one at least, or those ``expected``."""
-        outputs = self._outputs(module, self.samples)
-        varying = set(outputs) - set(constant_outputs(outputs))
+        varying = self._varying(module)
         if not varying or (expected is not None and not varying >= expected):
-            which = ", ".join(sorted((expected or set(outputs)) - varying))
+            which = ", ".join(sorted((expected or set(self._outputs(module, self.samples))) - varying))
             raise StageFailed(
                 f"output {which} does not vary with the input, so comparing it proves nothing; "
                 "give integer inputs their range: NAME=SHAPE:int64:MAX"

@@ -19,11 +19,12 @@ class Net(nn.Module):
         self.a = nn.Conv2d(3, 16, 3, padding=1)
         self.norm = nn.BatchNorm2d(16)
         self.b = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.scale = nn.Parameter(torch.full((32,), 1e-9))  # hides all that is before it until it is trained
         self.head = nn.Linear(32, 5)
 
     def forward(self, image):
         x = torch.relu(self.b(torch.relu(self.norm(self.a(image)))))
-        return self.head(x.mean((2, 3)))
+        return self.head(x.mean((2, 3)) * self.scale + 1)
 
 
 class Deaf(Net):
