@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploycompress.contracts import Note
 from deploycompress.errors import ConfigError, StageFailed
@@ -15,6 +15,13 @@ from deploycompress.graph.calibration import CalibrationFeeds
 from deploycompress.graph.execution import Feed, inspect_onnx
 from deploycompress.graph.schemes import SCHEMES, choose_scheme
 from deploycompress.measure.environment import machine
+
+if TYPE_CHECKING:
+    import onnx
+
+
+# Whose third input is a bias that ONNX Runtime quantizes.
+WITH_BIAS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "InstanceNormalization", "LayerNormalization")
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ def quantize_onnx(
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".quantize-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         notes = _prepare(source, prepared)
-        _separate_biases(prepared)
+        in_float = _repair(prepared)
         try:
             quantization.quantize_static(
                 prepared,
@@ -58,7 +65,7 @@ def quantize_onnx(
                 per_channel=True,
                 reduce_range=types.reduce_range,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
-                nodes_to_exclude=_masked_scores(prepared),
+                nodes_to_exclude=in_float,
             )
         except ConfigError:
             raise
@@ -71,15 +78,22 @@ def quantize_onnx(
     return Quantized(destination, resolved, feeds.samples, notes)
 
 
-def _masked_scores(prepared: Path) -> list[str]:
-    """Softmax, what adds its mask and what makes that: by name, they stay in float.
+def _repair(prepared: Path) -> list[str]:
+    """Prepare a file, in place, for what ONNX Runtime's quantization does wrong; which nodes stay in float, by name."""
+    import onnx
+
+    model = onnx.load(prepared, load_external_data=False)
+    if _separate_biases(model.graph):
+        onnx.save(model, prepared)
+    return _masked_scores(model.graph)
+
+
+def _masked_scores(graph: onnx.GraphProto) -> list[str]:
+    """Softmax, what adds its mask and what makes that.
 
     A mask is the lowest number of all where a token may not look. In one range with it every score is zero in INT8,
     and attention is the same everywhere.
     """
-    import onnx
-
-    graph = onnx.load(prepared, load_external_data=False).graph
     makers = {output: node for node in graph.node for output in node.output}
     found = []
     for node in graph.node:
@@ -90,27 +104,23 @@ def _masked_scores(prepared: Path) -> list[str]:
     return found
 
 
-def _separate_biases(prepared: Path) -> None:
-    """Give every node a bias of its own, in place.
+def _separate_biases(graph: onnx.GraphProto) -> bool:
+    """Give every layer a bias of its own; whether there was one to give.
 
     ONNX Runtime copies one that nodes share under its name with a number behind it, which may be another tensor's.
     """
-    import onnx
-
-    model = onnx.load(prepared, load_external_data=False)
-    biases = {initializer.name: initializer for initializer in model.graph.initializer}
-    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    biases = {initializer.name: initializer for initializer in graph.initializer}
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
     seen = set()
-    for number, node in enumerate(model.graph.node):
-        name = node.input[2] if len(node.input) > 2 else ""
+    for number, node in enumerate(graph.node):
+        name = node.input[2] if node.op_type in WITH_BIAS and len(node.input) > 2 else ""
         if name in seen and f"{name}/{number}" not in taken:
-            copied = model.graph.initializer.add()
+            copied = graph.initializer.add()
             copied.CopyFrom(biases[name])
             node.input[2] = copied.name = f"{name}/{number}"
         elif name in biases:
             seen.add(name)
-    if len(model.graph.initializer) > len(biases):
-        onnx.save(model, prepared)
+    return len(graph.initializer) > len(biases)
 
 
 def _prepare(source: Path, prepared: Path) -> tuple[Note, ...]:

@@ -20,9 +20,9 @@ def reestimate_batchnorm(
 ) -> None:
     """Replace the running statistics by their average over ``batches`` (EagleEye, Li et al. 2020, section 4).
 
-    Those of the layers in ``fixed`` stay as they are. Everything else stays in evaluation mode, and no gradient is taken. A module without running statistics
-    is left as it is, and no batch is read for it. Afterwards the whole module is in evaluation mode.
-    Raises StageFailed when there is no batch.
+    Those of the layers in ``fixed`` stay as they are. Everything else stays in evaluation mode, and no gradient
+    is taken. A module without running statistics is left as it is, and no batch is read for it. Afterwards the
+    whole module is in evaluation mode. Raises StageFailed when there is no batch.
     """
     module.eval()
     norms = [

@@ -12,7 +12,7 @@ from deploycompress.contracts import Device, Event, Store
 from deploycompress.devices.jobs import Candidate, open_device
 from deploycompress.measure.environment import versions
 
-SCHEMA = 1  # raised when the same key would give other figures
+SCHEMA = 2  # raised when the same key would give other figures
 COMPARED = ("architecture", "cpu", "flags", "cores", "cpu_quota")  # of a device's facts
 
 Progress = Callable[[float, str], None]

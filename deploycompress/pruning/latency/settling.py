@@ -135,15 +135,14 @@ class _Search:
         if not self.tried:
             yield self._planned(share * AIM * self._limit() for share in FIRST)
             return
-        below = max((t for t in self.tried if self._below(t)), key=lambda t: t.ratio, default=None)
-        filled = self.filled(below) if below else []
-        if round > 1 and filled:
-            yield filled
+        best_below = max((t for t in self.tried if self._below(t)), key=lambda t: t.ratio, default=None)
+        if best_below and round > 1:
+            yield self.filled(best_below)
         for below, above in self._crossings():
             step = (above.predicted - below.predicted) / 4
             yield self._planned(below.predicted + n * step for n in (1, 2, 3))
-        if filled:
-            yield filled
+        if best_below:
+            yield self.filled(best_below)
         nearest = self.nearest()
         centre = AIM * self._limit() * nearest.predicted / nearest.ratio
         yield self._planned([centre * (1 - SPREAD * round), centre, centre * (1 + SPREAD * round)])

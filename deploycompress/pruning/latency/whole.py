@@ -57,6 +57,7 @@ class WholeModels:
         self._workdir, self._progress = workdir, progress
         self._feed = to_numpy(model.example(place.target.batch_size))
         self._paces_ms: list[float] = []  # the unpruned model's latency in every job
+        self._pace_ms = expected_ms
         self._expected_ms = expected_ms
         self._files: dict[str, Path] = {}
         self.notes: tuple[str, ...] = ()  # what disturbed the unpruned model in the last job
@@ -69,8 +70,8 @@ class WholeModels:
 
     @property
     def pace_ms(self) -> float:
-        """The unpruned model's latency in the last job."""
-        return self._paces_ms[-1]
+        """The unpruned model's latency in the last measurement; of several processes in the slowest."""
+        return self._pace_ms
 
     def at_full_pace(self, pace_ms: float) -> bool:
         """Whether what was measured beside an unpruned model of this latency counts."""
@@ -90,10 +91,12 @@ class WholeModels:
         for id, plan in zip(ids, plans, strict=True):
             self._progress(0.0, f"exporting a model to measure ({id})")
             self._file(id, self._pruned(plan))
-        found = [self._measured(ids, blocks, block_ms) for _ in range(processes)]
+        found, paces_ms = zip(*(self._measured(ids, blocks, block_ms) for _ in range(processes)), strict=True)
+        self._pace_ms = max(paces_ms)
         return [mean(ratios) for ratios in zip(*found, strict=True)]
 
-    def _measured(self, ids: Sequence[str], blocks: int, block_ms: float) -> list[float]:
+    def _measured(self, ids: Sequence[str], blocks: int, block_ms: float) -> tuple[list[float], float]:
+        """The plans' ratios in one process, and what the unpruned model took beside them."""
         candidates = [self._place.candidate(id, self._files[id]) for id in (BASELINE, *ids)]
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -111,12 +114,13 @@ class WholeModels:
                 progress=self._progress,
                 least_samples=3 * blocks,
             )
-            self._paces_ms.append(measured[BASELINE].latency_ms.p50)
-            if self.at_full_pace(self.pace_ms):
+            pace_ms = measured[BASELINE].latency_ms.p50
+            self._paces_ms.append(pace_ms)
+            if self.at_full_pace(pace_ms):
                 break
         self.notes = measured[BASELINE].notes
         speedups = [measured[id].speedup for id in ids]
-        return [1 / speedup.value for speedup in speedups if speedup is not None]
+        return [1 / speedup.value for speedup in speedups if speedup is not None], pace_ms
 
     def _pruned(self, widths: Widths) -> nn.Module:
         module = copy.deepcopy(self._module)

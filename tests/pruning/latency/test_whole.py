@@ -64,6 +64,13 @@ def test_a_slower_machine_is_waited_for(measured):
     assert models.at_full_pace(2.1) and not models.at_full_pace(3.0)
 
 
+def test_of_several_processes_the_slowest_one_tells_the_pace(measured):
+    models, _, _ = measured(2.0, 2.0, *[3.0] * ATTEMPTS, 2.0)
+    models.measure([], blocks=1, block_ms=1.0)
+    models.measure([], blocks=1, block_ms=1.0, processes=3)
+    assert models.pace_ms == 3.0 and not models.at_full_pace(models.pace_ms)
+
+
 def test_one_that_stays_slow_is_measured_as_it_is(measured):
     models, left, pauses = measured(2.0, *[3.0] * ATTEMPTS, 9.0)
     models.measure([], blocks=1, block_ms=1.0)
