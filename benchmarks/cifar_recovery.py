@@ -15,7 +15,6 @@ What is finished is not run again, and a training that was cut goes on in the ne
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from cifar_report import recovery_markdown
-from cifar_stages import MODEL, Bench, add, begin, recipe, unfinished
+from cifar_stages import MODEL, Bench, add, begin, parser, recipe, unfinished
 from torch import nn
 
 from deploycompress.artifact import Artifact
@@ -51,23 +50,15 @@ TP_STEPS = 400  # of which as many are taken as the MACs want; the number that i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("DEPLOYCOMPRESS_DATA"))
-    parser.add_argument("--cache", type=Path, required=True, help="keeps decoded data and every checkpoint")
-    parser.add_argument("--network", choices=("resnet20", "resnet56"), default="resnet20")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument(
+    options = parser(__doc__.splitlines()[0], RESULTS)
+    options.add_argument("--epochs", type=int, default=5)
+    options.add_argument(
         "--adapt", type=int, help="epochs on the JPEG copy before all else; as many as --epochs"
     )
-    parser.add_argument("--rate", type=float, default=0.02, help="highest learning rate")
-    parser.add_argument("--precision", choices=("bf16", "no"), default="bf16", help="of products in training")
-    parser.add_argument("--speedups", nargs="+", type=float, default=[2.11, 2.57])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=(*DENSE, *OURS, *THEIRS), default=DEFAULT)
-    parser.add_argument("--limit", type=int, help="training images, to try the script out; all otherwise")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    options.add_argument("--speedups", nargs="+", type=float, default=[2.11, 2.57])
+    options.add_argument("--methods", nargs="+", choices=(*DENSE, *OURS, *THEIRS), default=DEFAULT)
+    options.add_argument("--limit", type=int, help="training images, to try the script out; all otherwise")
+    arguments = options.parse_args()
     begin(arguments)
     try:
         run(arguments)

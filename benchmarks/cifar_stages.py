@@ -7,8 +7,9 @@ where it was. The code is not in that key: take a new cache when it has changed.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from deploycompress.artifact import Artifact, digest_json, read_json, write_json, write_text
 from deploycompress.config.schema import InputSpec, ModelConfig, TargetConfig
-from deploycompress.contracts import Batch, Event, RunContext, Stage
+from deploycompress.contracts import Event, RunContext, Stage
+from deploycompress.data.loaders import OrderedLoader, chunks
 from deploycompress.data.tasks.classification import Classification
 from deploycompress.engine.locks import lock
 from deploycompress.engine.store import FileStore
@@ -64,30 +66,26 @@ def recipe(epochs: int, rate: float, precision: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Batches:
-    """Samples by ``chunks``; ``seeds`` (seed, epoch): augmented, a batch's own random numbers by its number."""
+class Prepared:
+    """Samples as the network reads them, as the project's loaders ask for them."""
 
     samples: Samples
-    chunks: tuple[Tensor, ...]
     preparation: Preparation
-    seeds: tuple[int, int] | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.samples.labels.numpy()
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.samples)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self.starting_at(0)
-
-    def starting_at(self, first: int) -> Iterator[Batch]:
-        for number, chunk in enumerate(self.chunks[first:], first):
-            taken = self.samples.at(chunk)
-            images = self.preparation.normalise(taken.inputs)
-            if self.seeds is not None:
-                state = np.random.SeedSequence([*self.seeds, number]).generate_state(1, np.uint64)[0]
-                generator = torch.Generator().manual_seed(int(state))
-                images = self.preparation.augment(images, generator)
-            images = images.contiguous(memory_format=torch.channels_last)
-            yield Batch({"image": images}, taken.labels, len(chunk))
+    def batch(self, indices: np.ndarray, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+        taken = self.samples.at(torch.from_numpy(indices))
+        images = self.preparation.normalise(taken.inputs)
+        if rng is not None:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+            images = self.preparation.augment(images, generator)
+        return images.contiguous(memory_format=torch.channels_last), taken.labels
 
 
 @dataclass(frozen=True)
@@ -96,21 +94,26 @@ class Images:
 
     sets: Sets
     preparation: Preparation
+    inputs: Mapping[str, InputSpec]
     seed: int
     limit: int | None = None
     digest: str = field(default="", init=False)  # the keys here are made of what is given above
 
-    def loader(self, split: str, epoch: int | None = None) -> Batches:
+    def loader(self, split: str, epoch: int | None = None) -> OrderedLoader:
         train = self.sets.train.at(torch.arange(self.limit)) if self.limit else self.sets.train
         if split == "calibration":
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
-            return Batches(train, order[:CALIBRATION].split(CALIBRATION_BATCH), self.preparation)
+            order = np.random.default_rng(self.seed).permutation(len(train))[:CALIBRATION]
+            return self._loader(train, split, chunks(order, CALIBRATION_BATCH, training=False))
         samples = {"train": train, "val": self.sets.validation, "test": self.sets.test}[split]
         if epoch is None:
-            return Batches(samples, torch.arange(len(samples)).split(BATCH), self.preparation)
-        state = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
-        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(int(state)))
-        return Batches(samples, order.split(BATCH), self.preparation, (self.seed, epoch))
+            return self._loader(samples, split, chunks(np.arange(len(samples)), BATCH, training=False))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(samples))
+        return self._loader(samples, split, chunks(order, BATCH, training=True), (self.seed, epoch))
+
+    def _loader(
+        self, samples: Samples, split: str, order: Sequence[np.ndarray], seeds: tuple[int, int] | None = None
+    ) -> OrderedLoader:
+        return OrderedLoader(Prepared(samples, self.preparation), self.inputs, split, order, seeds)
 
 
 # ---------------------------------------------------------------- stages
@@ -173,7 +176,7 @@ class Bench:
         return found["accuracy"], scores
 
     def images(self, seed: int) -> Images:
-        return Images(self.sets, SUBJECTS[self.name].preparation, seed, self.limit)
+        return Images(self.sets, SUBJECTS[self.name].preparation, self.model.inputs, seed, self.limit)
 
     def made(self, stage: Stage, inputs: Mapping[str, Artifact], seed: int) -> Artifact:
         """What ``stage`` makes of ``inputs``; Interrupted leaves a checkpoint of a training behind."""
@@ -206,6 +209,20 @@ class Bench:
 # ---------------------------------------------------------------- around it
 
 STOPPING: list[int] = []  # signals that have come
+
+
+def parser(description: str, results: Path) -> argparse.ArgumentParser:
+    """The options that these benchmarks share."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--data", type=Path, default=os.environ.get("DEPLOYCOMPRESS_DATA"))
+    made.add_argument("--cache", type=Path, required=True, help="keeps decoded data and every checkpoint")
+    made.add_argument("--network", choices=("resnet20", "resnet56"), default="resnet20")
+    made.add_argument("--rate", type=float, default=0.02, help="highest learning rate")
+    made.add_argument("--precision", choices=("bf16", "no"), default="bf16", help="of products in training")
+    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--output", type=Path, default=results)
+    return made
 
 
 def begin(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,6 @@ What is finished is not run again, and a training that was cut goes on in the ne
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from cifar_report import distillation_markdown
-from cifar_stages import Bench, add, begin, recipe, unfinished
+from cifar_stages import Bench, add, begin, parser, recipe, unfinished
 
 from deploycompress.artifact import Artifact
 from deploycompress.errors import ConfigError, Interrupted
@@ -55,21 +54,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("DEPLOYCOMPRESS_DATA"))
-    parser.add_argument("--cache", type=Path, required=True, help="keeps decoded data and every checkpoint")
-    parser.add_argument("--network", choices=("resnet20", "resnet56"), default="resnet20")
-    parser.add_argument("--speedup", type=float, default=2.57, help="times fewer MACs of the student")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--adapt", type=int, default=5, help="epochs of the teacher on all of the JPEG copy")
-    parser.add_argument("--rate", type=float, default=0.02, help="highest learning rate")
-    parser.add_argument("--precision", choices=("bf16", "no"), default="bf16", help="of products in training")
-    parser.add_argument("--losses", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--limit", type=int, default=10_000, help="training images")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    options = parser(__doc__.splitlines()[0], RESULTS)
+    options.add_argument("--speedup", type=float, default=2.57, help="times fewer MACs of the student")
+    options.add_argument("--epochs", type=int, default=10)
+    options.add_argument("--adapt", type=int, default=5, help="epochs of the teacher on all of the JPEG copy")
+    options.add_argument("--losses", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    options.add_argument("--limit", type=int, default=10_000, help="training images")
+    arguments = options.parse_args()
     if absent := set(LOSSES) - set(_losses()):
         raise SystemExit(f"no variant here uses {', '.join(sorted(absent))}: add one")
     begin(arguments)

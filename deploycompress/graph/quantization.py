@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 
 # Whose third input is a bias that ONNX Runtime quantizes.
-WITH_BIAS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "InstanceNormalization", "LayerNormalization")
+WITH_BIAS = (
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "BatchNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+)
 
 
 @dataclass(frozen=True)
