@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import chdir
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,18 +63,19 @@ def quantize_onnx(
         notes = _prepare(source, prepared)
         in_float = _repair(prepared)
         try:
-            quantization.quantize_static(
-                prepared,
-                destination,
-                feeds,
-                quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType[types.activation],
-                weight_type=quantization.QuantType[types.weight],
-                per_channel=True,
-                reduce_range=types.reduce_range,
-                calibrate_method=quantization.CalibrationMethod.MinMax,
-                nodes_to_exclude=in_float,
-            )
+            with _without_warnings():
+                quantization.quantize_static(
+                    prepared,
+                    destination,
+                    feeds,
+                    quant_format=quantization.QuantFormat.QDQ,
+                    activation_type=quantization.QuantType[types.activation],
+                    weight_type=quantization.QuantType[types.weight],
+                    per_channel=True,
+                    reduce_range=types.reduce_range,
+                    calibrate_method=quantization.CalibrationMethod.MinMax,
+                    nodes_to_exclude=in_float,
+                )
         except ConfigError:
             raise
         except Exception as error:  # onnxruntime.quantization raises whatever happens to fail
@@ -83,6 +85,18 @@ def quantize_onnx(
                 f"{source.name} cannot be quantized: {type(error).__name__}: {error}"
             ) from error
     return Quantized(destination, resolved, feeds.samples, notes)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """ONNX Runtime warns, by the root logger, of every vector that it cannot quantize by channel."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _repair(prepared: Path) -> list[str]:

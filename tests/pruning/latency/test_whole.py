@@ -6,7 +6,9 @@ import pytest
 from torch import nn
 
 from deploycompress.pruning.latency import whole
-from deploycompress.pruning.latency.whole import ATTEMPTS, BASELINE, WholeModels
+from deploycompress.pruning.latency.whole import BASELINE, PATIENCE_S, PAUSE_S, WholeModels
+
+PAUSES = int(PATIENCE_S / PAUSE_S)
 
 
 class Unexported(WholeModels):
@@ -39,6 +41,14 @@ def test_one_lucky_job_does_not_make_all_others_slow(measured):
     assert not pauses and models.at_full_pace(2.1) and not models.at_full_pace(2.2)
 
 
+def test_a_pace_a_little_slower_is_waited_for_and_counts_when_it_lasts(measured):
+    models, left, pauses = measured(2.0, 2.0, *[2.1] * (PAUSES + 1), 9.0)
+    for _ in range(3):
+        models.measure([], blocks=1, block_ms=1.0)
+    assert len(pauses) == PAUSES and list(left) == [9.0]
+    assert models.pace_ms == 2.1 and models.at_full_pace(models.pace_ms)
+
+
 def _took(ms, speedup=None):
     return SimpleNamespace(latency_ms=SimpleNamespace(p50=ms), speedup=speedup, notes=())
 
@@ -55,25 +65,25 @@ def test_a_plan_takes_what_it_took_in_the_mean_of_its_processes(measured, monkey
 
 
 def test_a_slower_machine_is_waited_for(measured):
-    models, left, pauses = measured(2.0, 3.0, 3.1, 2.1)
+    models, left, pauses = measured(2.0, 3.0, 3.1, 2.06)
     models.measure([], blocks=1, block_ms=1.0)
     assert not pauses
     models.measure([], blocks=1, block_ms=1.0)
     assert len(pauses) == 2 and not list(left)
-    assert models.pace_ms == 2.1 and models.unpruned_ms == pytest.approx(2.05)
+    assert models.pace_ms == 2.06 and models.unpruned_ms == pytest.approx(2.03)
     assert models.at_full_pace(2.1) and not models.at_full_pace(3.0)
 
 
 def test_of_several_processes_the_slowest_one_tells_the_pace(measured):
-    models, _, _ = measured(2.0, 2.0, *[3.0] * ATTEMPTS, 2.0)
-    models.measure([], blocks=1, block_ms=1.0)
+    models, _, _ = measured(2.0, 2.0, 2.0, *[3.0] * (PAUSES + 1), 2.0)
+    models.measure([], blocks=1, block_ms=1.0, processes=2)
     models.measure([], blocks=1, block_ms=1.0, processes=3)
     assert models.pace_ms == 3.0 and not models.at_full_pace(models.pace_ms)
 
 
 def test_one_that_stays_slow_is_measured_as_it_is(measured):
-    models, left, pauses = measured(2.0, *[3.0] * ATTEMPTS, 9.0)
-    models.measure([], blocks=1, block_ms=1.0)
-    models.measure([], blocks=1, block_ms=1.0)
-    assert len(pauses) == ATTEMPTS - 1 and list(left) == [9.0]
+    models, left, pauses = measured(2.0, 2.0, *[3.0] * (PAUSES + 1), 9.0)
+    for _ in range(3):
+        models.measure([], blocks=1, block_ms=1.0)
+    assert len(pauses) == PAUSES and list(left) == [9.0]
     assert models.pace_ms == 3.0 and models.unpruned_ms == 2.0
