@@ -92,7 +92,7 @@ class Batch:
         def cut(value: Any) -> Any:
             if isinstance(value, Mapping):
                 return {k: cut(v) for k, v in value.items()}
-            return None if value is None else value[start:stop]
+            return value[start:stop] if hasattr(value, "__getitem__") else value
 
         return Batch(cut(self.inputs), cut(self.targets), max(0, min(self.size, stop) - start))
 

@@ -166,10 +166,13 @@ def load_reference(reference: str) -> Any:
 
 
 def _import_file(path: Path) -> ModuleType:
-    name = f"deploycompress_user_{path.stem}"
-    loaded = sys.modules.get(name)
-    if loaded is not None and Path(str(loaded.__file__)).resolve() == path.resolve():
-        return loaded
+    name = first = f"deploycompress_user_{path.stem}"
+    number = 1
+    while (loaded := sys.modules.get(name)) is not None:
+        if Path(str(loaded.__file__)).resolve() == path.resolve():
+            return loaded
+        number += 1  # a file of the same name in another folder: both count as the user's code
+        name = f"{first}_{number}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,7 +50,11 @@ class OrderedLoader:
 
 @dataclass(frozen=True)
 class StreamLoader:
-    """Passes on the batches of an iterable, at most ``samples`` samples in batches of at most ``size``."""
+    """Passes on the batches of an iterable, at most ``samples`` samples in batches of at most ``size``.
+
+    What the iterable draws at random by torch's, numpy's or Python's own generators follows from ``seed``, the epoch
+    and the number of the batch, so that an epoch is the same in every run and wherever it was cut.
+    """
 
     batches: Iterable[Any]
     specs: Specs
@@ -57,6 +62,7 @@ class StreamLoader:
     epoch: int | None = None
     samples: int | None = None
     size: int | None = None
+    seed: int = 0
 
     def __len__(self) -> int:
         return self._length
@@ -71,9 +77,7 @@ class StreamLoader:
         if self.epoch is not None and hasattr(self.batches, "set_epoch"):
             self.batches.set_epoch(self.epoch)
         seen = 0
-        with _reading(self.where):
-            items = iter(self.batches)
-        for item in self._read(items):
+        for item in self._read():
             batch = batched(item, self.specs, self.where)
             check(batch, self.specs, self.where, range(seen, seen + batch.size))
             if self.samples is not None:
@@ -87,14 +91,22 @@ class StreamLoader:
                 f"{self.where} yields no samples: expected at least one; check data.root and data.args"
             )
 
-    def _read(self, items: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with _reading(self.where):
+    def _read(self) -> Iterator[Any]:
+        with _reading(self.where), self._drawn(0):
+            items = iter(self.batches)
+        for number in itertools.count(1):
+            with _reading(self.where), self._drawn(number):
                 try:
                     item = next(items)
                 except StopIteration:
                     return
             yield item
+
+    def _drawn(self, number: int) -> AbstractContextManager[None]:
+        from deploycompress.model.source import seeded
+
+        epoch = () if self.epoch is None else (self.epoch,)
+        return seeded(int(np.random.SeedSequence([self.seed, *epoch, number]).generate_state(1)[0]))
 
 
 def chunks(order: np.ndarray, size: int, training: bool) -> list[np.ndarray]:

@@ -44,7 +44,8 @@ class SourceData:
       class of every sample) a validation split is cut with every class in its share;
     - the same with ``batch(indices, rng)`` for ``__getitem__``, which reads a whole batch at once; ``rng`` is
       a numpy generator to augment with in training, else None;
-    - an iterable of batches, begun anew by every ``iter``; ``set_epoch(epoch)`` is called where it has one.
+    - an iterable of batches, begun anew by every ``iter``; ``set_epoch(epoch)`` is called where it has one. A
+      generator of its own that it draws from has to begin anew with it, or a training that is cut ends differently.
 
     A sample, or a batch, is (inputs, targets), a dict by input name with ``targets``, a Batch, or inputs alone.
     Without ``val``, that share (``data.validation``) of train is cut off; without ``calibration``,
@@ -96,7 +97,7 @@ class SourceData:
         specs, size = self._model.inputs, self._config.batch_size
         if isinstance(found, Stream):
             limit, at_most = (FEW_SAMPLES, FEW_BATCH) if self._few else (found.limit, None)
-            return StreamLoader(found.batches, specs, where, epoch, limit, at_most)
+            return StreamLoader(found.batches, specs, where, epoch, limit, at_most, self._seed)
         total, size = (
             (min(len(found), FEW_SAMPLES), min(size, FEW_BATCH)) if self._few else (len(found), size)
         )

@@ -25,6 +25,5 @@ def mark_build(module: nn.Module, name: str) -> None:
 
 
 def build_of(module: nn.Module) -> str:
-    """The name on ``module``, or on what it wraps (for several processes); "" for the pipeline's own model."""
-    marked = next((m for m in (module, *module.children()) if _MARK in vars(m)), None)
-    return "" if marked is None else str(vars(marked)[_MARK])
+    """The name on ``module``; "" for the pipeline's own model."""
+    return str(getattr(module, _MARK, ""))

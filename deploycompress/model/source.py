@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from os.path import abspath
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from deploycompress.artifact import digest_json
 from deploycompress.config.schema import InputSpec, ModelConfig, Network
-from deploycompress.errors import StageFailed
+from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model.build_name import build_name, build_of, mark_build
 from deploycompress.model.code import loaded_code
 from deploycompress.model.factory import Factory, installed_version, open_factory
@@ -108,7 +109,13 @@ class SourceModel:
         if (network.build, network.args) == (own.build, own.args):
             return self
         name = build_name(network)
-        if name not in self._others:
+        before = self._others.get(name)
+        if before is not None and abspath(before._config.build) != abspath(network.build):
+            raise ConfigError(
+                f"{before._config.build} and {network.build} have files of the same name, and a checkpoint could not "
+                "tell which of them it is of: rename one of the files"
+            )
+        if before is None:
             config = own.model_copy(update={"build": network.build, "args": network.args, "weights": None})
             made = SourceModel(config, self._seed, self._search_path)
             made._name = name

@@ -78,10 +78,9 @@ def allocate(
     """
     smallest = smallest_widths(groups, blocks)
     least = costs.at(smallest)
-    if not budget.met(least):
-        shortfall = budget.exceeded(least)
+    if shortfall := out_of_reach(groups, least, budget):
         if on_unreachable == "fail":
-            raise StageFailed(_unreachable(shortfall, groups, unpruned))
+            raise StageFailed(unreachable(shortfall, groups, unpruned))
         return Allocated(smallest, least, False, shortfall)
     with_blocks = {"blocks": blocks} if blocks else {}
     widths = allocation(groups, scores, costs, budget, **with_blocks)
@@ -106,7 +105,15 @@ def smallest_widths(groups: Sequence[ChannelGroup], blocks: Sequence[Block] = ()
     return widths | {block.id: 0 for block in blocks}
 
 
-def _unreachable(shortfall: str, groups: Sequence[ChannelGroup], unpruned: Sequence[Unpruned]) -> str:
+def out_of_reach(groups: Sequence[ChannelGroup], least: Cost, budget: Budget) -> str:
+    """What is above its limit even at the ``least`` cost that can be had, in words; empty where nothing is."""
+    if "channels" in budget.limits and not groups:
+        return "channels 100.0%: there is none that could go"
+    return budget.exceeded(least)
+
+
+def unreachable(shortfall: str, groups: Sequence[ChannelGroup], unpruned: Sequence[Unpruned]) -> str:
+    """The error, with what kept the groups from being smaller and what to do."""
     text = f"the target cannot be reached: the smallest is {shortfall}, with {len(groups)} groups at their smallest"
     if unpruned:
         shown = "; ".join(f"{u.layer}: {u.reason}" for u in unpruned[:3])
@@ -116,14 +123,20 @@ def _unreachable(shortfall: str, groups: Sequence[ChannelGroup], unpruned: Seque
 
 
 def worth(groups: Sequence[ChannelGroup], costs: Costs, budget: Budget) -> dict[str, float]:
-    """Group id -> what one of its channels saves of the limits, with all other groups whole."""
+    """Group id -> what one of its channels saves of the limits, with all other groups whole.
+
+    Of the limits that the whole model is above; of all of them where it is above none: a predicted cost
+    may be within a limit that the measured one is not.
+    """
     full = {group.id: group.width for group in groups}
     before = costs.at(full)
+    if budget.met(before):
+        budget = Budget(dict.fromkeys(budget.limits, 0.0), budget.original)
     found = {}
     for group in groups:
         narrower = group.grid[0]
         saved = budget.saved(before, costs.at(full | {group.id: narrower})) if narrower < group.width else 0.0
-        found[group.id] = saved / max(1, group.width - narrower)
+        found[group.id] = max(0.0, saved) / max(1, group.width - narrower)  # narrower may be predicted slower
     return found
 
 
@@ -166,7 +179,7 @@ def give_back(
     """Widen groups step by step for as long as the budget holds.
 
     ``rank(group, wider)`` says what goes first: the highest, or with ``lowest_first`` the lowest. A step that
-    does not fit is not tried again: costs only grow.
+    does not fit is not tried again.
     """
     given = dict(widths)
     open_groups = {group.id: group for group in groups}

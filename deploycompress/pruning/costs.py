@@ -23,7 +23,10 @@ Cost = Mapping[str, float]  # "macs", "params", "size" (bytes), "channels"; othe
 
 
 class Costs(Protocol):
-    """What allocations ask: any number of figures, by name, each of which never grows when a width falls."""
+    """What allocations ask: any number of figures, by name.
+
+    None but a latency grows when a width falls.
+    """
 
     def at(self, widths: Mapping[str, int]) -> Cost:
         """The cost when group ``id`` has ``widths[id]`` channels; a block's width is 0 (out) or 1 (the default)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -14,6 +13,7 @@ from deploycompress.model.parity import compare, to_numpy
 from deploycompress.pruning.blocks import bypassed
 from deploycompress.pruning.costs import Cost
 from deploycompress.pruning.masked import masked
+from deploycompress.pruning.notes import left_whole
 from deploycompress.pruning.planning import Plan
 
 TOLERANCE = 1e-3  # of max|y|: pruned against masked, in float32
@@ -56,12 +56,8 @@ def shares(cost: Cost, plan: Plan) -> dict[str, float]:
 
 
 def plan_notes(plan: Plan) -> Iterator[Note]:
-    """What is left whole, one note for each reason: a model may have a hundred layers of the same kind."""
-    counts = Counter(u.reason for u in plan.unpruned)
-    for reason, count in counts.items():
-        layers = [u.layer for u in plan.unpruned if u.reason == reason]
-        others = f" (and {count - 1} more such layers)" if count > 1 else ""
-        yield Note("left_whole", f"{reason}{others}", layers[0])
+    """What is left whole, and what else is to be said of the plan."""
+    yield from left_whole(plan.unpruned)
     yield from plan.notes
     if plan.removed:
         yield Note("decision", f"blocks taken out: {', '.join(block.id for block in plan.removed)}")

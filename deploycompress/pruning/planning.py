@@ -41,6 +41,16 @@ class Request:
             return ()
         return find_blocks(module, self.model, groups, self.exclude)
 
+    def scored(
+        self, groups: Sequence[ChannelGroup], blocks: Sequence[Block], worth: Mapping[str, float]
+    ) -> tuple[dict[str, Tensor], tuple[Block, ...]]:
+        """Scores of groups and blocks by id, and the blocks that can go: without the others the loss is infinite."""
+        scores = self.score(groups, worth)
+        if self.score_blocks is None or not blocks:
+            return scores, ()
+        scores = self.score_blocks(groups, scores, blocks)
+        return scores, tuple(block for block in blocks if bool(scores[block.id].isfinite().all()))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,9 +78,7 @@ def plan_by_counting(request: Request) -> Plan:
     budget = Budget(request.target.limits(full), full)
     blocks = request.blocks(request.module, groups)
     costs = WidthCosts(request.module, groups, request.model, blocks)
-    scores = request.score(groups, worth(groups, costs, budget))
-    if request.score_blocks is not None and blocks:
-        scores = request.score_blocks(groups, scores, blocks)
+    scores, blocks = request.scored(groups, blocks, worth(groups, costs, budget))
     allocated = allocate(
         request.allocation,
         groups,

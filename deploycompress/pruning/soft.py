@@ -16,7 +16,7 @@ from deploycompress.pruning.slices import producers
 class SoftPruning:
     """Zeroes the filters of the ``share`` of every group's channels whose filters have the least L2 norm.
 
-    After every ``every``-th epoch, and after the last one. Only the filters that make a channel are zeroed: those
+    After every ``every``-th epoch, and after the training. Only the filters that make a channel are zeroed: those
     that read it, and the normalisation after it, keep its gradient alive, so that it may come back (with a ReLU where
     that normalisation shifts it above zero). He et al., "Soft Filter Pruning for Accelerating
     Deep Convolutional Neural Networks", algorithm 1.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from deploycompress.pruning.discovery import ROOTS
 from deploycompress.pruning.groups import Unpruned
@@ -42,12 +43,19 @@ def find_weights(module: nn.Module, exclude: Sequence[str] = ()) -> Weights:
     seen: set[int] = set()
     for name, part in module.named_modules():
         if not isinstance(part, ROOTS):
+            whole += _other_kind(name, part)
             continue
         weight = part._parameters.get("weight")
         if any(fnmatchcase(name, pattern) for pattern in exclude):
             whole.append(Unpruned(name, "excluded by the configuration"))
         elif weight is None:
-            whole.append(Unpruned(name, "its weight is computed from other parameters"))
+            packed = isinstance(part, nn.MultiheadAttention)
+            reason = (
+                "its projections share one tensor"
+                if packed
+                else "its weight is computed from other parameters"
+            )
+            whole.append(Unpruned(name, reason))
         elif id(weight) in embedded:
             whole.append(Unpruned(name, f"shares its weight with the embedding {embedded[id(weight)]}"))
         elif id(weight) not in seen:  # of layers that share one the first
@@ -109,6 +117,15 @@ def _smallest_gone(weight: Tensor, sparsity: float) -> Tensor:
     mask = torch.ones(weight.numel(), dtype=torch.bool)
     mask[weight.flatten().abs().argsort(stable=True)[: round(sparsity * weight.numel())]] = False
     return mask.reshape(weight.shape)
+
+
+def _other_kind(name: str, part: nn.Module) -> Iterator[Unpruned]:
+    """Of layers with weights that are no convolution and no linear layer."""
+    own = [
+        parameter for parameter in part._parameters.values() if parameter is not None and parameter.ndim > 1
+    ]
+    if own and not _is_embedding(part) and not isinstance(part, ParametrizationList):
+        yield Unpruned(name, f"{type(part).__name__} is not a kind of layer that gets zeros")
 
 
 def _is_embedding(part: nn.Module) -> bool:

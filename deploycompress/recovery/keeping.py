@@ -94,6 +94,7 @@ class Keeping:
         if not self.processes.lowest(int(checkpoint is not None)) or checkpoint is None:
             return
         self.training.restore(checkpoint.tensors, checkpoint.state)
+        self.starts.forget_after(step)  # of a training that was killed, and had got further than it had kept
         steps = self.training.per_epoch * self.recipe.epochs
         self.context.emit(Event("decision", f"training goes on after step {step} of {steps}"))
 
@@ -102,9 +103,10 @@ class Keeping:
         start, progress = self.starts.newest(), self.training.progress
         if start is None or progress.rolled_back >= ROLL_BACKS:
             raise error
-        factor, times = progress.factor / 2, progress.rolled_back + 1
+        factor, times, spent = progress.factor / 2, progress.rolled_back + 1, self.seconds()
         self.training.restore(start.tensors, start.state)
         self.training.progress.factor, self.training.progress.rolled_back = factor, times
+        self.training.progress.seconds, self.began = spent, time.monotonic()
         self.last.forget_after(start.step)
         message = f"{error}; back to the beginning of the epoch with {factor:g} of the rate"
         self.context.emit(Event("warning", message))

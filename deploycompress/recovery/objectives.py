@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from deploycompress.contracts import Batch, Loss, Model, Outputs, Task
@@ -83,9 +82,7 @@ class Distillation:
 
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
         teacher = self._teacher.answer(batch, [pair.teacher for pair in self.pairs])
-        # The hooks go on the network itself, whatever it is wrapped in for several processes.
-        own = [pair.student for pair in self.pairs]
-        with watched(extract_model_from_parallel(student) if own else student, own) as features:
+        with watched(student, [pair.student for pair in self.pairs]) as features:
             tensors = self._model.call(student, batch.inputs)
         outputs = Outputs(tensors, features)
         if batch.targets is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +36,8 @@ class Processes:
 
     Gradients are summed here and not by DistributedDataParallel: adapters beside the network, penalties on its
     weights, parameters that a batch does not reach, and hooks on its modules by path all work as in one process;
-    and each process counts by the samples it has, so that the sum is exact for a batch that does not divide.
+    and each process counts by the samples it has, so that the sum is right for a batch that does not divide. A loss
+    that is a mean over something else than samples (tokens, pixels with a label) is nearly so.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -70,12 +70,16 @@ class Processes:
         self.accelerator.backward(loss)
 
     def share(self, batch: Batch) -> Batch | None:
-        """This process's samples of a batch that all of them have read; None where there are too few."""
+        """This process's samples of a batch that all of them have read; None where there are too few.
+
+        Two at least, where the batch has two: batch normalisation has no variance of one.
+        """
         if self.count == 1:
             return batch
-        cuts = [batch.size * i // self.count for i in range(self.count + 1)]
-        start, stop = cuts[self.rank], cuts[self.rank + 1]
-        return cut(batch, start, stop) if stop > start else None
+        parts = min(self.count, max(1, batch.size // 2))
+        if self.rank >= parts:
+            return None
+        return batch.rows(batch.size * self.rank // parts, batch.size * (self.rank + 1) // parts)
 
     def reduce(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
         """Sum the gradients over all processes, in place; gives back the sum of ``figures`` ([n] float64)."""
@@ -127,19 +131,6 @@ def float32_outputs(net: nn.Module, recipe: Recipe) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def cut(batch: Batch, start: int, stop: int) -> Batch:
-    """The samples from ``start`` up to ``stop``."""
-
-    def sliced(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: sliced(item) for key, item in value.items()}
-        return value[start:stop] if hasattr(value, "__getitem__") else value
-
-    return replace(
-        batch, inputs=sliced(batch.inputs), targets=sliced(batch.targets), size=min(stop, batch.size) - start
-    )
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from deploycompress.contracts import Batch
 from deploycompress.errors import StageFailed
 from deploycompress.model.sparse import Masks, keep_zeros
 from deploycompress.recovery.objectives import Objective, Terms
-from deploycompress.recovery.processes import Processes, cut
+from deploycompress.recovery.processes import Processes
 from deploycompress.recovery.recipe import Recipe
 from deploycompress.recovery.state import Training
 
@@ -72,7 +73,10 @@ class Stepper:
                 if not out_of_memory(error):
                     raise
                 self._split(batches, where, error, buffers)
-        self._update(loss, where, told)
+        with _named(
+            f"{where}: out of memory in the optimizer's update; use optimizer: sgd, or a smaller network"
+        ):
+            self._update(loss, where, told)
         return loss, said
 
     def rehearse(self, batch: Batch) -> None:
@@ -119,7 +123,7 @@ class Stepper:
             if own is not None:
                 count = min(self.training.progress.pieces, max(1, own.size // 2))
                 cuts = [own.size * i // count for i in range(count + 1)]
-                found += [own] if count == 1 else [cut(own, a, b) for a, b in itertools.pairwise(cuts)]
+                found += [own] if count == 1 else [own.rows(a, b) for a, b in itertools.pairwise(cuts)]
         return found
 
     # ------------------------------------------------------------ the update
@@ -213,6 +217,17 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+@contextmanager
+def _named(message: str) -> Iterator[None]:
+    """StageFailed with ``message`` where memory runs out inside."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise StageFailed(message) from error
 
 
 def draw_anew(seed: int, step: int, processes: Processes) -> None:

@@ -18,6 +18,9 @@ from deploycompress.recovery.layers import Layers, trace, watched
 from deploycompress.runtimes.onnxruntime import OnnxRuntime
 
 Combine = Literal["mean", "confidence"]
+CLASSES_OF_TOKENS = (
+    3  # the dimension of [teachers, batch, tokens, classes]; else it is the one behind the batch
+)
 
 
 class Teacher(Protocol):
@@ -33,7 +36,8 @@ class Teacher(Protocol):
 class NetworkTeacher:
     """A network in evaluation mode, run in inference mode: no gradient, no trace in its statistics.
 
-    Where it is spread over devices, its layers' outputs are too; what it answers is beside the batch.
+    Where it is spread over devices, its layers' outputs are too; what it answers is beside the batch, in float32
+    also where it computes in less, since losses are taken in it.
     """
 
     def __init__(self, model: Model, module: nn.Module) -> None:
@@ -48,7 +52,7 @@ class NetworkTeacher:
         device = next(iter(batch.inputs.values())).device
         # Autograd may keep these for its backward, which it refuses to do with inference tensors.
         return Outputs(
-            {name: tensor.to(device, copy=True) for name, tensor in tensors.items()},
+            {name: _float32(tensor).to(device, copy=True) for name, tensor in tensors.items()},
             {path: tensor.to(device, copy=True) for path, tensor in features.items()},
         )
 
@@ -118,7 +122,7 @@ class Several:
     Neural Network" (2015), section 1. ``confidence``: teacher k of K counts
     ``w_k = (1 - exp(c_k) / sum_j exp(c_j)) / (K - 1)`` for a sample, where ``c_k = -log p_k,y`` is its cross-entropy
     on the label y: Zhang et al., "Confidence-Aware Multi-Teacher Knowledge Distillation" (ICASSP 2022), equation 2.
-    Without class labels y is the class that the teacher itself thinks likeliest. Features are the first one's.
+    Without a class label y is the class that the teacher itself thinks likeliest. Features are the first one's.
     """
 
     def __init__(self, teachers: Sequence[Teacher], combine: Combine = "mean") -> None:
@@ -140,27 +144,26 @@ class Several:
         if self.combine == "mean":
             combined = stacked.mean(dim=0)
         else:
-            combined = (_confidence(stacked, batch).unsqueeze(2) * stacked).sum(dim=0)
+            dim = CLASSES_OF_TOKENS if stacked.ndim == 4 else 2
+            last = stacked.movedim(dim, -1)
+            combined = (_confidence(last, batch).unsqueeze(-1) * last).sum(dim=0).movedim(-1, dim - 1)
         name = next(iter(first.tensors))
         return Outputs({name: combined}, first.features)
 
 
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def _confidence(logits: Tensor, batch: Batch) -> Tensor:
-    """[teachers, batch, classes, ...] -> weights [teachers, batch, ...] that add up to 1."""
-    log_p = logits.log_softmax(dim=2)
+    """[teachers, batch, ..., classes] -> weights [teachers, batch, ...] that add up to 1."""
+    log_p = logits.log_softmax(dim=-1)
+    doubt = -log_p.amax(dim=-1)
     labels = batch.targets
-    positions = (logits.shape[1], *logits.shape[3:])
-    known = (
-        isinstance(labels, Tensor)
-        and tuple(labels.shape) == positions
-        and not labels.is_floating_point()
-        and bool(((labels >= 0) & (labels < logits.shape[2])).all())
-    )
-    if known:
-        index = labels.long().unsqueeze(0).unsqueeze(2).expand(len(logits), -1, 1, *logits.shape[3:])
-        doubt = -log_p.gather(2, index).squeeze(2)
-    else:
-        doubt = -log_p.amax(dim=2)
+    if isinstance(labels, Tensor) and labels.shape == logits.shape[1:-1] and not labels.is_floating_point():
+        known = (labels >= 0) & (labels < logits.shape[-1])  # others are left out of the loss
+        index = labels.long().clamp(0, logits.shape[-1] - 1).expand(len(logits), *labels.shape)
+        doubt = torch.where(known, -log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), doubt)
     return (1 - doubt.softmax(dim=0)) / (len(logits) - 1)
 
 

@@ -163,6 +163,8 @@ class _Loop:
         if self.recipe.keep == "best":
             self.training.put_best()
         self.training.settle()
+        if self.after_epoch is not None:  # an average, or an earlier epoch, has not been through it
+            self.after_epoch(self.recipe.epochs)
         self.processes.spread(self.training.net)  # batch statistics are each process's own
         return self.progress.history
 

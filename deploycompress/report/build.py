@@ -18,7 +18,7 @@ from deploycompress.measure.measurement import Measurement
 from deploycompress.report.gates import Judgement, at_target, judge
 from deploycompress.report.paired import difference
 from deploycompress.report.shipping import selection
-from deploycompress.report.story import Step, lineage, purchases, validation, widths, without_gain
+from deploycompress.report.story import Step, lineage, of_zeros, purchases, validation, widths
 from deploycompress.report.verdict import Verdict
 
 SCHEMA = 1
@@ -57,7 +57,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     verdict, exit_code = _outcome(error, judged)
     chain = lineage(steps, baseline, None if judged.best is None else judged.best.artifact)
     here = {m.artifact: m for m in measurements if at_target(m, artifacts.get(m.artifact), config.target)}
-    remarks = without_gain(steps, here)
+    remarks = of_zeros(details.get("sparse", {}), config.target.runtime)
     undone = {record["id"] for record in run["steps"] if record.get("undone")}
     document: dict[str, Any] = {
         "schema": SCHEMA,

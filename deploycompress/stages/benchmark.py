@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SCORES, CORRUPTED = "scores.json", "scores.corrupted.json"
 EMIT_EVERY_S = 1.0
+SPARSE = 0.3  # share of zeros from which on it is asked what they bring
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Benchmark(Stage):
             )
             measurements.extend(measured)
             notes.extend(left_out)
+        sparse = self._sparse(settings[0], artifacts, workdir, context)
         if not measurements:
             raise ConfigError(
                 f"benchmark: there is nothing that {context.target.runtime} opens among "
@@ -127,6 +130,7 @@ class Benchmark(Stage):
             "test_samples": max((e.samples for e in evaluations.values()), default=0),
             "scores": SCORES,
             "corrupted": CORRUPTED,
+            "sparse": sparse,
             "per_class": {id: dict(e.per_class) for id, e in evaluations.items() if e.per_class},
             "by_class": {id: e.by_class for id, e in evaluations.items() if e.by_class},
         }
@@ -179,6 +183,48 @@ class Benchmark(Stage):
             progress=progress,
         )
         return [replace(measured[c.id], artifact=a.id) for c, a in candidates], notes
+
+    def _sparse(
+        self, setting: Setting, artifacts: Sequence[Artifact], workdir: Path, context: RunContext
+    ) -> dict[str, dict[str, float]]:
+        """Artefact id -> the share of zeros in its weights, and how much faster than without them it is.
+
+        Of ONNX files that are sparse, in the setting's runtime; beside the same file with the zeros filled in,
+        since all else that made it faster is in both.
+        """
+        from deploycompress.devices.jobs import Candidate, measure, open_device
+        from deploycompress.graph.feeds import take
+        from deploycompress.graph.zeros import fill_zeros, share_of_zeros
+        from deploycompress.model.parity import to_numpy
+
+        length = REHEARSED if context.rehearsal else LENGTHS["quick"]
+        found = {}
+        for artifact in artifacts:
+            if artifact.kind != "onnx" or "onnx" not in RUNTIMES.load(setting.runtime).accepts:
+                continue
+            share = share_of_zeros(artifact.main_file)
+            if share < SPARSE:
+                continue
+            with tempfile.TemporaryDirectory(dir=workdir, prefix="filled-") as folder:
+                filled = Path(folder) / "model.onnx"
+                fill_zeros(artifact.main_file, filled)
+                how = (setting.runtime, setting.provider, setting.threads, artifact.precision)
+                measured = measure(
+                    open_device(setting.device),
+                    [Candidate("filled", filled, *how), Candidate("sparse", artifact.path, *how)],
+                    baseline="filled",
+                    feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
+                    blocks=length.blocks,
+                    block_ms=length.block_ms,
+                    warmup_ms=length.warmup_ms,
+                    least_samples=length.least_samples,
+                    enough_samples=length.enough_samples,
+                    workdir=Path(folder),
+                )
+            speedup = measured["sparse"].speedup
+            assert speedup is not None
+            found[artifact.id] = {"zeros": share, **asdict(speedup)}
+        return found
 
 
 def _distinct(artifacts: Sequence[Artifact | None]) -> list[Artifact]:

@@ -90,10 +90,10 @@ class Distill(Stage):
             distillation = self._objective(inputs, context, Path(apart))
             _try_first_batch(distillation, student, context)
             before = _validated(student, context)
-            reestimate(student, context)
+            reestimate(student, context, config.trainable)
             reestimated = _validated(student, context)
             history = fit(student, distillation, config, context, shaping.after_epoch, shaping.penalty)
-        reestimate(student, context)
+        reestimate(student, context, config.trainable)
         after = _validated(student, context)
         folder = workdir / "model"
         checkpoint.save(student.to("cpu"), folder, context.model)

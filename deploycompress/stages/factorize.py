@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,18 +24,10 @@ if TYPE_CHECKING:
 
     from deploycompress.measure.measurement import Speedup
     from deploycompress.pruning.factorization import Candidate
-    from deploycompress.pruning.groups import Unpruned
 
 FASTER = 1.03  # the whole interval of a layer's speed-up must be above: less is lost between layers again
 TOLERANCE = 1e-4  # of max|y|: what was saved against what is loaded
 BLOCKS, BLOCK_MS, WARMUP_MS, LEAST_SAMPLES = 12, 40.0, 60.0, 48
-FACTS = (
-    "architecture",
-    "cpu",
-    "flags",
-    "cores",
-    "cpu_quota",
-)  # of the device: what a layer's speed depends on
 
 
 @dataclass(frozen=True)
@@ -83,15 +74,10 @@ class Factorize(Stage):
         return frozenset({"target"})
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
-        from deploycompress.devices.jobs import open_device
-        from deploycompress.measure.environment import versions
+        """The machine that layers are measured on, and the runtime."""
+        from deploycompress.pruning.latency.bench import Place
 
-        facts = open_device(context.target.device).facts()
-        runtime = RUNTIMES.load(context.target.runtime)
-        return {
-            "device": {name: facts.get(name) for name in FACTS},
-            "runtime": versions(getattr(runtime, "libraries", ())),
-        }
+        return {"place": Place.of(context.target).key}
 
     def requires(self, context: RunContext) -> None:
         DEVICES.load(context.target.device)
@@ -112,6 +98,7 @@ class Factorize(Stage):
         from deploycompress.model import checkpoint
         from deploycompress.pruning.costs import count
         from deploycompress.pruning.factorization import apply, find_candidates
+        from deploycompress.pruning.notes import left_whole
         from deploycompress.recovery.evaluation import evaluate
 
         module = checkpoint.load(inputs["source"][0].path, context.model)
@@ -123,7 +110,7 @@ class Factorize(Stage):
         ranks = {t.candidate.layer: t.candidate.rank for t in trials if t.faster}
         said = f"{len(ranks)} of {len(trials)} layers that could be two of low rank are"
         context.emit(Event("decision", said, {"layers_left_whole": float(len(whole))}))
-        notes = (Note("decision", said), *_stay_dense(trials), *_left_whole(whole))
+        notes = (Note("decision", said), *_stay_dense(trials), *left_whole(whole))
         details = {"factorized": [trial.to_json() for trial in trials]}
         if not ranks:
             return Outcome(notes=notes, details=details)
@@ -206,21 +193,28 @@ def _speedup(layer: nn.Module, candidate: Candidate, context: RunContext) -> Spe
     from deploycompress.devices.jobs import Candidate as Measured
     from deploycompress.devices.jobs import measure, open_device
     from deploycompress.graph.layer_file import INPUT, write_layers
+    from deploycompress.graph.quantization import quantize_onnx
     from deploycompress.pruning.factorization import factorized
 
-    target = context.target
+    target, device = context.target, open_device(context.target.device)
+    feed = {INPUT: np.random.default_rng(0).standard_normal(candidate.shape, dtype=np.float32)}
     with tempfile.TemporaryDirectory(prefix="deploycompress-layer-") as folder:
         files = {"dense": [layer], "factorized": list(factorized(layer, candidate.rank))}
         measured = []
         for name, layers in files.items():
             path = Path(folder) / name / "model.onnx"
             write_layers(layers, candidate.shape, path)
-            measured.append(Measured(name, path, target.runtime, target.provider, target.threads))
+            if target.precision == "int8":
+                path = path.parent / "int8.onnx"
+                quantize_onnx(path.with_name("model.onnx"), path, [feed], facts=device.facts())
+            measured.append(
+                Measured(name, path, target.runtime, target.provider, target.threads, target.precision)
+            )
         found = measure(
-            open_device(target.device),
+            device,
             measured,
             baseline="dense",
-            feed={INPUT: np.random.default_rng(0).standard_normal(candidate.shape, dtype=np.float32)},
+            feed=feed,
             blocks=BLOCKS,
             block_ms=BLOCK_MS,
             warmup_ms=WARMUP_MS,
@@ -243,10 +237,3 @@ def _stay_dense(trials: Sequence[_Trial]) -> Iterator[Note]:
                 f"({s.low:.2f} to {s.high:.2f}), expected above {FASTER}"
             )
             yield Note("left_whole", message, trial.candidate.layer)
-
-
-def _left_whole(whole: Sequence[Unpruned]) -> Iterator[Note]:
-    """One for each reason: a model may have a hundred layers of the same kind."""
-    for reason, count in Counter(u.reason for u in whole).items():
-        others = f" (and {count - 1} more such layers)" if count > 1 else ""
-        yield Note("left_whole", f"{reason}{others}", next(u.layer for u in whole if u.reason == reason))

@@ -30,6 +30,7 @@ OUTPUTS = "outputs.npz"  # what the model gave before it was saved
 BLOCK_BATCHES = 8  # calibration batches that say what a block is worth: each of them runs once a block
 REPAIR_BATCHES = 16  # of calibration to fit on, and of validation to decide by
 REHEARSAL_BATCHES = 2
+MEASURED_PRECISIONS = ("fp32", "int8")  # that an unpruned and untrained model can be put into
 TOLERANCE = 1e-5  # of max|y|: kernels round otherwise where loaded weights lie otherwise in memory
 
 
@@ -96,7 +97,18 @@ class Prune(Stage):
 
     def requires(self, context: RunContext) -> None:
         if self.config.target.latency is not None:
-            missing = RUNTIMES.load(context.target.runtime)().missing()
+            runtime, precision = RUNTIMES.load(context.target.runtime), context.target.precision
+            if "onnx" not in runtime.accepts:
+                raise ConfigError(
+                    f"prune to a latency measures ONNX files, and target.runtime {context.target.runtime} opens "
+                    f"{', '.join(sorted(runtime.accepts))}; choose a runtime that opens onnx, or a target of macs"
+                )
+            if precision not in MEASURED_PRECISIONS:
+                raise ConfigError(
+                    f"prune to a latency measures models in {' or '.join(MEASURED_PRECISIONS)}; received "
+                    f"target.precision {precision}: choose one of them, or a target of macs"
+                )
+            missing = runtime().missing()
             if missing:
                 raise EnvironmentMissing(
                     f"prune to a latency: the runtime {context.target.runtime} cannot run here: {missing}"
@@ -178,7 +190,9 @@ class Prune(Stage):
         from deploycompress.pruning.latency.planning import plan_by_measuring
         from deploycompress.pruning.planning import Request, plan_by_counting
 
-        target = self.config.target.rehearsed() if context.rehearsal else self.config.target
+        target, on_unreachable = self.config.target, self.config.on_unreachable
+        if context.rehearsal and target.latency is not None:  # MACs stand in, and may not get as low
+            target, on_unreachable = target.rehearsed(), "best"
         default = "global" if self.config.target.latency is None else "latency"
         request = Request(
             module,
@@ -187,7 +201,7 @@ class Prune(Stage):
             ALLOCATIONS.load(self.config.allocation or default)(),
             None if self.config.align == "auto" else int(self.config.align),
             self.config.exclude,
-            self.config.on_unreachable,
+            on_unreachable,
             lambda groups, worth: self._scores(module, groups, worth, context),
             self._block_scores(module, context) if self.config.blocks else None,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
     from deploycompress.pruning.groups import Unpruned
 
 TOLERANCE = 1e-4  # of max|y|: what was saved against what is loaded
-NO_SPEED = "zeros in the weights do not make this model faster by themselves: no runtime that is built in skips single zeros"
+NO_SPEED = (
+    "a runtime has to skip zeros for them to make a model faster, and most do not; the benchmark measures it"
+)
 
 
 class Sparsify(Stage):
@@ -53,6 +54,7 @@ class Sparsify(Stage):
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
         from deploycompress.model.sparse import share_of_zeros
+        from deploycompress.pruning.notes import left_whole
         from deploycompress.recovery.evaluation import evaluate
 
         module = checkpoint.load(inputs["source"][0].path, context.model)
@@ -78,7 +80,7 @@ class Sparsify(Stage):
         return Outcome(
             (Artifact.of("", "checkpoint", workdir / "model"),),
             metrics,
-            notes=(Note("decision", NO_SPEED), *_empty(layers), *_left_whole(whole)),
+            notes=(Note("decision", NO_SPEED), *_empty(layers), *left_whole(whole)),
             details={"sparsity": layers, "unpruned": [{"layer": u.layer, "reason": u.reason} for u in whole]},
         )
 
@@ -137,10 +139,3 @@ def _empty(layers: Sequence[Mapping[str, Any]]) -> Iterator[Note]:
         if row["sparsity"] == 1:
             message = "no weight is left in this layer; use scope: layer, or exclude it"
             yield Note("warning", message, row["layer"])
-
-
-def _left_whole(whole: Sequence[Unpruned]) -> Iterator[Note]:
-    """One for each reason: a model may have a hundred layers of the same kind."""
-    for reason, count in Counter(u.reason for u in whole).items():
-        others = f" (and {count - 1} more such layers)" if count > 1 else ""
-        yield Note("left_whole", f"{reason}{others}", next(u.layer for u in whole if u.reason == reason))

@@ -347,3 +347,32 @@ def test_an_error_while_reading_names_the_batch(source):
     assert (
         text == "data source own_data:load, split test, batch 1: reading failed: OSError: cannot open 9.png"
     )
+
+
+def test_a_shuffled_dataloader_gives_an_epoch_again_whatever_was_drawn_before(source):
+    """So that a training that was cut, and goes on in another process, sees the samples that it has not seen."""
+    pairs = [(torch.full((1, 8, 8), float(i)), torch.tensor(i % 2)) for i in range(20)]
+    noisy = [(lambda x=x: x + torch.rand(())) for x, _ in pairs]
+
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(pairs)
+
+        def __getitem__(self, i):
+            return noisy[i](), pairs[i][1]
+
+    def load():
+        shuffled = torch.utils.data.DataLoader(Noisy(), batch_size=4, shuffle=True)
+        return dict.fromkeys(("train", "val", "calibration"), shuffled)
+
+    data = source(load)
+
+    def epoch(number):
+        torch.rand(3)
+        return torch.cat([b.inputs["image"].flatten() for b in data.loader("train", number)])
+
+    first = epoch(0)
+    assert torch.equal(first, epoch(0)) and not torch.equal(first, epoch(1))
+    before = torch.random.get_rng_state()
+    list(data.loader("train", 0))
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -84,6 +84,8 @@ def test_a_column_may_say_the_split(opened, table):
         "csv", {"x": ["batch", 1]}, root=table(rows), numeric=("x",), label="y", split_column="part"
     )
     assert [len(whole(data, split)[1]) for split in ("train", "val", "test")] == [4, 4, 4]
+    none = opened("csv", {"x": ["batch", 1]}, root=table(rows.replace("train", "dev")), numeric=("x",), label="y", split_column="part")  # fmt: skip
+    assert "no row is in the train split" in refused(none)
     wrong = opened("csv", {"x": ["batch", 1]}, root=table(rows.replace("dev", "holdout")), numeric=("x",), label="y", split_column="part")  # fmt: skip
     assert "train.csv:3, column 'part': received 'holdout'; expected train, val or test" in refused(wrong)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -134,3 +135,31 @@ def test_two_processes_give_what_one_gives_also_after_one_was_killed(pipeline):
     assert run_here(pipeline, "one")[0] == 0
     single, shared = weights(pipeline, "one"), weights(pipeline, "two")
     assert max(float((single[name] - shared[name]).abs().max()) for name in single) < 1e-5
+
+
+def test_two_machines_give_what_one_gives(pipeline):
+    """The same command on each, with a store of its own; here both are this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "deploycompress", "run", str(pipeline), "--no-rehearsal"]
+    command += ["--set", "train.launch.nodes=2", "--set", f"train.launch.rendezvous=127.0.0.1:{port}"]
+    local = {"GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    started = [
+        subprocess.Popen(
+            [*command, "--out", str(pipeline.parent / out), "--store", str(pipeline.parent / f"{out}-store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **local},
+        )
+        for out in ("first", "second")
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=180)
+        assert process.returncode == 0, output
+    assert run_here(pipeline, "one")[0] == 0
+    single = weights(pipeline, "one")
+    for out in ("first", "second"):
+        shared = weights(pipeline, out)
+        assert max(float((single[name] - shared[name]).abs().max()) for name in single) < 1e-5

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from deploycompress.config.schema import InputSpec, ModelConfig
+from deploycompress.config.schema import InputSpec, ModelConfig, Network
 from deploycompress.errors import ConfigError
 from deploycompress.model.source import SourceModel
 
@@ -144,3 +144,29 @@ def test_timm_models_are_never_downloaded():
     pytest.importorskip("timm", reason="timm is not installed")
     with pytest.raises(ConfigError, match="unknown timm model"):
         of("timm:hf-hub:timm/resnet18.a1_in1k", image=("batch", 3, 64, 64)).build()
+
+
+def test_files_of_the_same_name_in_two_folders_are_two_modules(tmp_path):
+    from deploycompress.model.code import loaded_code
+    from deploycompress.registry import load_reference
+
+    found = []
+    for folder, value in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twin.py").write_text(f"VALUE = {value}\n")
+        found.append(load_reference(f"{tmp_path / folder / 'twin.py'}:VALUE"))
+    assert found == [1, 2] and load_reference(f"{tmp_path / 'a' / 'twin.py'}:VALUE") == 1
+    assert sum("twin" in name for name in loaded_code()) == 2
+
+
+def test_two_networks_that_a_checkpoint_could_not_tell_apart_are_refused(tmp_path, user_model):
+    model = user_model(LINEAR, {"x": {"shape": ["batch", 4]}})
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twin.py").write_text(
+            "from torch import nn\ndef build(): return nn.Linear(4, 2)\n"
+        )
+    one, other = (Network(build=f"{tmp_path / folder / 'twin.py'}:build") for folder in ("a", "b"))
+    assert model.other(one) is model.other(one)
+    with pytest.raises(ConfigError, match=r"have files of the same name.*rename one of the files"):
+        model.other(other)

@@ -1,6 +1,7 @@
 """Widths meet their budget, closely, or say how far they can go."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,6 +219,37 @@ def test_no_groups_at_all(resnet, allocation):
         allocate(allocation, [], {}, none, budget(costs, macs="50%"))
 
 
+def test_a_share_of_channels_where_there_is_none_to_go(resnet):
+    _, _, costs = resnet
+    full = {**costs.full, "channels": 0.0}
+    none = SimpleNamespace(at=lambda widths: full)
+    limits = Budget(Target.model_validate({"ratio": 0.5}).limits(full), full)
+    with pytest.raises(
+        StageFailed, match=r"smallest is channels 100\.0%: there is none that could go, with 0"
+    ):
+        allocate(Global(), [], {}, none, limits)
+    found = allocate(Global(), [], {}, none, limits, on_unreachable="best")
+    assert not found.reached and found.shortfall
+
+
+def test_channels_are_worth_something_where_the_prediction_is_within_the_limit(resnet):
+    """What was predicted may be measured slower: then it must be known which channels cost what."""
+    groups, _, costs = resnet
+    found = worth(groups, costs, budget(costs, macs="100%"))
+    assert all(value > 0 for value in found.values())
+    assert found == worth(groups, costs, budget(costs, macs="50%"))
+
+
+def test_a_narrower_group_that_costs_more_is_worth_nothing(resnet):
+    odd = resnet[0][0]
+
+    def at(widths):
+        return {"macs": 2.0 if widths[odd.id] < odd.width else 1.0}
+
+    found = worth([odd], SimpleNamespace(at=at), Budget({"macs": 0.5}, {"macs": 1.0}))
+    assert found == {odd.id: 0.0}
+
+
 @pytest.mark.parametrize(
     ("widths", "message"),
     [
@@ -253,4 +285,3 @@ def test_a_channel_is_worth_what_it_saves(resnet):
     full = {g.id: g.width for g in groups}
     saved = costs.full["macs"] - costs.at(full | {first.id: 8})["macs"]
     assert found[first.id] == pytest.approx(saved / costs.full["macs"] / (first.width - 8))
-    assert set(worth(groups, costs, budget(costs, macs="100%")).values()) == {0.0}

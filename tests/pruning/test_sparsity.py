@@ -84,6 +84,20 @@ def test_biases_norms_and_embeddings_stay():
     assert [*find_weights(nn.Linear(4, 4)).tensors] == ["weight"]
 
 
+def test_what_is_no_kind_of_layer_that_gets_zeros_is_named():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.ones(4, 4))
+
+    found = find_weights(nn.Sequential(nn.MultiheadAttention(8, 2), Table(), nn.LayerNorm(8)))
+    assert [*found.tensors] == ["0.out_proj.weight"]
+    assert [(u.layer, u.reason) for u in found.whole] == [
+        ("0", "its projections share one tensor"),
+        ("1", "Table is not a kind of layer that gets zeros"),
+    ]
+
+
 def test_closing_sets_zeros_and_nothing_else():
     layer = nn.Linear(4, 2)
     before = layer.weight.detach().clone()

@@ -14,6 +14,7 @@ from deploycompress.pruning.discovery import find_groups
 from deploycompress.recovery import compensation
 from deploycompress.recovery.compensation import _patches, accept_if_better, compensate
 from deploycompress.recovery.evaluation import mean_loss
+from deploycompress.recovery.repair import repair
 
 F = nn.functional
 
@@ -293,6 +294,27 @@ def test_it_is_rejected_where_it_does_not_help(digits):
     assert chosen is pruned and before <= after
     chosen, _, _ = accept_if_better(pruned, spoiled, lambda m: float("nan") if m is spoiled else 1.0)
     assert chosen is pruned
+
+
+def test_a_repair_keeps_what_lowers_the_validation_loss(digits):
+    net, fitting, judging = digits
+    model, task = Given(1, 8, 8), Classification()
+    pruned, groups, kept = halved(net, model)
+    before = copy.deepcopy(pruned.state_dict())
+    repaired = repair(pruned, net, groups, kept, fitting, judging, task, model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
+    found = [mean_loss(m, judging, task, model.call) for m in (pruned, repaired.module)]
+    assert repaired.losses == pytest.approx(found) and found[1] < 0.5 * found[0]
+
+
+def test_a_repair_leaves_alone_what_it_would_make_worse(digits):
+    net, fitting, judging = digits
+    model, task = Given(1, 8, 8), Classification()
+    pruned, groups, kept = halved(net, model)
+    noise = [Batch({"x": 50 * torch.randn_like(b.inputs["x"])}, None, b.size) for b in fitting[:1]]
+    repaired = repair(pruned, net, groups, kept, noise, judging, task, model)
+    assert repaired.module is pruned and repaired.losses[0] == repaired.losses[1]
+    assert any("the validation loss did not fall" in note.message for note in repaired.notes)
 
 
 def test_the_mean_loss_is_over_samples(digits):

@@ -154,6 +154,17 @@ def test_a_failed_attempt_leaves_no_trace_in_the_statistics(network, run):
     assert small.net[1].num_batches_tracked == 12
 
 
+def test_memory_that_runs_out_in_the_update_is_named(network, run, monkeypatch):
+    def step(self, closure=None):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(
+        StageFailed, match=r"epoch 1, batch 1 of 6, lr .*: out of memory in the optimizer's update"
+    ):
+        fit(network(), Supervised(run.model, run.task), Recipe(epochs=1), run)
+
+
 def test_parts_do_not_become_too_small(network, run):
     recipe = Recipe(epochs=1, on_out_of_memory="split")
     with pytest.raises(StageFailed, match="its parts of 2 samples cannot be made smaller"):

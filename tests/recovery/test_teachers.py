@@ -104,6 +104,29 @@ def test_confidence_at_every_position_with_ignored_labels():
     assert torch.allclose(answer, share.unsqueeze(1) * a + (1 - share).unsqueeze(1) * b, atol=1e-5)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_confidence_at_every_token(labelled):
+    """Classes are the last dimension there, and a label below zero is none."""
+    a, b = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    labels = torch.tensor([[0, 2, -100, 1], [1, 1, 0, -100]]) if labelled else None
+    answer = Several([Says(a.tolist()), Says(b.tolist())], "confidence").answer(Batch({}, labels, 2), ()).main
+    for sample in range(2):
+        for token in range(4):
+            own = [x[sample, token].softmax(0) for x in (a, b)]
+            label = -100 if labels is None else int(labels[sample, token])
+            sure = [p.max() if label < 0 else p[label] for p in own]
+            share = 1 - (1 / sure[0]) / (1 / sure[0] + 1 / sure[1])
+            expected = share * a[sample, token] + (1 - share) * b[sample, token]
+            assert torch.allclose(answer[sample, token], expected, atol=1e-5)
+
+
+def test_a_network_answers_in_float32_in_mixed_precision_too(network, context):
+    run = context()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = NetworkTeacher(run.model, network()).answer(Batch({"x": run.data.x[:5]}, None, 5), ()).main
+    assert answer.dtype == torch.float32
+
+
 def test_features_are_the_first_ones_and_shapes_have_to_agree():
     first = Says([[1.0, 2.0]], {"layer1": torch.ones(1, 4)})
     both = Several([first, Says([[3.0, 4.0]])])

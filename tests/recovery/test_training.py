@@ -40,6 +40,32 @@ def test_it_learns(network, context, recipe):
     assert not net.training
 
 
+def test_a_gradient_longer_than_clip_is_cut_to_it(network, context):
+    moved = {}
+    for clip in (1e-3, None):
+        net, run = network(), context()
+        before = [p.detach().clone() for p in net.parameters()]
+        run = replace(run, data=OneBatch(run.data))
+        trained(net, run, epochs=1, lr=1.0, clip=clip, optimizer="sgd", weight_decay=0.0, warmup=0.0)
+        apart = [p.detach() - b for p, b in zip(net.parameters(), before, strict=True)]
+        moved[clip] = float(torch.cat([a.flatten() for a in apart]).norm())
+    # The first step with momentum 0.9 in Nesterov's form is 1.9 times the gradient.
+    assert moved[1e-3] == pytest.approx(1.9e-3, rel=1e-3) and moved[None] > 0.01
+
+
+class OneBatch:
+    """The first training batch alone."""
+
+    digest = "0" * 64
+
+    def __init__(self, data):
+        self.data = data
+
+    def loader(self, split, epoch=None):
+        batches = self.data.loader(split, epoch)
+        return batches[:1] if split == "train" else batches
+
+
 def test_it_is_a_plain_loop_in_other_clothes(network, context):
     """SGD with momentum and a linear schedule, written out, gives the same weights bit for bit."""
     net, run = network(), context()

@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from deploycompress.artifact import Artifact
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted
+from deploycompress.graph.export import export_onnx
 from deploycompress.stages import benchmark
 from deploycompress.stages.benchmark import Benchmark, Length
 from deploycompress.stages.quantize import Quantize
@@ -47,6 +50,32 @@ def test_every_artefact_in_every_setting(run_context, artifacts, brief, tmp_path
         assert 0 <= row.metrics["accuracy"] <= 1
     assert len({m.samples for m in outcome.measurements}) == 9
     assert outcome.artifacts == ()
+
+
+def test_what_zeros_bring_is_measured_beside_the_same_file_without(
+    run_context, brief, tmp_path: Path
+) -> None:
+    context = run_context()
+    module = context.model.build()
+    with torch.no_grad():
+        module[5].weight[:, 8:] = 0.0
+    path = tmp_path / "model.onnx"
+    export_onnx(module, context.model, path, feeds=[context.model.example(2)])
+    sparse = Artifact.of("export", "onnx", path)
+    stage = Benchmark(Benchmark.Config())
+    (tmp_path / "work").mkdir()
+    found = stage.run({"source": (sparse,)}, tmp_path / "work", context).details["sparse"]["export"]
+    assert 0.5 < found["zeros"] < 0.7 and found["low"] <= found["value"] <= found["high"]
+    assert 0.5 < found["value"] < 2  # no kernel here skips a zero
+    assert not list((tmp_path / "work").rglob("*.onnx"))
+
+
+def test_nothing_is_told_of_files_without_zeros(run_context, artifacts, brief, tmp_path: Path) -> None:
+    baseline, export, _ = artifacts
+    outcome = Benchmark(Benchmark.Config()).run(
+        {"source": (export,), "baseline": (baseline,)}, tmp_path, run_context()
+    )
+    assert outcome.details["sparse"] == {}
 
 
 def test_accuracy_is_the_artefacts_own(run_context, artifacts, brief, tmp_path: Path) -> None:

@@ -258,6 +258,30 @@ def test_several_teachers_a_step_a_file_of_weights_and_another_build(inputs, sma
     assert outcome.artifacts
 
 
+def test_teachers_are_combined_as_it_was_asked_for(inputs, small, tmp_path):
+    context = run_context(others=[small])
+    save_file(context.model.other(small).build().state_dict(), tmp_path / "small.safetensors")
+    built = small.model_copy(update={"weights": tmp_path / "small.safetensors"})
+    given = {
+        "source": inputs["source"],
+        "teacher.0": inputs["teacher"],
+        "teacher.1": (Artifact.of("small", "checkpoint", built.weights),),
+    }
+    made = {
+        combine: distilled(
+            given, tmp_path / combine, context=context, epochs=1, teacher=["original", built], combine=combine
+        )
+        for combine in ("mean", "confidence")
+    }
+    assert made["mean"].artifacts[0].sha256 != made["confidence"].artifacts[0].sha256
+
+
+def test_alpha_that_changes_on_the_way_ends_elsewhere(inputs, tmp_path):
+    plain = distilled(inputs, tmp_path / "a", epochs=1, alpha=0.9)
+    annealed = distilled(inputs, tmp_path / "b", epochs=1, alpha=0.9, anneal={"alpha": 0.1})
+    assert plain.artifacts[0].sha256 != annealed.artifacts[0].sha256
+
+
 def test_weights_of_a_teacher_that_do_not_fit_are_told_as_its_own(inputs, small, tmp_path):
     save_file({"body.0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     built = small.model_copy(update={"weights": tmp_path / "other.safetensors"})
@@ -301,8 +325,11 @@ def test_a_teacher_in_memory_and_on_disk_teaches_the_same(inputs, tmp_path):
 
 
 def test_teacher_and_student_are_trained_together(inputs, tmp_path):
-    outcome = distilled(inputs, tmp_path / "work", rehearsal=True, joint=True, alpha=0.5)
-    assert outcome.artifacts
+    alone = distilled(inputs, tmp_path / "alone", epochs=1, alpha=0.5)
+    together = distilled(inputs, tmp_path / "work", epochs=1, joint=True, alpha=0.5)
+    # A teacher that learns answers differently from the second step on.
+    assert together.artifacts[0].sha256 != alone.artifacts[0].sha256
+    assert together.metrics["val_accuracy"] > 0.3
 
 
 def test_unlabelled_samples_are_enough_for_the_teachers_answer_alone(inputs, tmp_path):

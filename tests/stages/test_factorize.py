@@ -114,9 +114,9 @@ def test_it_leaves_when_it_is_stopped(wide, tmp_path):
 def test_the_key_knows_the_device_and_the_runtime(wide):
     context, _ = wide()
     stage = Factorize(Factorize.Config())
-    facts = stage.depends(context)
+    facts = stage.depends(context)["place"]
     assert stage.reads() == {"target"}
-    assert facts["device"]["cpu"] and facts["runtime"]["onnxruntime"]
+    assert facts["device"]["cpu"] and facts["versions"]["onnxruntime"]
     json.dumps(facts)
     stage.requires(context)
 

@@ -11,6 +11,7 @@ from deploycompress.artifact import Artifact, damaged
 from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model import checkpoint
+from deploycompress.pruning.apply import apply
 from deploycompress.stages.prune import Prune
 
 
@@ -123,7 +124,21 @@ def test_data_without_labels_will_do(run_context, checkpoint_of, tmp_path):
     assert outcome.metrics["macs_ratio"] <= 0.5
 
 
-def test_a_pruned_model_that_is_not_the_masked_one_is_an_error(run_context, checkpoint_of, tmp_path):
+def test_a_pruned_model_that_is_not_the_masked_one_is_an_error(
+    run_context, checkpoint_of, tmp_path, monkeypatch
+):
+    def spoiled(module, *plan):
+        apply(module, *plan)
+        with torch.no_grad():
+            module[5].bias.add_(1)
+
+    monkeypatch.setattr("deploycompress.pruning.apply.apply", spoiled)
+    context = run_context()
+    with pytest.raises(StageFailed, match="differs from the unpruned model with the same channels masked by"):
+        prune(context, checkpoint_of(context), tmp_path / "work", target={"macs": "50%"})
+
+
+def test_a_checkpoint_that_gives_something_else_is_an_error(run_context, checkpoint_of, tmp_path):
     context = run_context()
     source = checkpoint_of(context)
     stage = Prune(Prune.Config.model_validate({"align": 2, "target": {"macs": "50%"}}))

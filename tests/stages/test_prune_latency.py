@@ -1,12 +1,14 @@
 """The prune stage with a latency target: everything is measured, in the real runtime."""
 
+import pkgutil
 from dataclasses import replace
 
 import pytest
 
 from deploycompress.config.schema import InputSpec, ModelConfig
 from deploycompress.engine.store import FileStore
-from deploycompress.errors import StageFailed
+from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.graph.execution import inspect_onnx
 from deploycompress.model import checkpoint
 from deploycompress.model.source import SourceModel
 from deploycompress.stages.prune import Prune
@@ -88,12 +90,82 @@ def test_a_latency_that_cannot_be_had(context, checkpoint_of, tmp_path):
     )
 
 
+def test_an_absolute_latency(context, checkpoint_of, tmp_path):
+    context, _ = context
+    source = checkpoint_of(context)
+    plain = {"compensate": False, "criterion": "magnitude"}
+    first, _ = prune(context, source, tmp_path / "one", target={"latency": "80%"}, **plain)
+    wanted_ms = 0.6 * first.details["latency"]["unpruned"]
+    outcome, _ = prune(context, source, tmp_path / "two", target={"latency": f"{wanted_ms:.6f} ms"}, **plain)
+    assert outcome.details["latency"]["target"] == pytest.approx(wanted_ms, rel=1e-4)
+    assert outcome.metrics["latency_ms"] <= wanted_ms and outcome.details["reached"]
+
+
+def test_where_another_target_is_out_of_reach_the_latency_is_measured_all_the_same(
+    context, checkpoint_of, tmp_path
+):
+    context, _ = context
+    source = checkpoint_of(context)
+    wish = {"target": {"latency": "60%", "params": 10}, "compensate": False, "criterion": "magnitude"}
+    with pytest.raises(StageFailed, match=r"cannot be reached: the smallest is params"):
+        prune(context, source, tmp_path / "one", **wish)
+    outcome, _ = prune(context, source, tmp_path / "two", **wish, on_unreachable="best")
+    (plan,) = outcome.details["latency"]["plans"]
+    assert outcome.metrics["latency_ms"] == plan["measured"] != plan["predicted"]
+    assert outcome.details["reached"] is False
+    assert any("the least that can be had is params" in n.message for n in outcome.notes)
+
+
+def test_an_int8_target_is_measured_in_int8(context, checkpoint_of, tmp_path, monkeypatch):
+    context, _ = context
+    context = replace(context, target=context.target.model_copy(update={"precision": "int8"}))
+    quantized = []
+
+    def watched(original):
+        def run(device, candidates, *args, **given):
+            some = candidates if isinstance(candidates, list) else [candidates]
+            quantized.extend("QuantizeLinear" in inspect_onnx(c.path)["ops"] for c in some)
+            return original(device, candidates, *args, **given)
+
+        return run
+
+    for place in ("whole.measure", "table.profile"):
+        name = f"deploycompress.pruning.latency.{place}"
+        monkeypatch.setattr(name, watched(pkgutil.resolve_name(name)))
+    wish = {"target": {"latency": "60%"}, "compensate": False, "criterion": "magnitude", "blocks": False}
+    outcome, _ = prune(context, checkpoint_of(context), tmp_path / "one", **wish, on_unreachable="best")
+    assert outcome.metrics["latency_ms"] > 0 and len(quantized) > 5 and all(quantized)
+    assert not list(tmp_path.joinpath("one").rglob("*.onnx"))  # of the plans none is left behind
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"precision": "fp16"}, r"measures models in fp32 or int8; received target\.precision fp16"),
+        ({"runtime": "tensorrt"}, r"measures ONNX files, and target\.runtime tensorrt opens engine"),
+    ],
+)
+def test_a_latency_that_cannot_be_measured_at_the_target_is_refused_first(context, target, message):
+    context, _ = context
+    stage = Prune(Prune.Config.model_validate({"target": {"latency": "60%"}}))
+    stage.requires(context)
+    with pytest.raises(ConfigError, match=message):
+        stage.requires(replace(context, target=context.target.model_copy(update=target)))
+
+
 def test_a_rehearsal_measures_nothing(context, checkpoint_of, tmp_path):
     context, events = context
     rehearsal = replace(context, rehearsal=True, store=None)
     outcome, _ = prune(rehearsal, checkpoint_of(context), tmp_path / "one", target={"latency": "60%"})
     assert outcome.metrics["macs_ratio"] <= 0.6 and "latency_ms" not in outcome.metrics
     assert not any("plans measured" in e.message for e in events)
+
+
+def test_a_rehearsal_does_not_fail_for_macs_that_nobody_asked_for(context, checkpoint_of, tmp_path):
+    context, _ = context
+    rehearsal, source = replace(context, rehearsal=True, store=None), checkpoint_of(context)
+    outcome, _ = prune(rehearsal, source, tmp_path / "one", target={"latency": "3 ms"}, exclude=["2*", "0"])
+    assert outcome.metrics["macs_ratio"] > 0.5
 
 
 def test_the_machine_is_in_the_key_of_a_measured_target_only(context):

@@ -47,6 +47,16 @@ def test_soft_pruning_leaves_the_weakest_filters_zero(run_context, checkpoint_of
     assert (norms == 0).sum() == 2
 
 
+@pytest.mark.parametrize("more", [{"ema": 0.9}, {"keep": "best"}])
+def test_so_it_does_in_an_average_and_in_an_earlier_epoch(run_context, checkpoint_of, tmp_path, more):
+    """Every second epoch of three ends with open filters, and an average never has a filter of zeros."""
+    context = run_context()
+    soft = {"share": "25%", "every": "2 epochs"}
+    source = checkpoint_of(context)
+    norms = filters(context, source, tmp_path / "soft", "train", epochs=3, soft_prune=soft, **more)
+    assert (norms == 0).sum() == 2
+
+
 def test_a_rehearsal_changes_nothing(run_context, checkpoint_of, tmp_path):
     context = run_context(rehearsal=True)
     source = checkpoint_of(context)

@@ -64,11 +64,11 @@ class CsvTable:
 
     def splits(self) -> Mapping[str, Rows]:
         tables = read_tables(self.config)
+        if "train" not in tables:
+            raise ConfigError(f"{self.config.root}: no row is in the train split; expected some")
         classes, targets = self._targets(tables)
         numbers = {split: self._numbers(table) for split, table in tables.items()}
         ids = {split: self._ids(table, tables["train"]) for split, table in tables.items()}
-        if "train" not in tables:
-            raise ConfigError(f"{self.config.root}: no row is in the train split; expected some")
         with np.errstate(invalid="ignore"):
             mean = np.nan_to_num(_mean(numbers["train"]))
             std = np.nan_to_num(np.sqrt(_mean((numbers["train"] - mean) ** 2)))

@@ -10,7 +10,12 @@ from deploycompress.graph.operators import Operator
 from deploycompress.pruning.latency.bench import Place, Progress
 from deploycompress.pruning.latency.table import Latencies, measured_table
 
-STEPS = (32, 16, 8, 4)  # what kernels are known to work in; the coarsest is taken where none finer pays
+STEPS = (
+    32,
+    16,
+    8,
+    4,
+)  # what kernels work in; the coarsest where none finer pays, the finest for what has no dense operator
 MOST_OPERATORS = 4
 WORTH = 0.25  # of what two steps save, that one of them has to; a half where latency is a straight line
 

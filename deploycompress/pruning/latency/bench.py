@@ -11,6 +11,7 @@ from deploycompress.config.schema import TargetConfig
 from deploycompress.contracts import Device, Event, Store
 from deploycompress.devices.jobs import Candidate, open_device
 from deploycompress.measure.environment import versions
+from deploycompress.registry import RUNTIMES
 
 SCHEMA = 2  # raised when the same key would give other figures
 COMPARED = ("architecture", "cpu", "flags", "cores", "cpu_quota")  # of a device's facts
@@ -37,7 +38,7 @@ class Place:
             "schema": SCHEMA,
             "device": {name: facts.get(name) for name in COMPARED},
             "runtime": self.target.runtime,
-            "versions": versions([self.target.runtime]),
+            "versions": versions(getattr(RUNTIMES.load(self.target.runtime), "libraries", ())),
             "provider": self.target.provider,
             "precision": self.target.precision,
             "threads": self.target.threads,

@@ -17,8 +17,10 @@ from deploycompress.pruning.budget import (
     Budget,
     allocate,
     give_back,
+    out_of_reach,
     smallest_widths,
     step_loss,
+    unreachable,
     worth,
 )
 from deploycompress.pruning.costs import WidthCosts
@@ -27,7 +29,7 @@ from deploycompress.pruning.groups import ChannelGroup, Unpruned, choose
 from deploycompress.pruning.latency.bench import Bench
 from deploycompress.pruning.latency.fitted import Fitted, fitted_costs
 from deploycompress.pruning.latency.prediction import Widths
-from deploycompress.pruning.latency.settling import Settled, settle
+from deploycompress.pruning.latency.settling import Settled, measure_alone, settle
 from deploycompress.pruning.latency.whole import WholeModels
 from deploycompress.pruning.planning import Plan, Request, Together, full_cost, original_widths, taken
 
@@ -53,7 +55,8 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     fitted = fitted_costs(whole, model, basis.groups, whole_blocks, request.align, bench)
     bench.say("latency table measured, prediction fitted", fitted.figures)
     groups = _on_grids_of(fitted.groups, found.groups)
-    blocks = [block for block in request.blocks(module, groups) if block.id in {b.id for b in whole_blocks}]
+    known_blocks = {block.id for block in whole_blocks}
+    blocks = tuple(block for block in request.blocks(module, groups) if block.id in known_blocks)
     present = {group.id: group.width for group in (*fitted.groups, *groups)}
     present |= dict.fromkeys(taken_out(module), 0)
     costs = Together([WidthCosts(module, groups, model, blocks), fitted.costs], present)
@@ -61,23 +64,12 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     predicted_ms = fitted.costs.latency_ms({group.id: group.width for group in fitted.groups})
     full = {**full_cost(original, model, groups, widths), LATENCY: predicted_ms}
     limits = request.target.limits(full)
-    scores = request.score(groups, worth(groups, costs, Budget(limits, full)))
-    if request.score_blocks is not None and blocks:
-        scores = request.score_blocks(groups, scores, blocks)
+    scores, blocks = request.scored(groups, blocks, worth(groups, costs, Budget(limits, full)))
     smallest = smallest_widths(groups, blocks)
     others = Budget({name: limit for name, limit in limits.items() if name != LATENCY}, full)
-    if not others.met(costs.at(smallest)):  # says what cannot be reached, or takes the smallest
-        least = allocate(
-            request.allocation,
-            groups,
-            scores,
-            costs,
-            others,
-            on_unreachable=request.on_unreachable,
-            unpruned=found.unpruned,
-            blocks=blocks,
-        )
-        return _plan(groups, blocks, found.unpruned, least, scores, full, fitted, {})
+    out_of_others = out_of_reach(groups, costs.at(smallest), others)
+    if out_of_others and request.on_unreachable == "fail":
+        raise StageFailed(unreachable(out_of_others, groups, found.unpruned))
     measured = WholeModels(
         original, module, model, groups, blocks, bench.place, bench.workdir, bench.progress, predicted_ms
     )
@@ -98,21 +90,27 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     def limit() -> float:
         return request.target.latency_ms(measured.unpruned_ms) / measured.unpruned_ms
 
-    settled = settle(
-        measured,
-        within,
-        widen,
-        predict=lambda widths: costs.at(widths)[LATENCY] / predicted_ms,
-        loss=lambda widths: _lost(groups, blocks, scores, widths),
-        smallest=smallest,
-        limit=limit,
-        say=bench.say,
-    )
+    def predict(widths: Widths) -> float:
+        return costs.at(widths)[LATENCY] / predicted_ms
+
+    if out_of_others:
+        settled = measure_alone(measured, smallest, predict)
+    else:
+        settled = settle(
+            measured,
+            within,
+            widen,
+            predict=predict,
+            loss=lambda widths: _lost(groups, blocks, scores, widths),
+            smallest=smallest,
+            limit=limit,
+            say=bench.say,
+        )
     if not settled.reached and request.on_unreachable == "fail":
         raise StageFailed(_unreachable(settled, limit(), groups, found.unpruned))
     chosen = settled.chosen
     cost = {**costs.at(chosen.widths), LATENCY: chosen.ratio * settled.unpruned_ms}
-    shortfall = "" if settled.reached else f"latency {_of(settled, limit())}"
+    shortfall = "" if settled.reached else out_of_others or f"latency {_of(settled, limit())}"
     allocated = Allocated(chosen.widths, cost, settled.reached, shortfall)
     full[LATENCY] = settled.unpruned_ms
     return _plan(groups, blocks, found.unpruned, allocated, scores, full, fitted, _figures(settled, limit()))

@@ -87,13 +87,6 @@ class LatencyCosts:
             found[OPERATORS] += 1
         return found
 
-    def layers_ms(self) -> dict[str, float]:
-        """Layer -> what its operators take at full width, by themselves."""
-        found: defaultdict[str, float] = defaultdict(float)
-        for row, grid, _ in self._rows:
-            found[row.operator.layer] += grid.at(*row.widths(self._full, self._full))
-        return dict(found)
-
     def fit(self, probes: Sequence[Probe]) -> float:
         """Set the coefficients by least squares of the relative errors; the largest error when one probe is left out."""
         table = np.array([[f[name] for name in FEATURES] for f in (self.features(p.widths) for p in probes)])

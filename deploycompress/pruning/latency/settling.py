@@ -99,6 +99,13 @@ def settle(
     return Settled(chosen or fastest, chosen is not None, whole.unpruned_ms, tried, len(search.slowed))
 
 
+def measure_alone(whole: WholeModels, widths: Widths, predict: Callable[[Widths], float]) -> Settled:
+    """The one plan there is where another target is out of reach: measured, and not what was asked for."""
+    (ratio,) = whole.measure([widths], blocks=BLOCKS, block_ms=BLOCK_MS)
+    only = Tried(widths, predict(widths), ratio, whole.pace_ms)
+    return Settled(only, False, whole.unpruned_ms, (only,))
+
+
 class _Search:
     """The plans measured so far; those that were measured while the machine was slower are set aside."""
 

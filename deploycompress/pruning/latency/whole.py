@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from deploycompress.contracts import Model
-from deploycompress.devices.jobs import measure
+from deploycompress.devices.jobs import Candidate, measure
 from deploycompress.graph.export import export_onnx
 from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.graph.simplify import simplify_onnx
@@ -61,9 +61,8 @@ class WholeModels:
         self._pace_ms = expected_ms
         self._patience_s = PATIENCE_S
         self._expected_ms = expected_ms
-        self._files: dict[str, Path] = {}
         self.notes: tuple[str, ...] = ()  # what disturbed the unpruned model in the last job
-        self._file(BASELINE, unpruned)
+        self._baseline = self._candidate(BASELINE, unpruned, Path(tempfile.mkdtemp(dir=workdir)))
 
     @property
     def unpruned_ms(self) -> float:
@@ -89,21 +88,25 @@ class WholeModels:
         while where the machine was slower than before; as it is when PATIENCE_S have been waited in all.
         Raises StageFailed when a plan does not export or run, EnvironmentMissing when the device fails.
         """
-        ids = [f"plan{number}" for number in range(len(plans))]
-        for id, plan in zip(ids, plans, strict=True):
-            self._progress(0.0, f"exporting a model to measure ({id})")
-            self._file(id, self._pruned(plan))
-        found, paces_ms = zip(*(self._measured(ids, blocks, block_ms) for _ in range(processes)), strict=True)
+        # A large model's files are gigabytes, and there may be thirty plans.
+        with tempfile.TemporaryDirectory(dir=self._workdir, prefix="plans-") as folder:
+            candidates = []
+            for number, plan in enumerate(plans):
+                self._progress(0.0, f"exporting model {number + 1} of {len(plans)} to measure")
+                candidates.append(self._candidate(f"plan{number}", self._pruned(plan), Path(folder)))
+            jobs = [self._measured(candidates, blocks, block_ms) for _ in range(processes)]
+        found, paces_ms = zip(*jobs, strict=True)
         self._pace_ms = max(paces_ms)
         return [mean(ratios) for ratios in zip(*found, strict=True)]
 
-    def _measured(self, ids: Sequence[str], blocks: int, block_ms: float) -> tuple[list[float], float]:
+    def _measured(
+        self, plans: Sequence[Candidate], blocks: int, block_ms: float
+    ) -> tuple[list[float], float]:
         """The plans' ratios in one process, and what the unpruned model took beside them."""
-        candidates = [self._place.candidate(id, self._files[id]) for id in (BASELINE, *ids)]
         while True:
             measured = measure(
                 self._place.device,
-                candidates,
+                [self._baseline, *plans],
                 baseline=BASELINE,
                 feed=self._feed,
                 blocks=blocks,
@@ -121,7 +124,7 @@ class WholeModels:
             time.sleep(PAUSE_S)
             self._patience_s -= PAUSE_S
         self.notes = measured[BASELINE].notes
-        speedups = [measured[id].speedup for id in ids]
+        speedups = [measured[plan.id].speedup for plan in plans]
         return [1 / speedup.value for speedup in speedups if speedup is not None], pace_ms
 
     def _pruned(self, widths: Widths) -> nn.Module:
@@ -131,8 +134,9 @@ class WholeModels:
         apply(module, self._groups, kept, taken(self._blocks, widths))
         return module
 
-    def _file(self, id: str, module: nn.Module) -> None:
-        folder = Path(tempfile.mkdtemp(dir=self._workdir, prefix=f"{id}-"))
+    def _candidate(self, id: str, module: nn.Module, workdir: Path) -> Candidate:
+        folder = workdir / id
+        folder.mkdir()
         example = self._model.example(self._place.target.batch_size)
         raw, path = folder / "raw.onnx", folder / "model.onnx"
         export_onnx(module, self._model, raw, feeds=[example])
@@ -143,4 +147,4 @@ class WholeModels:
             quantized.parent.mkdir()
             quantize_onnx(path, quantized, [to_numpy(example)], facts=self._place.device.facts())
             path = quantized
-        self._files[id] = path
+        return self._place.candidate(id, path)

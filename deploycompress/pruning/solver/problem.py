@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -78,9 +77,6 @@ def problem(
     Costs are taken apart by differences to the unpruned model: what one choice saves by itself, and what two
     of them save together beside that.
     """
-    blocks = [
-        block for block in blocks if math.isfinite(float(scores[block.id].sum()))
-    ]  # others have to stay
     owner = {id: block.id for block in blocks for id in block.groups}
     choices = {g.id: _widths(g, scores[g.id], owner.get(g.id, "")) for g in groups}
     choices |= {b.id: Choice(b.id, (GONE, 1), np.array([float(scores[b.id].sum()), 0.0])) for b in blocks}

@@ -81,7 +81,6 @@ def test_operators_stand_for_the_whole(model, tmp_path):
     smallest = {group.id: group.grid[0] for group in found.groups}
     assert not found.notes and found.points >= 6
     assert 0 < found.costs.latency_ms(smallest) < 0.6 * found.costs.latency_ms(full)
-    assert found.costs.layers_ms()["2"] > found.costs.layers_ms()["6"]  # the wide convolution, the last layer
 
 
 def test_multiply_accumulates_stand_in_where_operators_are_not_timed(model, tmp_path, monkeypatch):
