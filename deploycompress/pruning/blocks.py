@@ -21,7 +21,8 @@ from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.parity import compare, to_numpy
 from deploycompress.model.passthrough import PassThrough, first_tensor, take_out
 from deploycompress.model.source import seeded
-from deploycompress.pruning.groups import ChannelGroup
+from deploycompress.pruning.apply import apply
+from deploycompress.pruning.groups import ChannelGroup, choose
 from deploycompress.pruning.trials import SAMPLES, livened
 from deploycompress.recovery.evaluation import device_of, mean_loss
 
@@ -46,7 +47,7 @@ def find_blocks(
     A block holds a convolution or linear layer, is called once, and gives one tensor of the form of the first
     tensor it gets. Either it adds something to its input (with all its parameters at zero it gives its input
     back, as residual blocks do; of nested ones the innermost), or it is one of a list of modules of one class
-    (layers that normalise last). ``exclude``: patterns of layers that stay, with every block around them.
+    (layers that normalise last) whose output has the channels of its input. ``exclude``: patterns of layers that stay, with every block around them.
     """
     subject = livened(module, model)
     parts = dict(subject.named_modules())
@@ -63,10 +64,15 @@ def find_blocks(
     listed = _innermost([path for path in fits if _is_one_of_a_list(parts, path)])
     apart = [path for path in listed if not any(_nested(path, other) for other in residual)]
     chosen = set(_that_can_go(subject, model, [path for path in parts if path in {*residual, *apart}]))
-    return tuple(
+    blocks = [
         Block(path, tuple(_inside(parts, path)), tuple(_groups_inside(groups, path)))
         for path in parts
         if path in chosen
+    ]
+    return tuple(
+        block
+        for block in blocks
+        if block.id in residual or _passes_channels_on(subject, model, block, groups)
     )
 
 
@@ -230,6 +236,28 @@ def _that_can_go(subject: nn.Module, model: Model, paths: Sequence[str]) -> list
         if _works(subject, model, [*together, path], before):
             together.append(path)
     return together
+
+
+def _passes_channels_on(
+    subject: nn.Module, model: Model, block: Block, groups: Sequence[ChannelGroup]
+) -> bool:
+    """Whether the network runs without ``block`` where a group that reaches into it is narrower.
+
+    A layer of a plain chain has as many channels on both sides, and they are not the same ones.
+    """
+    for group in groups:
+        inside = [f"{member.layer}.".startswith(f"{block.id}.") for member in group.members]
+        if all(inside) or not any(inside) or group.steps == 1:
+            continue
+        narrower = copy.deepcopy(subject)
+        kept = choose([group], {group.id: torch.ones(group.width)}, {group.id: group.width - group.step})
+        try:
+            apply(narrower, [group], kept, [block])
+            with torch.no_grad(), seeded(0):
+                model.call(narrower, model.example(SAMPLES))
+        except Exception:  # shapes that do not fit any more
+            return False
+    return True
 
 
 def _works(subject: nn.Module, model: Model, paths: Sequence[str], before: Mapping[str, np.ndarray]) -> bool:

@@ -219,6 +219,33 @@ def test_what_is_no_block(given):
     assert [b.id for b in find_blocks(model.build(), model, ())] == ["fine", "nested.inner"]
 
 
+def test_layers_of_a_plain_chain_are_no_blocks(given):
+    """Without one of them the next would get other channels than those that it was made for."""
+
+    class Separable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+            self.pointwise = nn.Conv2d(16, 16, 1)
+
+        def forward(self, x):
+            return F.relu(self.pointwise(self.depthwise(x)))
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 16, 3, padding=1)
+            self.blocks = nn.Sequential(*(Separable() for _ in range(3)))
+            self.head = nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+    model = given(Chain, (3, 8, 8))
+    module = model.build()
+    assert find_blocks(module, model, find_groups(module, model).groups) == ()
+
+
 def test_blocks_that_need_each_other(given):
     class Either(nn.Module):
         """Runs without one of its blocks, not without both."""
