@@ -18,9 +18,8 @@ from deploycompress.recovery.layers import Layers, trace, watched
 from deploycompress.runtimes.onnxruntime import OnnxRuntime
 
 Combine = Literal["mean", "confidence"]
-CLASSES_OF_TOKENS = (
-    3  # the dimension of [teachers, batch, tokens, classes]; else it is the one behind the batch
-)
+# The dimension of the classes in [teachers, batch, tokens, classes]; in all else it is the one behind the batch.
+CLASSES_OF_TOKENS = 3
 
 
 class Teacher(Protocol):

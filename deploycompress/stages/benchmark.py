@@ -174,13 +174,9 @@ class Benchmark(Stage):
             [candidate for candidate, _ in candidates],
             baseline=reference,
             feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
-            blocks=length.blocks,
-            block_ms=length.block_ms,
-            warmup_ms=length.warmup_ms,
-            least_samples=length.least_samples,
-            enough_samples=length.enough_samples,
             workdir=workdir,
             progress=progress,
+            **asdict(length),
         )
         return [replace(measured[c.id], artifact=a.id) for c, a in candidates], notes
 
@@ -189,39 +185,34 @@ class Benchmark(Stage):
     ) -> dict[str, dict[str, float]]:
         """Artefact id -> the share of zeros in its weights, and how much faster than without them it is.
 
-        Of ONNX files that are sparse, in the setting's runtime; beside the same file with the zeros filled in,
+        Of ONNX files that are sparse and run in the setting; beside the same file with the zeros filled in,
         since all else that made it faster is in both.
         """
-        from deploycompress.devices.jobs import Candidate, measure, open_device
+        from deploycompress.devices.jobs import measure, open_device
         from deploycompress.graph.feeds import take
         from deploycompress.graph.zeros import fill_zeros, share_of_zeros
         from deploycompress.model.parity import to_numpy
 
         length = REHEARSED if context.rehearsal else LENGTHS["quick"]
+        candidates, _ = _candidates(setting, artifacts, at_target=True)
         found = {}
-        for artifact in artifacts:
-            if artifact.kind != "onnx" or "onnx" not in RUNTIMES.load(setting.runtime).accepts:
-                continue
-            share = share_of_zeros(artifact.main_file)
+        for sparse, artifact in candidates:
+            share = share_of_zeros(artifact.main_file) if artifact.kind == "onnx" else 0.0
             if share < SPARSE:
                 continue
             with tempfile.TemporaryDirectory(dir=workdir, prefix="filled-") as folder:
-                filled = Path(folder) / "model.onnx"
-                fill_zeros(artifact.main_file, filled)
-                how = (setting.runtime, setting.provider, setting.threads, artifact.precision)
+                path = Path(folder) / "model.onnx"
+                fill_zeros(artifact.main_file, path)
                 measured = measure(
                     open_device(setting.device),
-                    [Candidate("filled", filled, *how), Candidate("sparse", artifact.path, *how)],
+                    [replace(sparse, id="filled", path=path), sparse],
                     baseline="filled",
                     feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
-                    blocks=length.blocks,
-                    block_ms=length.block_ms,
-                    warmup_ms=length.warmup_ms,
-                    least_samples=length.least_samples,
-                    enough_samples=length.enough_samples,
                     workdir=Path(folder),
+                    progress=_progress(context, 0, 1),
+                    **asdict(length),
                 )
-            speedup = measured["sparse"].speedup
+            speedup = measured[sparse.id].speedup
             assert speedup is not None
             found[artifact.id] = {"zeros": share, **asdict(speedup)}
         return found

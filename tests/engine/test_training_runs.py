@@ -144,7 +144,7 @@ def test_two_machines_give_what_one_gives(pipeline):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "deploycompress", "run", str(pipeline), "--no-rehearsal"]
     command += ["--set", "train.launch.nodes=2", "--set", f"train.launch.rendezvous=127.0.0.1:{port}"]
-    local = {"GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    local = {"GLOO_SOCKET_IFNAME": "lo"}
     started = [
         subprocess.Popen(
             [*command, "--out", str(pipeline.parent / out), "--store", str(pipeline.parent / f"{out}-store")],

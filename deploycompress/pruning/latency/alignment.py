@@ -10,12 +10,8 @@ from deploycompress.graph.operators import Operator
 from deploycompress.pruning.latency.bench import Place, Progress
 from deploycompress.pruning.latency.table import Latencies, measured_table
 
-STEPS = (
-    32,
-    16,
-    8,
-    4,
-)  # what kernels work in; the coarsest where none finer pays, the finest for what has no dense operator
+# What kernels work in; the coarsest where none finer pays, the finest for what has no dense operator.
+STEPS = (32, 16, 8, 4)
 MOST_OPERATORS = 4
 WORTH = 0.25  # of what two steps save, that one of them has to; a half where latency is a straight line
 
