@@ -48,7 +48,8 @@ def fit(
     ``progress(done)``, which is told before each step which share of all is done; and ``state()`` with
     ``restore(state)``, plain numbers for a checkpoint, as ``penalty`` may: that gives further summands of the loss
     once a step. ``after_epoch`` is given how many epochs are done, and may change weights in place before the
-    epoch's figures are taken; and once more, with all of them, on the network that is delivered. ``name``: of this training among those of its step.
+    epoch's figures are taken; and once more, with all of them, on the network that is delivered. ``name``: of this
+    training among those of its step.
 
     What is unfinished is kept in ``context.store.checkpoints(context.step)``, and goes on from there to the same
     weights, bit by bit, on a CPU. Raises StageFailed when a loss, a gradient or a weight is not finite, when the

@@ -373,6 +373,8 @@ def test_a_shuffled_dataloader_gives_an_epoch_again_whatever_was_drawn_before(so
 
     first = epoch(0)
     assert torch.equal(first, epoch(0)) and not torch.equal(first, epoch(1))
+    noise = first.reshape(20, -1)[:, 0] % 1
+    assert len(noise.unique()) == 20  # every batch draws its own
     before = torch.random.get_rng_state()
     list(data.loader("train", 0))
     assert torch.equal(before, torch.random.get_rng_state())
