@@ -126,7 +126,7 @@ def _measure(
 
     found: Latencies = {}
     try:
-        found = measured_table(operators, place, store, tell) if operators else {}
+        found = measured_table(operators, operators, place, store, tell) if operators else {}
         if operators and not told:
             notes.append(KEPT)
     except NotProfiled as reason:

@@ -86,11 +86,3 @@ def _nodes(point: Operator, prefix: str, given: str, made: str, constant: Any) -
     if point.bias:
         names.append(constant(f"{prefix}bias", (point.c_out,)))
     return [helper.make_node(name, names, [made], name=f"{prefix}conv", **attributes)]
-
-
-def weight_bytes(point: Operator) -> int:
-    """Of its weight in float32."""
-    per_output = point.c_in // point.groups
-    for size in point.kernel:
-        per_output *= size
-    return 4 * per_output * point.c_out

@@ -60,6 +60,12 @@ class Operator:
         return replace(self, layer="")
 
     @property
+    def bytes_moved(self) -> int:
+        """Of what it reads, its weight among it, and of what it gives; in float32."""
+        weight = self.c_in // self.groups * prod(self.kernel) * self.c_out
+        return 4 * (prod(self.input) + weight + self.positions * self.c_out)
+
+    @property
     def positions(self) -> int:
         """Places at which it gives its channels: pixels, tokens; of all samples together."""
         if self.kind == "matmul":

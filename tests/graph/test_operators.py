@@ -64,6 +64,13 @@ def test_macs_are_those_of_the_layers(model):
     assert macs["packed"] == 64 * 4 * 8
 
 
+def test_bytes_moved_are_those_of_inputs_weights_and_outputs(model):
+    moved = {op.layer: op.bytes_moved for op in operators(model.build(), model, 1)}
+    assert moved["conv"] == 4 * (3 * 64 + 8 * 3 * 9 + 8 * 16)
+    assert moved["spatial"] == 4 * (8 * 16 + 8 * 9 + 8 * 16)
+    assert moved["packed"] == 4 * (4 * 8 + 64 * 8 + 4 * 64)
+
+
 def test_widths_of_a_depthwise_one_move_together():
     operator = Operator("a", "conv", (1, 8, 4, 4), 8, (3, 3), (1, 1), (1, 1), (1, 1), (0, 0), groups=8)
     assert operator.at(4, 99) == Operator(

@@ -22,7 +22,7 @@ def measured_alignment(operators: Sequence[Operator], place: Place, store: Store
     if not subjects:
         return STEPS[-1]
     points = [point for subject in subjects for side in _sides(subject) for point in side.values()]
-    latencies = measured_table(points, place, store, progress)
+    latencies = measured_table(points, operators, place, store, progress)
     chosen = STEPS[0]
     for step in STEPS[1:]:
         if mean(_gain(side, latencies, step) for subject in subjects for side in _sides(subject)) < WORTH:

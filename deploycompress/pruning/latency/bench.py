@@ -13,7 +13,7 @@ from deploycompress.devices.jobs import Candidate, open_device
 from deploycompress.measure.environment import versions
 from deploycompress.registry import RUNTIMES
 
-SCHEMA = 2  # raised when the same key would give other figures
+SCHEMA = 3  # raised when the same key would give other figures
 COMPARED = ("architecture", "cpu", "flags", "cores", "cpu_quota")  # of a device's facts
 
 Progress = Callable[[float, str], None]

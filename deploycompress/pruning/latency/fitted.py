@@ -67,7 +67,9 @@ def fitted_costs(
     whole = WholeModels(module, module, model, gridded, blocks, bench.place, bench.workdir, bench.progress)
     notes: tuple[Note, ...] = ()
     try:
-        table = measured_table(points, bench.place, bench.store, bench.progress)
+        table = measured_table(
+            points, [row.operator for row in found], bench.place, bench.store, bench.progress
+        )
     except NotProfiled as reason:
         whole.measure([], blocks=BLOCKS, block_ms=BLOCK_MS)
         table = _by_macs(points, found, whole.unpruned_ms)

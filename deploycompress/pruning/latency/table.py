@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,32 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import trim_mean
 
 from deploycompress.artifact import read_json, write_json
 from deploycompress.contracts import Store
 from deploycompress.devices.profiles import profile
-from deploycompress.graph.catalogue import weight_bytes, write_catalogue
+from deploycompress.graph.catalogue import write_catalogue
 from deploycompress.graph.operators import Operator
 from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.pruning.latency.bench import Place, Progress
 
 CALLS, UNSTEADY = 40, 10  # inferences of a catalogue, and how many of them come before it is warm
+TRIMMED = 0.25  # of the calls at either end
 MOST_POINTS = 200  # of one catalogue
-MOST_BYTES = 200_000_000  # of the weights of one catalogue
+LEAST_BYTES, MOST_BYTES = 2**19, 200_000_000  # that one catalogue moves
 
 Latencies = Mapping[Operator, float]  # milliseconds, by operators without a layer
 
 
-def measured_table(points: Sequence[Operator], place: Place, store: Store, progress: Progress) -> Latencies:
+def measured_table(
+    points: Sequence[Operator], model: Sequence[Operator], place: Place, store: Store, progress: Progress
+) -> Latencies:
     """The latency of every point; measured once for each device, runtime and set of points.
 
+    ``model``: all operators of the model that they belong to. As much memory as these move is moved between two
+    runs of one point, so that it finds the caches as it would in the model. With 200 points together whatever
+    their size, a weight was cold beside some and warm beside others: of MobileNetV1 0.25 some operators then took
+    half and others twice what they take in it, and plans went where the table was wrong.
     Raises NotProfiled where the runtime does not tell, EnvironmentMissing when the device fails.
     """
     wanted = sorted({point.anywhere() for point in points}, key=repr)
-    key = {**place.key, "points": [_row(point) for point in wanted]}
+    together = min(MOST_BYTES, max(LEAST_BYTES, sum(operator.bytes_moved for operator in model)))
+    key = {**place.key, "together": together, "points": [_row(point) for point in wanted]}
 
     def make(folder: Path) -> None:
-        found = measure(wanted, place, folder, progress)
+        found = measure(wanted, together, place, folder, progress)
         write_json(folder / "table.json", {"unit": "ms", "latencies": [found[point] for point in wanted]})
 
     folder = store.folder("latency-tables", key, make)
@@ -48,28 +56,32 @@ def _row(point: Operator) -> dict[str, Any]:
 
 
 def measure(
-    points: Sequence[Operator], place: Place, folder: Path, progress: Progress = lambda done, message: None
+    points: Sequence[Operator],
+    together: int,
+    place: Place,
+    folder: Path,
+    progress: Progress = lambda done, message: None,
 ) -> Latencies:
-    """Milliseconds of every point: the median over the calls of its catalogue, warm."""
+    """Milliseconds of every point, in catalogues that move ``together`` bytes: the mean of their calls' middle half."""
     found: dict[Operator, float] = {}
-    for catalogue in _catalogues(points):
+    for catalogue in _catalogues(points, together):
         found |= _measure_catalogue(catalogue, place, folder)
         progress(len(found) / len(points), f"latency table: {len(found)} of {len(points)} points")
     return found
 
 
-def _catalogues(points: Sequence[Operator]) -> Iterator[list[Operator]]:
+def _catalogues(points: Sequence[Operator], together: int) -> Iterator[list[Operator]]:
     """The points in random order, so that a machine that drifts slows no operator more than others."""
     shuffled = list(points)
     random.Random(0).shuffle(shuffled)
     catalogue: list[Operator] = []
     size = 0
     for point in shuffled:
-        if catalogue and (len(catalogue) == MOST_POINTS or size + weight_bytes(point) > MOST_BYTES):
+        if catalogue and (len(catalogue) == MOST_POINTS or size + point.bytes_moved > together):
             yield catalogue
             catalogue, size = [], 0
         catalogue.append(point)
-        size += weight_bytes(point)
+        size += point.bytes_moved
     if catalogue:
         yield catalogue
 
@@ -87,10 +99,13 @@ def _measure_catalogue(points: Sequence[Operator], place: Place, folder: Path) -
 
 
 def _latency_ms(number: int, taken: Mapping[str, Sequence[int]]) -> float:
-    """Of all that the runtime made of one point; a runtime may split or join what the file has."""
+    """Of all that the runtime made of one point; a runtime may split or join what the file has.
+
+    A mean, because ONNX Runtime's profiler counts whole microseconds, and small operators take three of them.
+    """
     prefix = f"p{number}_"
     steady = [samples[UNSTEADY:] for name, samples in taken.items() if name.startswith(prefix)]
-    return sum(statistics.median(samples) for samples in steady if samples) / 1e6
+    return sum(float(trim_mean(samples, TRIMMED)) for samples in steady if samples) / 1e6
 
 
 # ---------------------------------------------------------------- looking up

@@ -63,7 +63,7 @@ def test_a_fit_finds_the_factors_behind_the_probes(networks):
     costs = LatencyCosts(found, groups, table)
     truth = {"conv": 0.9, "depthwise": 1.3, "matmul": 1.0, "elements": 0.5, "operators": -0.004}
     probes = []
-    for _ in range(24):
+    for _ in range(400):  # far more than the belief that the table is right weighs
         widths = {g.id: generator.choice(g.grid) for g in groups}
         features = costs.features(widths)
         probes.append(Probe(widths, sum(truth[name] * value for name, value in features.items())))
@@ -71,6 +71,22 @@ def test_a_fit_finds_the_factors_behind_the_probes(networks):
     assert error < 0.02
     for probe in probes:
         assert costs.latency_ms(probe.widths) == pytest.approx(probe.latency_ms, rel=0.01)
+
+
+def test_where_probes_do_not_tell_the_table_is_believed(networks):
+    """Two families that grow together in every probe: neither may take the other's time."""
+    _, groups, found, points = with_rows(networks["depthwise"])
+    table = {point: 1e-6 * point.macs + 0.01 for point in points}
+    costs = LatencyCosts(found, groups, table)
+    shares = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25)
+    plans = [{g.id: min(g.grid, key=lambda w, g=g: abs(w - s * g.width)) for g in groups} for s in shares]
+    generator = random.Random(0)
+    probes = []
+    for plan in plans:  # each 2 % off, in turn up and down
+        alone = sum(costs.features(plan)[family] for family in ("conv", "depthwise", "matmul"))
+        probes.append(Probe(plan, alone * (1 + generator.choice([-0.02, 0.02]))))
+    costs.fit(probes)
+    assert all(abs(costs.coefficients[family] - 1) < 0.1 for family in ("conv", "depthwise", "matmul"))
 
 
 def test_a_fit_says_how_far_off_it_is(networks):
@@ -97,7 +113,7 @@ def test_alignment_is_the_tile_of_the_kernel(networks, tile, monkeypatch):
     """Latencies that go up by tiles of a known size, in place of a machine's."""
     from deploycompress.pruning.latency import alignment
 
-    def tiled(points, place, store, progress):
+    def tiled(points, model, place, store, progress):
         return {p.anywhere(): float(-(-p.c_in // tile) * -(-p.c_out // tile)) for p in points}
 
     monkeypatch.setattr(alignment, "measured_table", tiled)
