@@ -168,3 +168,27 @@ def test_attention_of_more_than_four_dimensions(small, tmp_path, mask) -> None:
     model = small(Windows(mask), x=("batch", 3, 6, 8))
     made = export_onnx(model.module, model, tmp_path / "m.onnx", feeds=[model.example(n) for n in (1, 4)])
     assert len(made.parity) == 2 and max(parity.relative for parity in made.parity) < 1e-5
+
+
+class OneHead(nn.Module):
+    """Attention without a dimension for heads: queries [batch, tokens, width], or [tokens, width] of one sample."""
+
+    def __init__(self, mask: tuple[int, ...] | None, batched: bool) -> None:
+        super().__init__()
+        self.qkv, self.batched = nn.Linear(8, 24), batched
+        self.mask = None if mask is None else nn.Buffer(torch.randn(mask))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x if self.batched else x[0]).chunk(3, -1)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, self.mask)
+        return attended if self.batched else x + attended
+
+
+@pytest.mark.parametrize(
+    ("mask", "batched"),
+    [(None, True), ((6, 6), True), ((1, 6, 6), True), (None, False), ((6, 6), False)],
+)
+def test_attention_of_fewer_than_four_dimensions(small, tmp_path, mask, batched) -> None:
+    model = small(OneHead(mask, batched), x=("batch", 6, 8))
+    made = export_onnx(model.module, model, tmp_path / "m.onnx", feeds=[model.example(n) for n in (1, 4)])
+    assert len(made.parity) == 2 and max(parity.relative for parity in made.parity) < 1e-5
