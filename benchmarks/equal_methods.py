@@ -18,7 +18,6 @@ from deploycompress.data.tasks.classification import Classification
 from deploycompress.pruning.allocations.latency import Latency
 from deploycompress.pruning.allocations.uniform import Uniform
 from deploycompress.pruning.apply import apply
-from deploycompress.pruning.block_scores import with_blocks
 from deploycompress.pruning.blocks import Block
 from deploycompress.pruning.budget import Budget, allocate, worth
 from deploycompress.pruning.costs import WidthCosts
@@ -27,13 +26,14 @@ from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import ChannelGroup, choose, on_grid
 from deploycompress.pruning.latency.bench import Bench
 from deploycompress.pruning.latency.planning import plan_by_measuring
-from deploycompress.pruning.planning import Plan, Request, ScoreBlocks
+from deploycompress.pruning.losses import in_loss
+from deploycompress.pruning.planning import Plan, Request, ToLosses
 from deploycompress.pruning.scores import score
 from deploycompress.pruning.target import Target
 from deploycompress.recovery.repair import repair
 
 AIM = 0.985  # of the target, where a search goes that knows how far off it was
-BLOCK_BATCHES, REPAIR_BATCHES = 8, 16  # as in the prune stage
+LOSS_BATCHES, REPAIR_BATCHES = 8, 16  # as in the prune stage
 AGAIN = 3  # times that our planner is asked for a corrected target
 
 
@@ -41,24 +41,24 @@ AGAIN = 3  # times that our planner is asked for a corrected target
 
 
 def ours(setting: Setting, align: int) -> Pruned:
-    """As the prune stage does it: blocks compete with widths, and weights are fitted without training."""
+    """As the prune stage does it: scores in units of the loss, blocks beside widths, weights fitted without training."""
 
-    def score_blocks(
+    def to_losses(
         groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], blocks: Sequence[Block]
     ) -> dict[str, Tensor]:
-        batches = setting.batches[:BLOCK_BATCHES]
+        batches = setting.batches[:LOSS_BATCHES]
         module = copy.deepcopy(setting.dense)
-        return with_blocks(module, groups, scores, blocks, batches, Classification(), setting.model.call)
+        return in_loss(module, groups, scores, blocks, batches, Classification(), setting.model)
 
-    return _planned(setting, score_blocks, align, fitted=True)
+    return _planned(setting, to_losses, align, fitted=True)
 
 
 def ours_plain(setting: Setting, align: int) -> Pruned:
-    """Widths alone: no block goes, and nothing is fitted."""
+    """Widths alone, by scores as they are: no block goes, and nothing is fitted."""
     return _planned(setting, None, align, fitted=False)
 
 
-def _planned(setting: Setting, score_blocks: ScoreBlocks | None, align: int, fitted: bool) -> Pruned:
+def _planned(setting: Setting, to_losses: ToLosses | None, align: int, fitted: bool) -> Pruned:
     """The planner settles by measuring; a target that a longer measurement does not confirm is corrected."""
     aim, plans = setting.target, 0
     best: Pruned | None = None
@@ -66,7 +66,7 @@ def _planned(setting: Setting, score_blocks: ScoreBlocks | None, align: int, fit
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(setting.place, setting.store, Path(folder), _say)
             plan = plan_by_measuring(
-                _request(setting, Latency(), {"latency": f"{aim:.2%}"}, score_blocks, align),
+                _request(setting, Latency(), {"latency": f"{aim:.2%}"}, to_losses, align),
                 bench,
             )
         assert plan.figures is not None
@@ -134,7 +134,7 @@ def _request(
     setting: Setting,
     allocation: Any,
     target: dict[str, str],
-    score_blocks: ScoreBlocks | None,
+    to_losses: ToLosses | None,
     align: int,
 ) -> Request:
     module = copy.deepcopy(setting.dense)
@@ -148,7 +148,7 @@ def _request(
         (),
         "best",
         lambda groups, worth: _scores(setting, module, groups, worth),
-        score_blocks,
+        to_losses,
     )
 
 

@@ -18,7 +18,7 @@ from deploycompress.pruning.target import Target
 ALIGN = 8  # where no latency is measured; every kernel that counts works on multiples of it
 
 Score = Callable[[Sequence[ChannelGroup], Mapping[str, float]], dict[str, Tensor]]  # groups, worth -> scores
-ScoreBlocks = Callable[[Sequence[ChannelGroup], Mapping[str, Tensor], Sequence[Block]], dict[str, Tensor]]
+ToLosses = Callable[[Sequence[ChannelGroup], Mapping[str, Tensor], Sequence[Block]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Request:
     exclude: tuple[str, ...]
     on_unreachable: OnUnreachable
     score: Score
-    score_blocks: ScoreBlocks | None = None  # None: blocks stay
+    to_losses: ToLosses | None = None  # scores in units of the loss, and the losses of blocks; None: neither
+    remove_blocks: bool = True  # where they have losses
 
     def blocks(self, module: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[Block, ...]:
         """What may be taken out of ``module``, where that is wanted and the allocation can."""
-        if self.score_blocks is None or not getattr(self.allocation, "removes_blocks", False):
+        if not self.remove_blocks or not self._weighs_losses:
             return ()
         return find_blocks(module, self.model, groups, self.exclude)
 
@@ -46,10 +47,15 @@ class Request:
     ) -> tuple[dict[str, Tensor], tuple[Block, ...]]:
         """Scores of groups and blocks by id, and the blocks that can go: without the others the loss is infinite."""
         scores = self.score(groups, worth)
-        if self.score_blocks is None or not blocks:
+        if self.to_losses is None or not self._weighs_losses or not (groups or blocks):
             return scores, ()
-        scores = self.score_blocks(groups, scores, blocks)
+        scores = self.to_losses(groups, scores, blocks)
         return scores, tuple(block for block in blocks if bool(scores[block.id].isfinite().all()))
+
+    @property
+    def _weighs_losses(self) -> bool:
+        """Whether the allocation adds up what groups and blocks lose; the others only rank channels."""
+        return self.to_losses is not None and getattr(self.allocation, "removes_blocks", False)
 
 
 @dataclass(frozen=True)

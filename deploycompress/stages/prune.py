@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from deploycompress.pruning.blocks import Block
     from deploycompress.pruning.groups import ChannelGroup
-    from deploycompress.pruning.planning import Plan, ScoreBlocks
+    from deploycompress.pruning.planning import Plan, ToLosses
     from deploycompress.recovery.repair import Repaired
 
 OUTPUTS = "outputs.npz"  # what the model gave before it was saved
-BLOCK_BATCHES = 8  # calibration batches that say what a block is worth: each of them runs once a block
+LOSS_BATCHES = 8  # calibration batches that say what pruning a group or removing a block costs
 REPAIR_BATCHES = 16  # of calibration to fit on, and of validation to decide by
 REHEARSAL_BATCHES = 2
 MEASURED_PRECISIONS = ("fp32", "int8")  # that an unpruned and untrained model can be put into
@@ -203,7 +203,8 @@ class Prune(Stage):
             self.config.exclude,
             on_unreachable,
             lambda groups, worth: self._scores(module, groups, worth, context),
-            self._block_scores(module, context) if self.config.blocks else None,
+            self._to_losses(module, context),
+            self.config.blocks,
         )
         if target.latency is None:
             return plan_by_counting(request)
@@ -230,22 +231,22 @@ class Prune(Stage):
         module.to("cpu")
         return scores
 
-    def _block_scores(self, module: nn.Module, context: RunContext) -> ScoreBlocks:
+    def _to_losses(self, module: nn.Module, context: RunContext) -> ToLosses:
         """Bound to the data; a rehearsal tries it too."""
 
-        def score_blocks(
+        def to_losses(
             groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], blocks: Sequence[Block]
         ) -> dict[str, Tensor]:
-            from deploycompress.pruning.block_scores import with_blocks
+            from deploycompress.pruning.losses import in_loss
             from deploycompress.recovery.training import device
 
-            batches = list(islice(self._calibration(context), BLOCK_BATCHES))
+            batches = list(islice(self._calibration(context), LOSS_BATCHES))
             module.to(device())
-            found = with_blocks(module, groups, scores, blocks, batches, context.task, context.model.call)
+            found = in_loss(module, groups, scores, blocks, batches, context.task, context.model)
             module.to("cpu")
             return found
 
-        return score_blocks
+        return to_losses
 
     def _repair(self, pruned: nn.Module, unpruned: nn.Module, plan: Plan, context: RunContext) -> Repaired:
         from deploycompress.recovery.repair import repair
