@@ -328,8 +328,9 @@ class Criterion(Protocol):
 class Allocation(Protocol):
     """How many channels each group keeps, so that the cost meets the budget.
 
-    One with an attribute ``removes_blocks`` that is true is also given ``blocks`` by keyword, where there are
-    any, each with its loss among the scores; it says 0 or 1 for each, and 0 for the groups inside those that go.
+    One with an attribute ``removes_blocks`` that is true adds losses up: it is given scores in units of the loss (what
+    pruning each group alone costs), and ``blocks`` by keyword, where there are any, each with its loss among the
+    scores; it says 0 or 1 for each, and 0 for the groups inside those that go.
     """
 
     def __call__(
