@@ -23,7 +23,7 @@ from deploycompress.recovery.evaluation import device_of, mean_loss
 
 PRUNED_SHARES = (0.25, 0.5, 0.75)  # of one group's channels, to see what the loss really does
 FEWER_SHARES = (0.5,)  # where three are too many for the budget
-BUDGET_MACS = 5e13  # of all forward passes together: some minutes of a CPU with two cores
+BUDGET_MACS = 1e13  # of all forward passes together
 PASSES = 3  # of every batch: statistics, the loss, and the teacher's answer where there are no labels
 LEAST_SAMPLES = 32
 LEAST_FACTOR = 0.1  # of the groups' median factor: a rise that was not seen is no proof that there is none
@@ -44,10 +44,11 @@ def in_loss(
     on MobileNetV1 the sums of Fisher's scores were twenty times too low for the last group against the first. So
     a quarter, a half and three quarters of each group alone are pruned, batch statistics following, and its scores
     scaled so that those that go add up to the rise of the loss that is seen; their order stays. A large model has
-    fewer samples of that, and then only the half. A block that cannot go has an infinite loss.
+    fewer samples of that, and then only the half; blocks are judged on the same samples. A block that cannot go has an infinite loss.
     """
-    found = _calibrated(module, groups, scores, batches, task, model)
-    losses = block_losses(module, blocks, batches, task, model.call)
+    shares, few = _affordable(module, groups, blocks, batches, model)
+    found = _calibrated(module, groups, scores, shares, few, task, model)
+    losses = block_losses(module, blocks, few, task, model.call)
     return found | {id: torch.tensor([loss], dtype=torch.float64) for id, loss in losses.items()}
 
 
@@ -55,19 +56,19 @@ def _calibrated(
     module: nn.Module,
     groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
+    shares: Sequence[float],
     batches: Sequence[Batch],
     task: Task,
     model: Model,
 ) -> dict[str, Tensor]:
-    shares, few = _affordable(module, groups, batches, model)
-    before = mean_loss(module, few, task, model.call, teacher=module)
+    before = mean_loss(module, batches, task, model.call, teacher=module)
     device = device_of(module)
 
     def rise(group: ChannelGroup, width: int) -> float:
         pruned = copy.deepcopy(module)
         apply(pruned, [group], choose([group], scores, {group.id: width}))
-        reestimate_batchnorm(pruned, (b.to(device).inputs for b in islice(few, REESTIMATED)), model.call)
-        return mean_loss(pruned, few, task, model.call, teacher=module) - before
+        reestimate_batchnorm(pruned, (b.to(device).inputs for b in islice(batches, REESTIMATED)), model.call)
+        return mean_loss(pruned, batches, task, model.call, teacher=module) - before
 
     factors = {}
     for group in groups:
@@ -81,12 +82,16 @@ def _calibrated(
 
 
 def _affordable(
-    module: nn.Module, groups: Sequence[ChannelGroup], batches: Sequence[Batch], model: Model
+    module: nn.Module,
+    groups: Sequence[ChannelGroup],
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    model: Model,
 ) -> tuple[tuple[float, ...], Sequence[Batch]]:
-    """Shares to prune of each group, and the batches to do it on: as many samples as the budget lasts for."""
+    """Shares to prune of each group, and the batches to try it on: as many as the budget lasts for, one at least."""
     macs = max(1.0, count(copy.deepcopy(module).to("cpu"), model)["macs"])
     for shares in (PRUNED_SHARES, FEWER_SHARES):
-        trials = sum(len(_widths(group, shares)) for group in groups)
+        trials = len(blocks) + sum(len(_widths(group, shares)) for group in groups)
         samples = BUDGET_MACS / (macs * PASSES * max(1, trials))
         if samples >= LEAST_SAMPLES:
             break

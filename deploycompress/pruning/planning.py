@@ -38,7 +38,7 @@ class Request:
 
     def blocks(self, module: nn.Module, groups: Sequence[ChannelGroup]) -> tuple[Block, ...]:
         """What may be taken out of ``module``, where that is wanted and the allocation can."""
-        if not self.remove_blocks or not self._weighs_losses:
+        if self.to_losses is None or not self.remove_blocks or not self._adds_losses_up:
             return ()
         return find_blocks(module, self.model, groups, self.exclude)
 
@@ -47,15 +47,15 @@ class Request:
     ) -> tuple[dict[str, Tensor], tuple[Block, ...]]:
         """Scores of groups and blocks by id, and the blocks that can go: without the others the loss is infinite."""
         scores = self.score(groups, worth)
-        if self.to_losses is None or not self._weighs_losses or not (groups or blocks):
+        if self.to_losses is None or not self._adds_losses_up or not (groups or blocks):
             return scores, ()
         scores = self.to_losses(groups, scores, blocks)
         return scores, tuple(block for block in blocks if bool(scores[block.id].isfinite().all()))
 
     @property
-    def _weighs_losses(self) -> bool:
+    def _adds_losses_up(self) -> bool:
         """Whether the allocation adds up what groups and blocks lose; the others only rank channels."""
-        return self.to_losses is not None and getattr(self.allocation, "removes_blocks", False)
+        return getattr(self.allocation, "removes_blocks", False)
 
 
 @dataclass(frozen=True)

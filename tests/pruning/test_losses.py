@@ -10,6 +10,7 @@ from deploycompress.data.tasks.classification import Classification
 from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.pruning import losses
 from deploycompress.pruning.apply import apply
+from deploycompress.pruning.blocks import Block
 from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import ChannelGroup, choose, on_grid
 from deploycompress.pruning.losses import in_loss
@@ -68,14 +69,16 @@ def test_a_rise_that_is_not_finite_is_not_counted(networks):
 def test_a_large_model_has_fewer_samples_and_fewer_shares(networks, monkeypatch):
     network = networks["chain"]
     module, groups, _, batches = prepared(network)
-    shares, few = losses._affordable(module, groups, batches, network)
+    shares, few = losses._affordable(module, groups, (), batches, network)
     assert shares == losses.PRUNED_SHARES and len(few) == 3
     macs = losses.count(module, network)["macs"]
     monkeypatch.setattr(losses, "BUDGET_MACS", macs * losses.PASSES * len(groups) * 3 * 33)
-    shares, few = losses._affordable(module, groups, batches, network)
+    shares, few = losses._affordable(module, groups, (), batches, network)
     assert shares == losses.PRUNED_SHARES and len(few) == 2
+    blocks = [Block(str(i), (), ()) for i in range(3 * len(groups))]  # twice as much to try
+    assert len(losses._affordable(module, groups, blocks, batches, network)[1]) == 1
     monkeypatch.setattr(losses, "BUDGET_MACS", macs)
-    shares, few = losses._affordable(module, groups, batches, network)
+    shares, few = losses._affordable(module, groups, (), batches, network)
     assert shares == losses.FEWER_SHARES and len(few) == 1
 
 
