@@ -23,17 +23,18 @@ from deploycompress.pruning.budget import Budget, allocate, worth
 from deploycompress.pruning.costs import WidthCosts
 from deploycompress.pruning.criteria.fisher import Fisher
 from deploycompress.pruning.discovery import find_groups
+from deploycompress.pruning.effort import BATCHES
 from deploycompress.pruning.groups import ChannelGroup, choose, on_grid
 from deploycompress.pruning.latency.bench import Bench
 from deploycompress.pruning.latency.planning import plan_by_measuring
-from deploycompress.pruning.losses import in_loss
+from deploycompress.pruning.losses import Losses, in_loss
 from deploycompress.pruning.planning import Plan, Request, ToLosses
 from deploycompress.pruning.scores import score
 from deploycompress.pruning.target import Target
 from deploycompress.recovery.repair import repair
 
 AIM = 0.985  # of the target, where a search goes that knows how far off it was
-LOSS_BATCHES, REPAIR_BATCHES = 8, 16  # as in the prune stage
+REPAIR_BATCHES = 16  # as in the prune stage
 AGAIN = 3  # times that our planner is asked for a corrected target
 
 
@@ -43,12 +44,17 @@ AGAIN = 3  # times that our planner is asked for a corrected target
 def ours(setting: Setting, align: int) -> Pruned:
     """As the prune stage does it: scores in units of the loss, blocks beside widths, weights fitted without training."""
 
+    known: dict[tuple[str, ...], Losses] = {}
+
     def to_losses(
         groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], blocks: Sequence[Block]
-    ) -> dict[str, Tensor]:
-        batches = setting.batches[:LOSS_BATCHES]
-        module = copy.deepcopy(setting.dense)
-        return in_loss(module, groups, scores, blocks, batches, Classification(), setting.model)
+    ) -> Losses:
+        key = (*(f"{group.id} {group.grid}" for group in groups), *(block.id for block in blocks))
+        if key not in known:
+            batches = setting.batches[:BATCHES]
+            module = copy.deepcopy(setting.dense)
+            known[key] = in_loss(module, groups, scores, blocks, batches, Classification(), setting.model)
+        return known[key]
 
     return _planned(setting, to_losses, align, fitted=True)
 

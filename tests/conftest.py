@@ -51,6 +51,11 @@ gates:
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests first: at the end one process would wait for the other."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """A folder with model.py and a pipeline.yaml of every kind of step; DESIGN asks for under 10 s when warm."""

@@ -14,6 +14,8 @@ import pytest
 
 from deploycompress.config.reader import read
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = {"digits"}  # data that come with a library
 PIPELINES = [p for p in sorted((ROOT / "pipelines").glob("*.yaml")) if read(p).data.source in EMBEDDED]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 # Channel shuffles, which a ratio divides by zero; and a recurrent network, which stays whole where it has to.
 SAMPLE = {"shufflenet_v2_x0_5": "torchvision-classification", "gru_classifier": "other"}

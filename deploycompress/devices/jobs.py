@@ -24,6 +24,7 @@ from deploycompress.errors import EnvironmentMissing, StageFailed
 from deploycompress.measure.intervals import latency, paired_speedup
 from deploycompress.measure.measurement import Measurement
 from deploycompress.registry import DEVICES
+from deploycompress.runtimes.onnx_file import check
 
 MOST_AT_ONCE = (
     4  # candidates beside the baseline: all of them are in memory, and pairs must stay close in time
@@ -209,11 +210,16 @@ def _describe(
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Relative names and places: all of a folder, or one file with the weights that an ONNX file keeps beside it."""
     if path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             yield file.relative_to(path).as_posix(), file
-    else:
-        yield path.name, path
+        return
+    yield path.name, path
+    if path.suffix == ".onnx":
+        with contextlib.suppress(ValueError):  # the device refuses the file, and says why
+            for name in check(path)["external"]:
+                yield name, path.parent / name
 
 
 def _main_file(path: Path) -> str:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from deploycompress.contracts import Batch, Model, Task
+from deploycompress.contracts import Model
 from deploycompress.errors import DeployCompressError
-from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.parity import compare, to_numpy
 from deploycompress.model.passthrough import PassThrough, first_tensor, take_out
 from deploycompress.model.source import seeded
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.groups import ChannelGroup, choose
 from deploycompress.pruning.trials import SAMPLES, livened
-from deploycompress.recovery.evaluation import device_of, mean_loss
 
-REESTIMATED = 20  # batches for the batch statistics of a network without a block
 SAME = 1e-5  # of max|y|: less is rounding
 
 
@@ -81,6 +77,11 @@ def remove(module: nn.Module, blocks: Iterable[Block]) -> None:
     take_out(module, [block.id for block in blocks])
 
 
+def taken(blocks: Sequence[Block], widths: Mapping[str, int]) -> tuple[Block, ...]:
+    """The blocks that go."""
+    return tuple(block for block in blocks if widths.get(block.id) == 0)
+
+
 def bypassed(module: nn.Module, blocks: Sequence[Block]) -> nn.Module:
     """A copy that runs ``blocks`` and replaces their output by their input: what one without them must equal."""
     copied = copy.deepcopy(module)
@@ -92,27 +93,18 @@ def bypassed(module: nn.Module, blocks: Sequence[Block]) -> nn.Module:
 
 
 def block_losses(
-    module: nn.Module,
-    blocks: Sequence[Block],
-    batches: Sequence[Batch],
-    task: Task,
-    call: Callable[..., Any],
+    module: nn.Module, blocks: Sequence[Block], rise: Callable[[nn.Module], float]
 ) -> dict[str, float]:
-    """Block id -> how much the loss a sample rises without it, at least 0.
+    """Block id -> the ``rise`` of the loss without it, at least 0.
 
-    Batch statistics follow each removal, on at most 20 of the ``batches``. Batches without labels are held
-    against what the whole network answers. Infinite where the loss is not finite: such a block has to stay.
-    Raises StageFailed without a batch.
+    Infinite where the loss is not finite: such a block has to stay.
     """
-    device = device_of(module)
-    before = mean_loss(module, batches, task, call, teacher=module)
     found = {}
     for block in blocks:
         without = copy.deepcopy(module)
         remove(without, [block])
-        reestimate_batchnorm(without, (b.to(device).inputs for b in islice(batches, REESTIMATED)), call)
-        rise = mean_loss(without, batches, task, call, teacher=module) - before
-        found[block.id] = max(0.0, rise) if math.isfinite(rise) else math.inf
+        risen = rise(without)
+        found[block.id] = max(0.0, risen) if math.isfinite(risen) else math.inf
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -14,19 +14,27 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from deploycompress.contracts import Batch, Model, Task
-from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.pruning.apply import apply
-from deploycompress.pruning.blocks import REESTIMATED, Block, block_losses
-from deploycompress.pruning.costs import count
-from deploycompress.pruning.groups import ChannelGroup, choose
-from deploycompress.recovery.evaluation import device_of, mean_loss
+from deploycompress.pruning.blocks import Block, block_losses, taken
+from deploycompress.pruning.context import Rise, Widths
+from deploycompress.pruning.effort import affordable, widths
+from deploycompress.pruning.groups import ChannelGroup, Kept, choose
+from deploycompress.pruning.rises import RecoveredRises, Rises
 
-PRUNED_SHARES = (0.25, 0.5, 0.75)  # of one group's channels, to see what the loss really does
-FEWER_SHARES = (0.5,)  # where three are too many for the budget
-BUDGET_MACS = 1e13  # of all forward passes together
-PASSES = 3  # of every batch: statistics, the loss, and the teacher's answer where there are no labels
-LEAST_SAMPLES = 32
+EVEN = 0.5  # of a rise, that does not follow the scores: on MobileNetV1 it rises from the first channel on
+NOTHING = 1e-12  # of a group's scores
 LEAST_FACTOR = 0.1  # of the groups' median factor: a rise that was not seen is no proof that there is none
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scores of groups by channel and of blocks, [1], in units of the loss of a sample.
+
+    ``of_plan``: the same for widths of all of them together, measured; None where that is too dear.
+    """
+
+    scores: dict[str, Tensor]
+    of_plan: Rise | None = None
 
 
 def in_loss(
@@ -37,109 +45,99 @@ def in_loss(
     batches: Sequence[Batch],
     task: Task,
     model: Model,
-) -> dict[str, Tensor]:
+) -> Losses:
     """``scores`` of the groups in units of the loss, and the loss of every block, [1].
 
     A score says which of two channels of a group matters more. What many of them cost together it does not say:
     on MobileNetV1 the sums of Fisher's scores were twenty times too low for the last group against the first. So
-    a quarter, a half and three quarters of each group alone are pruned, batch statistics following, and its scores
-    scaled so that those that go add up to the rise of the loss that is seen; their order stays. A large model has
-    fewer samples of that, and then only the half; blocks are judged on the same samples. A block that cannot go has an infinite loss.
+    a quarter, a half and three quarters of each group alone are pruned, recovered a little, and its scores scaled
+    so that those that go add up to the rise of the loss that is seen; their order stays. Blocks are judged alike.
+    What a large model leaves out of it, ``effort`` says. A block that cannot go has an infinite loss.
     """
-    shares, few = _affordable(module, groups, blocks, batches, model)
-    found = _calibrated(module, groups, scores, shares, few, task, model)
-    losses = block_losses(module, blocks, few, task, model.call)
-    return found | {id: torch.tensor([loss], dtype=torch.float64) for id, loss in losses.items()}
-
-
-def _calibrated(
-    module: nn.Module,
-    groups: Sequence[ChannelGroup],
-    scores: Mapping[str, Tensor],
-    shares: Sequence[float],
-    batches: Sequence[Batch],
-    task: Task,
-    model: Model,
-) -> dict[str, Tensor]:
-    before = mean_loss(module, batches, task, model.call, teacher=module)
-    device = device_of(module)
-
-    def rise(group: ChannelGroup, width: int) -> float:
-        pruned = copy.deepcopy(module)
-        apply(pruned, [group], choose([group], scores, {group.id: width}))
-        reestimate_batchnorm(pruned, (b.to(device).inputs for b in islice(batches, REESTIMATED)), model.call)
-        return mean_loss(pruned, batches, task, model.call, teacher=module) - before
-
-    factors = {}
+    effort = affordable(module, groups, blocks, batches, model)
+    rises = (RecoveredRises if effort.recovered else Rises)(
+        module, effort.fitting, effort.judging, task, model
+    )
+    trials = {g.id: widths(g, effort.shares) for g in groups}
+    if isinstance(rises, RecoveredRises) and (tried := [g for g in groups if trials[g.id]]):
+        group = tried[len(tried) // 2]
+        rises.find_rate(*_without(module, group, scores, trials[group.id][-1]))
+    parts = {}
     for group in groups:
-        seen = {width: rise(group, width) for width in _widths(group, shares)}
-        factors[group.id] = _factors(
-            group, scores[group.id], {w: r for w, r in seen.items() if math.isfinite(r)}
-        )
-    known = [f for found in factors.values() for f in found.values() if f > 0]
+        seen = {width: rises.of(*_without(module, group, scores, width)) for width in trials[group.id]}
+        finite = {width: rise for width, rise in seen.items() if math.isfinite(rise)}
+        parts[group.id] = _parts(group, scores[group.id], finite)
+    known = [factor for found in parts.values() if found for factor in _factors(found) if factor > 0]
     usual = median(known) if known else 1.0
-    return {g.id: _scaled(g, scores[g.id], factors[g.id], usual) for g in groups}
+    found = {g.id: _scaled(g, scores[g.id], parts[g.id], usual) for g in groups}
+    for id, loss in block_losses(module, blocks, rises.of).items():
+        found[id] = torch.tensor([loss], dtype=torch.float64)
+
+    def of_plan(widths: Widths) -> float:
+        changed, kept = copy.deepcopy(module), choose(groups, scores, widths)
+        apply(changed, groups, kept, taken(blocks, widths))
+        return rises.of(changed, groups, kept)
+
+    return Losses(found, of_plan if effort.recovered else None)
 
 
-def _affordable(
-    module: nn.Module,
-    groups: Sequence[ChannelGroup],
-    blocks: Sequence[Block],
-    batches: Sequence[Batch],
-    model: Model,
-) -> tuple[tuple[float, ...], Sequence[Batch]]:
-    """Shares to prune of each group, and the batches to try it on: as many as the budget lasts for, one at least."""
-    macs = max(1.0, count(copy.deepcopy(module).to("cpu"), model)["macs"])
-    for shares in (PRUNED_SHARES, FEWER_SHARES):
-        trials = len(blocks) + sum(len(_widths(group, shares)) for group in groups)
-        samples = BUDGET_MACS / (macs * PASSES * max(1, trials))
-        if samples >= LEAST_SAMPLES:
-            break
-    taken: list[Batch] = []
-    for batch in batches:
-        if taken and sum(b.size for b in taken) + batch.size > samples:
-            break
-        taken.append(batch)
-    return shares, taken
+def _without(
+    module: nn.Module, group: ChannelGroup, scores: Mapping[str, Tensor], width: int
+) -> tuple[nn.Module, list[ChannelGroup], Kept]:
+    """A copy that has the ``width`` best channels of ``group``, with what was done to it."""
+    pruned, kept = copy.deepcopy(module), choose([group], scores, {group.id: width})
+    apply(pruned, [group], kept)
+    return pruned, [group], kept
 
 
-def _widths(group: ChannelGroup, shares: Sequence[float]) -> list[int]:
-    """Of the grid, nearest to what the shares leave; falling, without the whole."""
-    near = {min(group.grid, key=lambda w, s=s: abs(w - (1 - s) * group.width)) for s in shares}  # type: ignore[misc]
-    return sorted(near - {group.width}, reverse=True)
+@dataclass(frozen=True)
+class _Part:
+    """Channels that go between one tried width and the next, and what the loss rose by meanwhile."""
+
+    channels: Tensor
+    lost: float  # sum of their scores
+    risen: float
 
 
-def _factors(group: ChannelGroup, scores: Tensor, rises: Mapping[int, float]) -> dict[int, float]:
-    """Width -> what the scores of the channels that go on the way to it have to be multiplied by.
-
-    Factors do not fall with the width: less important channels would become the more important ones. Where the
-    rises want that, neighbours share one factor (isotonic regression), and add up to what both of them cost.
-    """
-    widths, sums, parts = [], [], []
-    total, gone, risen = float(scores.sum()), 0.0, 0.0
+def _parts(group: ChannelGroup, scores: Tensor, rises: Mapping[int, float]) -> list[_Part]:
+    """From the widest of the tried widths to the narrowest; a rise never falls from one to the next."""
+    parts, wider, risen = [], torch.arange(group.width), 0.0
     for width, rise in rises.items():
-        lost = total - float(scores[group.keep(scores, width)].sum())
-        if lost > gone:
-            widths.append(width)
-            sums.append(lost - gone)
-            parts.append(max(0.0, rise - risen))
-            gone, risen = lost, max(risen, rise)
-    if not widths:
-        return {}
-    weights = np.array(sums)
-    found = isotonic_regression(np.array(parts) / weights, weights=weights).x
-    return dict(zip(widths, found.tolist(), strict=True))
-
-
-def _scaled(group: ChannelGroup, scores: Tensor, factors: Mapping[int, float], usual: float) -> Tensor:
-    """Each part of the channels by its own factor, the rest as the last; none far below what is ``usual``."""
-    scaled = scores.clone()
-    wider, factor = torch.arange(group.width), usual
-    for width, found in factors.items():
         kept = group.keep(scores, width)
-        factor = max(found, LEAST_FACTOR * usual)
-        part = wider[~torch.isin(wider, kept)]
-        scaled[part] = scores[part] * factor
-        wider = kept
-    scaled[wider] = scores[wider] * factor
+        channels = wider[~torch.isin(wider, kept)]
+        lost = max(float(scores[channels].sum()), float(scores.sum()) * NOTHING)
+        parts.append(_Part(channels, lost, max(0.0, rise - risen)))
+        wider, risen = kept, max(risen, rise)
+    return parts
+
+
+def _factors(parts: Sequence[_Part]) -> list[float]:
+    """What the scores of each part have to be multiplied by, to add up to its rise."""
+    return _rates([part.lost for part in parts], parts)
+
+
+def _rates(amounts: Sequence[float], parts: Sequence[_Part]) -> list[float]:
+    """The rise of each part per amount, never falling.
+
+    Else less important channels would become the more important ones. Where rises want that, neighbours share one
+    rate (isotonic regression), and add up to what both of them cost.
+    """
+    weights = np.array(amounts, dtype=np.float64)
+    return list(isotonic_regression(np.array([p.risen for p in parts]) / weights, weights=weights).x.tolist())
+
+
+def _scaled(group: ChannelGroup, scores: Tensor, parts: Sequence[_Part], usual: float) -> Tensor:
+    """Half of a part's rise goes to its channels by their scores, half evenly; those never tried are as the last part.
+
+    None is far below what is ``usual``, and all are that where nothing was seen. Within a segment their order stays.
+    """
+    if not parts:
+        return scores * usual
+    scaled, rest = scores.clone(), torch.ones(group.width, dtype=torch.bool)
+    even = _rates([len(part.channels) for part in parts], parts)
+    for part, rate, factor in zip(parts, even, _factors(parts), strict=True):
+        by_score = max(factor, LEAST_FACTOR * usual)
+        scaled[part.channels] = EVEN * rate + (1 - EVEN) * by_score * scores[part.channels]
+        rest[part.channels] = False
+    scaled[rest] = EVEN * rate + (1 - EVEN) * by_score * scores[rest]
     return scaled

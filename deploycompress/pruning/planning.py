@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from deploycompress.contracts import Allocation, Model, Note
-from deploycompress.pruning.blocks import Block, find_blocks
+from deploycompress.pruning.blocks import Block, find_blocks, taken
 from deploycompress.pruning.budget import Allocated, Budget, OnUnreachable, allocate, worth
+from deploycompress.pruning.context import Scores, Widths, in_context
 from deploycompress.pruning.costs import Cost, Costs, WidthCosts, count
 from deploycompress.pruning.discovery import find_groups, producing_layers
 from deploycompress.pruning.groups import ChannelGroup, Unpruned, choose, on_grid
+from deploycompress.pruning.losses import Losses
 from deploycompress.pruning.target import Target
 
 ALIGN = 8  # where no latency is measured; every kernel that counts works on multiples of it
 
 Score = Callable[[Sequence[ChannelGroup], Mapping[str, float]], dict[str, Tensor]]  # groups, worth -> scores
-ToLosses = Callable[[Sequence[ChannelGroup], Mapping[str, Tensor], Sequence[Block]], dict[str, Tensor]]
+ToLosses = Callable[[Sequence[ChannelGroup], Mapping[str, Tensor], Sequence[Block]], Losses]
+Solve = Callable[[Scores, Sequence[Block]], Widths | None]  # widths within the budget, None: there are none
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,22 @@ class Request:
         return find_blocks(module, self.model, groups, self.exclude)
 
     def scored(
-        self, groups: Sequence[ChannelGroup], blocks: Sequence[Block], worth: Mapping[str, float]
+        self,
+        groups: Sequence[ChannelGroup],
+        blocks: Sequence[Block],
+        worth: Mapping[str, float],
+        solve: Solve,
     ) -> tuple[dict[str, Tensor], tuple[Block, ...]]:
         """Scores of groups and blocks by id, and the blocks that can go: without the others the loss is infinite."""
         scores = self.score(groups, worth)
         if self.to_losses is None or not self._adds_losses_up or not (groups or blocks):
             return scores, ()
-        scores = self.to_losses(groups, scores, blocks)
-        return scores, tuple(block for block in blocks if bool(scores[block.id].isfinite().all()))
+        losses = self.to_losses(groups, scores, blocks)
+        scores = losses.scores
+        can_go = tuple(block for block in blocks if bool(scores[block.id].isfinite().all()))
+        if losses.of_plan is not None:
+            scores = in_context(groups, can_go, scores, lambda found: solve(found, can_go), losses.of_plan)
+        return scores, can_go
 
     @property
     def _adds_losses_up(self) -> bool:
@@ -84,7 +95,14 @@ def plan_by_counting(request: Request) -> Plan:
     budget = Budget(request.target.limits(full), full)
     blocks = request.blocks(request.module, groups)
     costs = WidthCosts(request.module, groups, request.model, blocks)
-    scores, blocks = request.scored(groups, blocks, worth(groups, costs, budget))
+
+    def solve(scores: Scores, blocks: Sequence[Block]) -> Widths | None:
+        found = allocate(
+            request.allocation, groups, scores, costs, budget, on_unreachable="best", blocks=blocks
+        )
+        return found.widths if found.reached else None
+
+    scores, blocks = request.scored(groups, blocks, worth(groups, costs, budget), solve)
     allocated = allocate(
         request.allocation,
         groups,
@@ -98,11 +116,6 @@ def plan_by_counting(request: Request) -> Plan:
     removed = taken(blocks, allocated.widths)
     kept = choose(groups, scores, allocated.widths)
     return Plan(groups, found.unpruned, allocated, kept, full, align, removed)
-
-
-def taken(blocks: Sequence[Block], widths: Mapping[str, int]) -> tuple[Block, ...]:
-    """The blocks that go."""
-    return tuple(block for block in blocks if widths.get(block.id) == 0)
 
 
 def original_widths(module: nn.Module, original: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from deploycompress.pruning.shared import shared_layers
 from deploycompress.recovery.evaluation import device_of
 
 POSITIONS = 8192  # samples of a layer's inputs and outputs, over all batches
+LEAST_ROWS = 2  # of them for each unknown of an output: a classifier would fit the noise of its few samples
 LARGEST = 8192  # inputs of one output: the normal equations take its square in memory, its cube in time
 RIDGE = 1e-2  # of the mean squared input; keeps the fit near the weights where the data say little
 
@@ -94,7 +95,12 @@ def compensate(
                     everything = torch.arange(targets.shape[1], device=device)
                     stay = everything[~torch.isin(everything, gone)]
                     equations.add(_patches(part, given, output, rows), targets[rows][:, stay])
-            errors[name] = equations.solve(name, part, ridge)
+            if equations.rows < LEAST_ROWS * equations.unknowns:
+                reasons[name] = (
+                    f"{equations.rows} samples of what it gives are too few for {equations.unknowns} weights each"
+                )
+            else:
+                errors[name] = equations.solve(name, part, ridge)
     notes = [Note("skipped", f"its weights are not fitted: {why}", name) for name, why in reasons.items()]
     return Compensation(errors, tuple(notes))
 
@@ -187,6 +193,11 @@ class _Equations:
     mixed: Tensor  # X'Y  [runs, unknowns, outputs of a run]
     outputs: float  # |Y|^2
     bias: bool
+    rows: int = 0  # samples so far
+
+    @property
+    def unknowns(self) -> int:
+        return self.inputs.shape[1]
 
     @classmethod
     def of(cls, part: nn.Module) -> _Equations:
@@ -199,6 +210,7 @@ class _Equations:
     def add(self, read: Tensor, target: Tensor) -> None:
         """``read`` [rows, runs, inputs], ``target`` [rows, outputs of all runs]"""
         rows, runs, _ = read.shape
+        self.rows += rows
         x = read.double().transpose(0, 1)
         if self.bias:
             x = torch.cat([x, x.new_ones(runs, rows, 1)], 2)

@@ -78,7 +78,7 @@ def mean_loss(
             if moved.targets is not None:
                 loss = task.loss(outputs, moved)
             elif teacher is not None:
-                loss = _distance(outputs.main, Outputs(call(teacher, moved.inputs)).main)
+                loss = distance(outputs.main, Outputs(call(teacher, moved.inputs)).main)
             else:
                 raise StageFailed("there is no loss without labels; the data must have some here")
             total, samples = total + float(loss) * moved.size, samples + moved.size
@@ -87,7 +87,8 @@ def mean_loss(
     return total / samples
 
 
-def _distance(answer: Tensor, reference: Tensor) -> Tensor:
+def distance(answer: Tensor, reference: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence a sample of [n, classes]; of other answers half the mean squared difference."""
     if answer.ndim == 2 and answer.shape[1] > 1:
         return nn.functional.kl_div(
             answer.log_softmax(1), reference.log_softmax(1), reduction="batchmean", log_target=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
     from deploycompress.pruning.blocks import Block
     from deploycompress.pruning.groups import ChannelGroup
+    from deploycompress.pruning.losses import Losses
     from deploycompress.pruning.planning import Plan, ToLosses
     from deploycompress.recovery.repair import Repaired
 
 OUTPUTS = "outputs.npz"  # what the model gave before it was saved
-LOSS_BATCHES = 8  # calibration batches that say what pruning a group or removing a block costs
 REPAIR_BATCHES = 16  # of calibration to fit on, and of validation to decide by
 REHEARSAL_BATCHES = 2
 MEASURED_PRECISIONS = ("fp32", "int8")  # that an unpruned and untrained model can be put into
@@ -236,15 +237,26 @@ class Prune(Stage):
 
         def to_losses(
             groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], blocks: Sequence[Block]
-        ) -> dict[str, Tensor]:
+        ) -> Losses:
+            from deploycompress.pruning.effort import BATCHES
             from deploycompress.pruning.losses import in_loss
             from deploycompress.recovery.training import device
 
-            batches = list(islice(self._calibration(context), LOSS_BATCHES))
+            batches = list(islice(self._calibration(context), BATCHES))
             module.to(device())
             found = in_loss(module, groups, scores, blocks, batches, context.task, context.model)
             module.to("cpu")
-            return found
+            of_plan = found.of_plan
+            if of_plan is None:
+                return found
+
+            def on_device(widths: Mapping[str, int]) -> float:
+                module.to(device())
+                rise = of_plan(widths)
+                module.to("cpu")
+                return rise
+
+            return replace(found, of_plan=on_device)
 
         return to_losses
 

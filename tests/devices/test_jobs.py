@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from deploycompress.devices import jobs
@@ -64,6 +65,19 @@ def test_measures_files_side_by_side(device: Local, made: Make, tmp_path: Path) 
     assert small.samples == "samples/small-one.json"
     assert sum(map(len, raw)) == small.latency_ms.samples and len(raw) == 8
     assert told == sorted(told, key=lambda entry: entry[0]) and told[-1][0] > 0.5
+
+
+def test_weights_that_a_file_keeps_beside_it_travel_with_it(
+    device: Local, made: Make, tmp_path: Path
+) -> None:
+    """As models above two gigabytes do."""
+    model = onnx.load(made("base", 400))
+    path = tmp_path / "apart" / "model.onnx"
+    path.parent.mkdir()
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (path.parent / "weights.bin").stat().st_size > path.stat().st_size
+    found = run(device, [candidate("base", made("base", 400)), candidate("apart", path)])
+    assert isinstance(found["apart"], Timing)
 
 
 def test_a_known_latency_is_what_is_measured(device: Local, made: Make, wayward: str, tmp_path: Path) -> None:

@@ -233,13 +233,27 @@ def test_channels_that_are_always_off_are_no_obstacle():
     assert torch.equal(pruned[2].weight, weight)
 
 
+def test_few_samples_are_not_fitted():
+    """A classifier that is fitted to as many samples as it has inputs gives each of them back, and nothing else."""
+    model = Given(6)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    pruned, groups, kept = halved(module, model)
+    before = pruned[2].weight.clone()
+    nine = Batch({"x": torch.randn(9, 6)}, None, 9)  # 4 inputs and a bias: 10 are needed
+    done = compensate(pruned, module, groups, kept, [nine], model.call)
+    assert [note.subject for note in done.notes] == ["2"] and "9 samples" in done.notes[0].message
+    assert not done.errors and torch.equal(pruned[2].weight, before)
+    ten = Batch({"x": torch.randn(10, 6)}, None, 10)
+    assert list(compensate(pruned, module, groups, kept, [ten], model.call).errors) == ["2"]
+
+
 def test_no_batch_and_bad_batches():
     model = Given(6)
     module = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)).eval()
     pruned, groups, kept = halved(module, model)
     with pytest.raises(StageFailed, match="without a batch"):
         compensate(pruned, module, groups, kept, [], model.call)
-    bad = Batch({"x": torch.full((4, 6), float("nan"))}, None, 4)
+    bad = Batch({"x": torch.full((40, 6), float("nan"))}, None, 40)
     with pytest.raises(StageFailed, match=r"the weights of 1 cannot be fitted: .* not finite"):
         compensate(pruned, module, groups, kept, [bad], model.call)
 
@@ -288,7 +302,7 @@ def test_it_is_rejected_where_it_does_not_help(digits):
     model = Given(1, 8, 8)
     pruned, groups, kept = halved(net, model)
     spoiled = copy.deepcopy(pruned)
-    noise = [Batch({"x": 50 * torch.randn_like(b.inputs["x"])}, None, b.size) for b in fitting[:1]]
+    noise = [Batch({"x": 50 * torch.randn_like(b.inputs["x"])}, None, b.size) for b in fitting]
     compensate(spoiled, net, groups, kept, noise, model.call)
     chosen, before, after = accept_if_better(pruned, spoiled, loss_on(judging, model))
     assert chosen is pruned and before <= after
@@ -311,7 +325,7 @@ def test_a_repair_leaves_alone_what_it_would_make_worse(digits):
     net, fitting, judging = digits
     model, task = Given(1, 8, 8), Classification()
     pruned, groups, kept = halved(net, model)
-    noise = [Batch({"x": 50 * torch.randn_like(b.inputs["x"])}, None, b.size) for b in fitting[:1]]
+    noise = [Batch({"x": 50 * torch.randn_like(b.inputs["x"])}, None, b.size) for b in fitting]
     repaired = repair(pruned, net, groups, kept, noise, judging, task, model)
     assert repaired.module is pruned and repaired.losses[0] == repaired.losses[1]
     assert any("the validation loss did not fall" in note.message for note in repaired.notes)

@@ -13,6 +13,8 @@ from deploycompress.model import checkpoint
 from deploycompress.model.source import SourceModel
 from deploycompress.stages.prune import Prune
 
+pytestmark = pytest.mark.slow
+
 MODEL = """
 from torch import nn
 

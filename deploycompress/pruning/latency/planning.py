@@ -11,7 +11,7 @@ from torch import Tensor
 from deploycompress.contracts import Note
 from deploycompress.errors import StageFailed
 from deploycompress.model.passthrough import taken_out
-from deploycompress.pruning.blocks import Block
+from deploycompress.pruning.blocks import Block, taken
 from deploycompress.pruning.budget import (
     Allocated,
     Budget,
@@ -23,15 +23,16 @@ from deploycompress.pruning.budget import (
     unreachable,
     worth,
 )
+from deploycompress.pruning.context import Scores, lost
 from deploycompress.pruning.costs import WidthCosts
 from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import ChannelGroup, Unpruned, choose
 from deploycompress.pruning.latency.bench import Bench
 from deploycompress.pruning.latency.fitted import Fitted, fitted_costs
 from deploycompress.pruning.latency.prediction import Widths
-from deploycompress.pruning.latency.settling import Settled, measure_alone, settle
+from deploycompress.pruning.latency.settling import AIM, Settled, measure_alone, settle
 from deploycompress.pruning.latency.whole import WholeModels
-from deploycompress.pruning.planning import Plan, Request, Together, full_cost, original_widths, taken
+from deploycompress.pruning.planning import Plan, Request, Together, full_cost, original_widths
 
 LATENCY = "latency"
 WARNED_ERROR = 0.1  # of the prediction, on models it was not fitted to; the truth loop corrects what is left
@@ -64,21 +65,29 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     predicted_ms = fitted.costs.latency_ms({group.id: group.width for group in fitted.groups})
     full = {**full_cost(original, model, groups, widths), LATENCY: predicted_ms}
     limits = request.target.limits(full)
-    scores, blocks = request.scored(groups, blocks, worth(groups, costs, Budget(limits, full)))
-    smallest = smallest_widths(groups, blocks)
     others = Budget({name: limit for name, limit in limits.items() if name != LATENCY}, full)
+
+    def solve(scores: Scores, blocks: Sequence[Block], share: float) -> Widths | None:
+        """Within ``share`` of the unpruned model's latency, by prediction."""
+        budget = Budget({**others.limits, LATENCY: share * predicted_ms}, full)
+        if not budget.met(costs.at(smallest_widths(groups, blocks))):
+            return None
+        return allocate(request.allocation, groups, scores, costs, budget, blocks=blocks).widths
+
+    aim = AIM * limits[LATENCY] / predicted_ms
+    scores, blocks = request.scored(
+        groups,
+        blocks,
+        worth(groups, costs, Budget(limits, full)),
+        lambda scores, blocks: solve(scores, blocks, aim),
+    )
+    smallest = smallest_widths(groups, blocks)
     out_of_others = out_of_reach(groups, costs.at(smallest), others)
     if out_of_others and request.on_unreachable == "fail":
         raise StageFailed(unreachable(out_of_others, groups, found.unpruned))
     measured = WholeModels(
         original, module, model, groups, blocks, bench.place, bench.workdir, bench.progress, predicted_ms
     )
-
-    def within(limit: float) -> Widths | None:
-        budget = Budget({**others.limits, LATENCY: limit * predicted_ms}, full)
-        if not budget.met(costs.at(smallest)):
-            return None
-        return allocate(request.allocation, groups, scores, costs, budget, blocks=blocks).widths
 
     def widen(plan: Widths, limit: float) -> Widths:
         budget = Budget({**others.limits, LATENCY: limit * predicted_ms}, full)
@@ -98,10 +107,10 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     else:
         settled = settle(
             measured,
-            within,
+            lambda share: solve(scores, blocks, share),
             widen,
             predict=predict,
-            loss=lambda widths: _lost(groups, blocks, scores, widths),
+            loss=lambda widths: lost(groups, blocks, scores, widths),
             smallest=smallest,
             limit=limit,
             say=bench.say,
@@ -157,18 +166,6 @@ def _on_grids_of(
         replace(g, grid=(*(w for w in grids.get(g.id, ()) if w < g.width and w % g.step == 0), g.width))
         for g in groups
     )
-
-
-def _lost(
-    groups: Sequence[ChannelGroup], blocks: Sequence[Block], scores: Mapping[str, Tensor], widths: Widths
-) -> float:
-    """Importance of the channels and blocks that go."""
-    channels = sum(
-        float(scores[g.id].sum() - scores[g.id][g.keep(scores[g.id], widths[g.id])].sum())
-        for g in groups
-        if widths[g.id] > 0
-    )
-    return channels + sum(float(scores[block.id].sum()) for block in taken(blocks, widths))
 
 
 def _gained(group: ChannelGroup, scores: Tensor, wider: int) -> float:

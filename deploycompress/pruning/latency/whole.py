@@ -19,11 +19,10 @@ from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.graph.simplify import simplify_onnx
 from deploycompress.model.parity import to_numpy
 from deploycompress.pruning.apply import apply
-from deploycompress.pruning.blocks import Block
+from deploycompress.pruning.blocks import Block, taken
 from deploycompress.pruning.groups import ChannelGroup, choose
 from deploycompress.pruning.latency.bench import Place
 from deploycompress.pruning.latency.prediction import Widths
-from deploycompress.pruning.planning import taken
 
 BASELINE = "unpruned"
 # A machine changes its pace (a neighbour in its caches, two virtual cores that share a real one, a clock turned down),

@@ -1,0 +1,104 @@
+"""Losses in whole plans: what adds up to more or less than it should is corrected, and the best plan stays."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from deploycompress.pruning.blocks import Block
+from deploycompress.pruning.context import ROUNDS, in_context, lost
+from deploycompress.pruning.groups import ChannelGroup
+
+IDS = ("a", "b", "c")
+
+
+def group(id):
+    return ChannelGroup(id, 8, (), torch.zeros(8, dtype=torch.int64), (4, 6, 8))
+
+
+GROUPS = [group(id) for id in IDS]
+SCORES = {"a": 1.0, "b": 1.1, "c": 1.2}  # of each channel
+
+
+def scores():
+    return {id: torch.full((8,), value, dtype=torch.float64) for id, value in SCORES.items()}
+
+
+def solve(found):
+    """Six channels of 24 have to go: the plan that loses least by the scores."""
+    plans = (dict(zip(IDS, widths, strict=True)) for widths in itertools.product((4, 6, 8), repeat=3))
+    return min((p for p in plans if sum(p.values()) <= 18), key=lambda p: lost(GROUPS, (), found, p))
+
+
+def really(widths):
+    """``a`` costs ten times what it seems to once something else is cut too, and ``c`` half."""
+    beside = 10.0 if min(widths["b"], widths["c"]) < 8 else 1.0
+    return (8 - widths["a"]) * beside + 1.1 * (8 - widths["b"]) + 0.6 * (8 - widths["c"])
+
+
+def test_a_plan_that_loses_more_than_it_should_is_replaced():
+    first = solve(scores())
+    assert first == {"a": 4, "b": 6, "c": 8}
+    found = in_context(GROUPS, (), scores(), solve, really)
+    best = solve(found)
+    assert best["a"] == 8 and really(best) < 0.15 * really(first)
+    assert float(found["a"][0]) > 2 * SCORES["a"]
+
+
+def test_what_is_as_it_should_be_stays():
+    found = in_context(GROUPS, (), scores(), solve, lambda widths: lost(GROUPS, (), scores(), widths))
+    assert all(torch.allclose(found[id], scores()[id]) for id in IDS)
+
+
+def test_a_correction_that_makes_it_worse_is_not_kept():
+    """The change of one group seems to tell something; the plan made from it is worse, and the first one stays."""
+    first = solve(scores())
+
+    def rise(widths):
+        if widths == first:
+            return 1.0
+        return 3.0 if sum(widths.values()) <= 18 else -5.0
+
+    assert all(
+        torch.equal(in_context(GROUPS, (), scores(), solve, rise)[id], score)
+        for id, score in scores().items()
+    )
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_plan_without_a_loss_teaches_nothing(loss):
+    calls = []
+    found = in_context(GROUPS, (), scores(), solve, lambda widths: calls.append(widths) or loss)
+    assert len(calls) == 1 and all(torch.equal(found[id], score) for id, score in scores().items())
+    assert in_context(
+        GROUPS, (), scores(), lambda found: None, lambda widths: calls.append(widths)
+    ).keys() == (scores().keys())
+    assert len(calls) == 1
+
+
+def test_every_group_and_block_is_changed_by_itself():
+    """One that is cut comes back whole, another is cut; a block comes and goes with the groups inside it."""
+    inside, alone = group("inside"), group("alone")
+    gone, there = Block("gone", (), ("within",)), Block("there", (), ("inside",))
+    groups, blocks = [alone, inside, group("within")], [gone, there]
+    values = {"alone": 1.0, "inside": 0.5, "within": 0.1}
+    found = {id: torch.full((8,), value, dtype=torch.float64) for id, value in values.items()}
+    found |= {b.id: torch.tensor([10.0], dtype=torch.float64) for b in blocks}
+    plan = {"alone": 4, "inside": 8, "within": 0, "gone": 0, "there": 1}
+    seen = []
+    in_context(groups, blocks, found, lambda _: plan, lambda widths: seen.append(dict(widths)) or 1.0)
+    assert seen == [
+        plan,
+        {**plan, "alone": 8},
+        {**plan, "inside": 6},
+        {**plan, "gone": 1, "within": 8},
+        {**plan, "there": 0, "inside": 0},
+    ]
+
+
+def test_it_ends_after_some_rounds():
+    plans = itertools.cycle([{"a": 4, "b": 8, "c": 6}, {"a": 8, "b": 4, "c": 6}, {"a": 6, "b": 6, "c": 6}])
+    tried = []
+    in_context(GROUPS, (), scores(), lambda _: next(plans), lambda widths: tried.append(widths) or 1.0)
+    assert len(tried) == ROUNDS + (ROUNDS - 1) * len(GROUPS)
