@@ -77,7 +77,8 @@ class RecoveredRises(Rises):
     def find_rate(self, changed: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> float:
         """From now on the learning rate after which ``changed``, which stays, has the smallest loss; 0 for no training."""
         losses: dict[float, float] = {}
-        with suppress(RuntimeError):  # a network that has no gradient is not trained here
+        # A network without a gradient is not trained here, nor one that normalises a batch of one sample.
+        with suppress(RuntimeError, ValueError):
             for self._rate in (0.0, *RATES):
                 loss = self._recovered(copy.deepcopy(changed), groups, kept)
                 losses[self._rate] = loss if math.isfinite(loss) else math.inf
