@@ -14,6 +14,8 @@ import pytest
 
 from deploycompress.engine.pipeline import run as run_pipeline
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["model", "train", "baseline", "prune", "distill", "export", "quantize", "benchmark"]
 
 

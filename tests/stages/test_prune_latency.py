@@ -36,8 +36,14 @@ def build():
 """
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """A store of latency tables for all tests that do not ask when they were measured."""
+    return FileStore(tmp_path_factory.mktemp("tables"))
+
+
 @pytest.fixture
-def context(run_context, tmp_path, monkeypatch):
+def context(run_context, tmp_path, monkeypatch, tables):
     monkeypatch.setattr(
         "deploycompress.pruning.latency.fitted.PROBED_SHARES", (0.75, 0.5, 0.25)
     )  # each is an export
@@ -46,7 +52,7 @@ def context(run_context, tmp_path, monkeypatch):
     model = SourceModel(ModelConfig(build=f"{tmp_path / 'wide_model.py'}:build", inputs=inputs), 0)
     events = []
     made = run_context(events=events)
-    return replace(made, model=model, store=FileStore(tmp_path / "store")), events
+    return replace(made, model=model, store=tables), events
 
 
 def prune(context, source, workdir, **config):
@@ -58,6 +64,7 @@ def prune(context, source, workdir, **config):
 
 def test_a_latency_is_settled_on_a_measured_plan_and_measured_once(context, checkpoint_of, tmp_path):
     context, events = context
+    context = replace(context, store=FileStore(tmp_path / "store"))
     source = checkpoint_of(context)
     outcome, _ = prune(context, source, tmp_path / "one", target={"latency": "60%", "macs": "70%"})
     assert outcome.details["reached"] and outcome.metrics["latency_ratio"] <= 0.6
