@@ -11,7 +11,6 @@ from torch import Tensor
 from deploycompress.pruning.blocks import Block
 from deploycompress.pruning.groups import ChannelGroup
 
-ROUNDS = 3  # plans; after each but the last every group and block is changed by itself
 CHANGED = 0.75  # of a group's width: one that is wider is cut to it, one that is narrower is made whole
 CERTAIN = 0.5  # of the usual difference: one far below it says little, and its factor stays near 1
 
@@ -22,7 +21,12 @@ Rise = Callable[[Widths], float]  # of the loss, for a whole plan
 
 
 def in_context(
-    groups: Sequence[ChannelGroup], blocks: Sequence[Block], scores: Scores, solve: Solve, rise: Rise
+    groups: Sequence[ChannelGroup],
+    blocks: Sequence[Block],
+    scores: Scores,
+    solve: Solve,
+    rise: Rise,
+    rounds: int,
 ) -> dict[str, Tensor]:
     """``scores``, in units of the loss, each group's and block's times a factor: the best plan's of a few rounds.
 
@@ -30,11 +34,12 @@ def in_context(
     the plan that loses least by single losses adds up to 1.8, and loses 2.8 as a whole. So that plan is tried,
     and beside it the same with each group and block changed in turn; what this changes of the loss, over what it
     should have, is the next round's factor. The best of the plans that were tried is the one whose factors stay.
+    After the last of the ``rounds`` nothing is changed any more.
     """
     factors = {id: 1.0 for id in scores}
     best: tuple[float, dict[str, Tensor]] = math.inf, dict(scores)
     plans: list[dict[str, int]] = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         corrected = {id: factors[id] * score for id, score in scores.items()}
         plan = solve(corrected)
         if plan is None or dict(plan) in plans:
@@ -43,7 +48,7 @@ def in_context(
         risen = rise(plan)
         if risen < best[0]:
             best = risen, corrected
-        if number == ROUNDS - 1 or not math.isfinite(risen):
+        if number == rounds - 1 or not math.isfinite(risen):
             break
         for id, ratio in _ratios(groups, blocks, scores, plan, risen, rise).items():
             factors[id] = math.sqrt(

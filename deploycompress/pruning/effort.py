@@ -10,7 +10,6 @@ from torch import nn
 
 from deploycompress.contracts import Batch, Model
 from deploycompress.pruning.blocks import Block
-from deploycompress.pruning.context import ROUNDS
 from deploycompress.pruning.costs import count
 from deploycompress.pruning.groups import ChannelGroup
 from deploycompress.pruning.rises import COMPENSATED, STEPS
@@ -18,6 +17,12 @@ from deploycompress.recovery.evaluation import device_of
 
 PRUNED_SHARES = (0.25, 0.5, 0.75)  # of one group's channels, to see what the loss really does
 FEWER_SHARES = (0.5,)  # where three are too many for the budget
+WITH_RECOVERY = (
+    (PRUNED_SHARES, 3),
+    (FEWER_SHARES, 3),
+    (FEWER_SHARES, 2),
+    (FEWER_SHARES, 0),
+)  # the best first
 BUDGET_MACS = {"cpu": 2e13, "cuda": 2e15}  # some minutes of each
 JUDGING = 8  # batches
 BATCHES = JUDGING + STEPS  # a step each
@@ -28,10 +33,14 @@ LEAST_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Effort:
-    """Which shares of a group's channels are pruned in turn, whether something is recovered, and on which batches."""
+    """Which shares of a group's channels are pruned in turn, whether something is recovered, and on which batches.
+
+    ``rounds``: of whole plans with all their changes.
+    """
 
     shares: tuple[float, ...]
     recovered: bool
+    rounds: int
     fitting: Sequence[Batch]
     judging: Sequence[Batch]
 
@@ -54,9 +63,9 @@ def affordable(
     if judging:
         fitting = batches[judging:BATCHES]
         size = sum(b.size for b in batches) / len(batches)
-        for shares in (PRUNED_SHARES, FEWER_SHARES):
-            if size * _recovery_passes(groups, blocks, shares, len(fitting), judging) <= samples:
-                return Effort(shares, True, fitting, batches[:judging])
+        for shares, rounds in WITH_RECOVERY:
+            if size * _recovery_passes(groups, blocks, shares, rounds, len(fitting), judging) <= samples:
+                return Effort(shares, True, rounds, fitting, batches[:judging])
     for shares in (PRUNED_SHARES, FEWER_SHARES):
         each = samples / (PASSES * max(1, len(blocks) + sum(len(widths(g, shares)) for g in groups)))
         if each >= LEAST_SAMPLES:
@@ -66,7 +75,7 @@ def affordable(
         if taken and sum(b.size for b in taken) + batch.size > each:
             break
         taken.append(batch)
-    return Effort(shares, False, taken, taken)
+    return Effort(shares, False, 0, taken, taken)
 
 
 def widths(group: ChannelGroup, shares: Sequence[float]) -> list[int]:
@@ -79,6 +88,7 @@ def _recovery_passes(
     groups: Sequence[ChannelGroup],
     blocks: Sequence[Block],
     shares: Sequence[float],
+    rounds: int,
     fitting: int,
     judging: int,
 ) -> int:
@@ -89,5 +99,5 @@ def _recovery_passes(
     each = 2 * fitting + STEP_PASSES * STEPS + judging
     readers = {g.id: COMPENSATED * sum(member.axis == "in" for member in g.members) for g in groups}
     alone = each * len(blocks) + sum(len(widths(g, shares)) * (each + readers[g.id]) for g in groups)
-    plans = ROUNDS + (ROUNDS - 1) * (len(groups) + len(blocks))
+    plans = rounds + max(0, rounds - 1) * (len(groups) + len(blocks))
     return alone + plans * (each + sum(readers.values()))

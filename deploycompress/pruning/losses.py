@@ -30,11 +30,12 @@ LEAST_FACTOR = 0.1  # of the groups' median factor: a rise that was not seen is 
 class Losses:
     """Scores of groups by channel and of blocks, [1], in units of the loss of a sample.
 
-    ``of_plan``: the same for widths of all of them together, measured; None where that is too dear.
+    ``of_plan``: the same for widths of all of them together, measured; ``rounds`` of that are within the budget.
     """
 
     scores: dict[str, Tensor]
-    of_plan: Rise | None = None
+    of_plan: Rise
+    rounds: int
 
 
 def in_loss(
@@ -78,7 +79,7 @@ def in_loss(
         apply(changed, groups, kept, taken(blocks, widths))
         return rises.of(changed, groups, kept)
 
-    return Losses(found, of_plan if effort.recovered else None)
+    return Losses(found, of_plan, effort.rounds)
 
 
 def _without(

@@ -59,8 +59,9 @@ class Request:
         losses = self.to_losses(groups, scores, blocks)
         scores = losses.scores
         can_go = tuple(block for block in blocks if bool(scores[block.id].isfinite().all()))
-        if losses.of_plan is not None:
-            scores = in_context(groups, can_go, scores, lambda found: solve(found, can_go), losses.of_plan)
+        scores = in_context(
+            groups, can_go, scores, lambda found: solve(found, can_go), losses.of_plan, losses.rounds
+        )
         return scores, can_go
 
     @property

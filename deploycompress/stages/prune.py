@@ -246,13 +246,10 @@ class Prune(Stage):
             module.to(device())
             found = in_loss(module, groups, scores, blocks, batches, context.task, context.model)
             module.to("cpu")
-            of_plan = found.of_plan
-            if of_plan is None:
-                return found
 
             def on_device(widths: Mapping[str, int]) -> float:
                 module.to(device())
-                rise = of_plan(widths)
+                rise = found.of_plan(widths)
                 module.to("cpu")
                 return rise
 

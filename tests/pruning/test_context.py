@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deploycompress.pruning.blocks import Block
-from deploycompress.pruning.context import ROUNDS, in_context, lost
+from deploycompress.pruning.context import in_context, lost
 from deploycompress.pruning.groups import ChannelGroup
 
 IDS = ("a", "b", "c")
@@ -40,14 +40,14 @@ def really(widths):
 def test_a_plan_that_loses_more_than_it_should_is_replaced():
     first = solve(scores())
     assert first == {"a": 4, "b": 6, "c": 8}
-    found = in_context(GROUPS, (), scores(), solve, really)
+    found = in_context(GROUPS, (), scores(), solve, really, 3)
     best = solve(found)
     assert best["a"] == 8 and really(best) < 0.15 * really(first)
     assert float(found["a"][0]) > 2 * SCORES["a"]
 
 
 def test_what_is_as_it_should_be_stays():
-    found = in_context(GROUPS, (), scores(), solve, lambda widths: lost(GROUPS, (), scores(), widths))
+    found = in_context(GROUPS, (), scores(), solve, lambda widths: lost(GROUPS, (), scores(), widths), 3)
     assert all(torch.allclose(found[id], scores()[id]) for id in IDS)
 
 
@@ -61,7 +61,7 @@ def test_a_correction_that_makes_it_worse_is_not_kept():
         return 3.0 if sum(widths.values()) <= 18 else -5.0
 
     assert all(
-        torch.equal(in_context(GROUPS, (), scores(), solve, rise)[id], score)
+        torch.equal(in_context(GROUPS, (), scores(), solve, rise, 3)[id], score)
         for id, score in scores().items()
     )
 
@@ -69,11 +69,9 @@ def test_a_correction_that_makes_it_worse_is_not_kept():
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_a_plan_without_a_loss_teaches_nothing(loss):
     calls = []
-    found = in_context(GROUPS, (), scores(), solve, lambda widths: calls.append(widths) or loss)
+    found = in_context(GROUPS, (), scores(), solve, lambda widths: calls.append(widths) or loss, 3)
     assert len(calls) == 1 and all(torch.equal(found[id], score) for id, score in scores().items())
-    assert in_context(
-        GROUPS, (), scores(), lambda found: None, lambda widths: calls.append(widths)
-    ).keys() == (scores().keys())
+    assert in_context(GROUPS, (), scores(), lambda found: None, calls.append, 3).keys() == scores().keys()
     assert len(calls) == 1
 
 
@@ -87,7 +85,7 @@ def test_every_group_and_block_is_changed_by_itself():
     found |= {b.id: torch.tensor([10.0], dtype=torch.float64) for b in blocks}
     plan = {"alone": 4, "inside": 8, "within": 0, "gone": 0, "there": 1}
     seen = []
-    in_context(groups, blocks, found, lambda _: plan, lambda widths: seen.append(dict(widths)) or 1.0)
+    in_context(groups, blocks, found, lambda _: plan, lambda widths: seen.append(dict(widths)) or 1.0, 3)
     assert seen == [
         plan,
         {**plan, "alone": 8},
@@ -99,6 +97,7 @@ def test_every_group_and_block_is_changed_by_itself():
 
 def test_it_ends_after_some_rounds():
     plans = itertools.cycle([{"a": 4, "b": 8, "c": 6}, {"a": 8, "b": 4, "c": 6}, {"a": 6, "b": 6, "c": 6}])
-    tried = []
-    in_context(GROUPS, (), scores(), lambda _: next(plans), lambda widths: tried.append(widths) or 1.0)
-    assert len(tried) == ROUNDS + (ROUNDS - 1) * len(GROUPS)
+    for rounds, expected in ((3, 3 + 2 * len(GROUPS)), (2, 2 + len(GROUPS)), (0, 0)):
+        tried = []
+        in_context(GROUPS, (), scores(), lambda _: next(plans), lambda w, t=tried: t.append(w) or 1.0, rounds)
+        assert len(tried) == expected

@@ -49,9 +49,13 @@ def test_what_a_recovery_costs(subject):
         patch.setattr(effort, "BUDGET_MACS", {"cpu": macs * 16 * passes * 0.999})
         half = affordable(module, groups, (), batches, network)
         assert half.recovered and half.shares == FEWER_SHARES
-        patch.setattr(
-            effort, "BUDGET_MACS", {"cpu": macs * 16 * ((passes - together) / 3 + together) * 0.999}
-        )
+        alone = (passes - together) / 3
+        patch.setattr(effort, "BUDGET_MACS", {"cpu": macs * 16 * (alone + together) * 0.999})
+        assert affordable(module, groups, (), batches, network).rounds == 2
+        patch.setattr(effort, "BUDGET_MACS", {"cpu": macs * 16 * (alone + together * 4 / 7) * 0.999})
+        singly = affordable(module, groups, (), batches, network)
+        assert singly.recovered and singly.rounds == 0
+        patch.setattr(effort, "BUDGET_MACS", {"cpu": macs * 16 * alone * 0.999})
         assert not affordable(module, groups, (), batches, network).recovered
 
 
