@@ -50,10 +50,9 @@ def in_context(
             best = risen, corrected
         if number == rounds - 1 or not math.isfinite(risen):
             break
+        # Halfway to what was seen, or plans would swing from one to the other.
         for id, ratio in _ratios(groups, blocks, scores, plan, risen, rise).items():
-            factors[id] = math.sqrt(
-                factors[id] * ratio
-            )  # halfway, or plans would swing from one to the other
+            factors[id] = math.sqrt(factors[id] * ratio)
     return best[1]
 
 

@@ -46,6 +46,21 @@ def test_a_plan_that_loses_more_than_it_should_is_replaced():
     assert float(found["a"][0]) > 2 * SCORES["a"]
 
 
+def test_a_factor_goes_halfway_to_what_is_seen():
+    """Two channels of ``a`` cost 8 for 2; with half of the usual 2 on both sides 9 / 3, and the root of it."""
+    even = {id: torch.ones(8, dtype=torch.float64) for id in IDS}
+    plans = iter([{"a": 8, "b": 8, "c": 6}, {"a": 8, "b": 8, "c": 8}])
+    found = in_context(
+        GROUPS, (), even, lambda _: next(plans), lambda w: 4 * (8 - w["a"]) + (8 - w["b"]) + (8 - w["c"]), 2
+    )
+    assert {id: float(found[id][0]) for id in IDS} == pytest.approx({"a": math.sqrt(3), "b": 1.0, "c": 1.0})
+
+
+def test_a_loss_that_falls_with_what_goes_makes_nothing_negative():
+    found = in_context(GROUPS, (), scores(), solve, lambda widths: float(sum(widths.values())), 3)
+    assert all(0 < float(found[id].min()) <= SCORES[id] for id in IDS)
+
+
 def test_what_is_as_it_should_be_stays():
     found = in_context(GROUPS, (), scores(), solve, lambda widths: lost(GROUPS, (), scores(), widths), 3)
     assert all(torch.allclose(found[id], scores()[id]) for id in IDS)

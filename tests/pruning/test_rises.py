@@ -48,6 +48,7 @@ def test_recovery_shows_what_comes_back(networks):
     trained = rises.of(copy.deepcopy(pruned), [group], kept)
     assert 0 < trained < 0.5 * fitted and fitted < 0.2 * bare
     assert rises.of(copy.deepcopy(pruned), [group], kept) == trained
+    assert rises.of(copy.deepcopy(module)) == 0  # what recovery does to a whole network is no rise
 
 
 def test_a_rate_that_breaks_the_network_is_not_taken(networks, monkeypatch):
