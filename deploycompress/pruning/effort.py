@@ -28,6 +28,7 @@ JUDGING = 8  # batches
 BATCHES = JUDGING + STEPS  # a step each
 PASSES = 3  # of every batch without recovery: statistics, the loss, and the teacher's answer where there are no labels
 STEP_PASSES = 3  # forwards, and backwards for inputs and weights
+BARE = 0.5  # of the budget, where nothing is recovered: more samples would tell little more
 LEAST_SAMPLES = 32
 
 
@@ -67,7 +68,7 @@ def affordable(
             if size * _recovery_passes(groups, blocks, shares, rounds, len(fitting), judging) <= samples:
                 return Effort(shares, True, rounds, fitting, batches[:judging])
     for shares in (PRUNED_SHARES, FEWER_SHARES):
-        each = samples / (PASSES * max(1, len(blocks) + sum(len(widths(g, shares)) for g in groups)))
+        each = BARE * samples / (PASSES * max(1, len(blocks) + sum(len(widths(g, shares)) for g in groups)))
         if each >= LEAST_SAMPLES:
             break
     taken: list[Batch] = []

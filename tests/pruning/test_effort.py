@@ -62,7 +62,7 @@ def test_what_a_recovery_costs(subject):
 def test_a_large_model_has_fewer_samples_and_fewer_shares(subject, monkeypatch):
     network, module, groups, batches, macs = subject
     trials = 3 * len(groups)
-    monkeypatch.setattr(effort, "BUDGET_MACS", {"cpu": macs * effort.PASSES * trials * 33})
+    monkeypatch.setattr(effort, "BUDGET_MACS", {"cpu": macs * effort.PASSES * trials * 33 / effort.BARE})
     found = affordable(module, groups, (), batches, network)
     assert not found.recovered and found.shares == PRUNED_SHARES and len(found.judging) == 2
     blocks = [Block(str(i), (), ()) for i in range(trials)]  # twice as much to try
