@@ -8,7 +8,8 @@ from statistics import median
 
 from torch import Tensor
 
-from deploycompress.pruning.blocks import Block
+from deploycompress.pruning.blocks import Block, taken
+from deploycompress.pruning.budget import step_loss
 from deploycompress.pruning.groups import ChannelGroup
 
 CHANGED = 0.75  # of a group's width: one that is wider is cut to it, one that is narrower is made whole
@@ -30,10 +31,10 @@ def in_context(
 ) -> dict[str, Tensor]:
     """``scores``, in units of the loss, each group's and block's times a factor: the best plan's of a few rounds.
 
-    Losses do not add up. Where a layer comes after others that were cut it has less to lose, or more: on MobileNetV1
-    the plan that loses least by single losses adds up to 1.8, and loses 2.8 as a whole. So that plan is tried,
-    and beside it the same with each group and block changed in turn; what this changes of the loss, over what it
-    should have, is the next round's factor. The best of the plans that were tried is the one whose factors stay.
+    Losses do not add up: a layer that comes after others that were cut has less to lose, or more. So the plan that
+    loses least by single losses is tried, and beside it the same with each group and block changed in turn; what
+    this changes of the loss, over what it should have, is the next round's factor. The best of the plans that were
+    tried is the one whose factors stay.
     After the last of the ``rounds`` nothing is changed any more.
     """
     factors = {id: 1.0 for id in scores}
@@ -58,13 +59,8 @@ def in_context(
 
 def lost(groups: Sequence[ChannelGroup], blocks: Sequence[Block], scores: Scores, widths: Widths) -> float:
     """The scores of the channels and blocks that go, added up."""
-    channels = sum(_lost(group, scores, widths[group.id]) for group in groups if widths[group.id] > 0)
-    return channels + sum(float(scores[block.id].sum()) for block in blocks if widths.get(block.id) == 0)
-
-
-def _lost(group: ChannelGroup, scores: Scores, width: int) -> float:
-    score = scores[group.id]
-    return float(score.sum() - score[group.keep(score, width)].sum())
+    channels = sum(step_loss(g, scores[g.id], widths[g.id], g.width) for g in groups if widths[g.id] > 0)
+    return channels + sum(float(scores[block.id].sum()) for block in taken(blocks, widths))
 
 
 def _ratios(

@@ -63,7 +63,7 @@ class RecoveredRises(Rises):
 
     Both go towards what ``module`` gives, on the ``fitting`` batches. Early layers get back within a few steps what
     the last ones do not, and the loss before any recovery knows nothing of it: half of MobileNetV1's first channels
-    seem to cost as much as half of its last, and afterwards two thirds of it.
+    seem to cost nine tenths of what half of its last do, and afterwards six tenths.
     """
 
     def __init__(
