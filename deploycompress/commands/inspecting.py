@@ -14,6 +14,7 @@ from torch import nn
 from deploycompress.commands.inspection import BlockShare, GroupShare, Inspection, Layer, Whole
 from deploycompress.config.schema import InputSpec, ModelConfig, TargetConfig
 from deploycompress.contracts import Model, Store
+from deploycompress.devices.jobs import Progress
 from deploycompress.devices.profiles import NotProfiled
 from deploycompress.errors import DeployCompressError, EnvironmentMissing, StageFailed
 from deploycompress.graph.operators import Operator
@@ -23,7 +24,7 @@ from deploycompress.pruning.blocks import Block, find_blocks
 from deploycompress.pruning.costs import WidthCosts
 from deploycompress.pruning.discovery import find_groups, producing_layers
 from deploycompress.pruning.groups import ChannelGroup, on_grid
-from deploycompress.pruning.latency.bench import Place, Progress
+from deploycompress.pruning.latency.bench import Place
 from deploycompress.pruning.latency.rows import Row, rows
 from deploycompress.pruning.latency.table import Latencies, measured_table
 from deploycompress.pruning.latency.whole import WholeModels

@@ -85,6 +85,11 @@ def widths(group: ChannelGroup, shares: Sequence[float]) -> list[int]:
     return sorted(near - {group.width}, reverse=True)
 
 
+def plans(groups: Sequence[ChannelGroup], blocks: Sequence[Block], rounds: int) -> int:
+    """That are tried at most: one a round, and before the last one the same with each part changed."""
+    return rounds + max(0, rounds - 1) * (len(groups) + len(blocks))
+
+
 def _recovery_passes(
     groups: Sequence[ChannelGroup],
     blocks: Sequence[Block],
@@ -100,5 +105,4 @@ def _recovery_passes(
     each = 2 * fitting + STEP_PASSES * STEPS + judging
     readers = {g.id: COMPENSATED * sum(member.axis == "in" for member in g.members) for g in groups}
     alone = each * len(blocks) + sum(len(widths(g, shares)) * (each + readers[g.id]) for g in groups)
-    plans = rounds + max(0, rounds - 1) * (len(groups) + len(blocks))
-    return alone + plans * (each + sum(readers.values()))
+    return alone + plans(groups, blocks, rounds) * (each + sum(readers.values()))

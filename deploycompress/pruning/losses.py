@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from deploycompress.contracts import Batch, Model, Task
+from deploycompress.devices.jobs import Progress
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.blocks import Block, block_losses, taken
 from deploycompress.pruning.context import Rise, Widths
-from deploycompress.pruning.effort import affordable, widths
+from deploycompress.pruning.effort import affordable, plans, widths
 from deploycompress.pruning.groups import ChannelGroup, Kept, choose
 from deploycompress.pruning.rises import RecoveredRises, Rises
 
@@ -46,6 +48,7 @@ def in_loss(
     batches: Sequence[Batch],
     task: Task,
     model: Model,
+    progress: Progress = lambda done, message: None,
 ) -> Losses:
     """``scores`` of the groups in units of the loss, and the loss of every block, [1].
 
@@ -60,24 +63,32 @@ def in_loss(
         module, effort.fitting, effort.judging, task, model
     )
     trials = {g.id: widths(g, effort.shares) for g in groups}
+    most = len(blocks) + sum(map(len, trials.values())) + plans(groups, blocks, effort.rounds)
+    number = itertools.count()
+
+    def trial(changed: nn.Module, cut: Sequence[ChannelGroup] = (), kept: Kept | None = None) -> float:
+        done = next(number)
+        progress(done / most, f"trial {done + 1} of at most {most}")
+        return rises.of(changed, cut, kept)
+
     if isinstance(rises, RecoveredRises) and (tried := [g for g in groups if trials[g.id]]):
         group = tried[len(tried) // 2]
         rises.find_rate(*_without(module, group, scores, trials[group.id][-1]))
     parts = {}
     for group in groups:
-        seen = {width: rises.of(*_without(module, group, scores, width)) for width in trials[group.id]}
+        seen = {width: trial(*_without(module, group, scores, width)) for width in trials[group.id]}
         finite = {width: rise for width, rise in seen.items() if math.isfinite(rise)}
         parts[group.id] = _parts(group, scores[group.id], finite)
     known = [factor for found in parts.values() if found for factor in _factors(found) if factor > 0]
     usual = median(known) if known else 1.0
     found = {g.id: _scaled(g, scores[g.id], parts[g.id], usual) for g in groups}
-    for id, loss in block_losses(module, blocks, rises.of).items():
+    for id, loss in block_losses(module, blocks, trial).items():
         found[id] = torch.tensor([loss], dtype=torch.float64)
 
     def of_plan(widths: Widths) -> float:
         changed, kept = copy.deepcopy(module), choose(groups, scores, widths)
         apply(changed, groups, kept, taken(blocks, widths))
-        return rises.of(changed, groups, kept)
+        return trial(changed, groups, kept)
 
     return Losses(found, of_plan, effort.rounds)
 

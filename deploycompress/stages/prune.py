@@ -235,6 +235,9 @@ class Prune(Stage):
     def _to_losses(self, module: nn.Module, context: RunContext) -> ToLosses:
         """Bound to the data; a rehearsal tries it too."""
 
+        def progress(done: float, message: str) -> None:
+            context.emit(Event("progress", message, done=done))
+
         def to_losses(
             groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], blocks: Sequence[Block]
         ) -> Losses:
@@ -244,7 +247,13 @@ class Prune(Stage):
 
             batches = list(islice(self._calibration(context), BATCHES))
             module.to(device())
-            found = in_loss(module, groups, scores, blocks, batches, context.task, context.model)
+            context.emit(
+                Event(
+                    "decision",
+                    f"trying what each of {len(groups) + len(blocks)} groups and blocks costs the loss",
+                )
+            )
+            found = in_loss(module, groups, scores, blocks, batches, context.task, context.model, progress)
             module.to("cpu")
 
             def on_device(widths: Mapping[str, int]) -> float:

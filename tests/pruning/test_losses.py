@@ -71,7 +71,10 @@ def test_with_more_batches_it_is_the_rise_after_recovery(networks):
         return pruned, [group], kept
 
     assert rises.find_rate(*trial(groups[1], PRUNED_SHARES[-1])) > 0
-    recovered = in_loss(module, groups, scores, (), batches, task, network)
+    told = []
+    recovered = in_loss(
+        module, groups, scores, (), batches, task, network, lambda done, message: told.append((done, message))
+    )
     found = recovered.scores
     for group in groups:
         seen = [rises.of(*trial(group, share)) for share in PRUNED_SHARES]
@@ -83,6 +86,8 @@ def test_with_more_batches_it_is_the_rise_after_recovery(networks):
     apply(pruned, groups, kept)
     assert recovered.of_plan(halves) == pytest.approx(rises.of(pruned, groups, kept), rel=1e-6)
     assert recovered.rounds == 3
+    most = 3 * 2 + 3 + 2 * 2  # two groups' shares, three plans, and two of them with each group changed
+    assert told == [(n / most, f"trial {n + 1} of at most {most}") for n in range(3 * 2 + 1)]
     assert in_loss(module, groups, scores, (), batches[:2], task, network).rounds == 0
 
 

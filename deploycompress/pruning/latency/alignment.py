@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
 from deploycompress.contracts import Store
+from deploycompress.devices.jobs import Progress
 from deploycompress.graph.operators import Operator
-from deploycompress.pruning.latency.bench import Place, Progress
+from deploycompress.pruning.latency.bench import Place
 from deploycompress.pruning.latency.table import Latencies, measured_table
 
 # What kernels work in; the coarsest where none finer pays, the finest for what has no dense operator.

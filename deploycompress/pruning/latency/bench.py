@@ -16,8 +16,6 @@ from deploycompress.registry import RUNTIMES
 SCHEMA = 3  # raised when the same key would give other figures
 COMPARED = ("architecture", "cpu", "flags", "cores", "cpu_quota")  # of a device's facts
 
-Progress = Callable[[float, str], None]
-
 
 @dataclass(frozen=True)
 class Place:

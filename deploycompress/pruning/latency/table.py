@@ -14,11 +14,12 @@ from scipy.stats import trim_mean
 
 from deploycompress.artifact import read_json, write_json
 from deploycompress.contracts import Store
+from deploycompress.devices.jobs import Progress
 from deploycompress.devices.profiles import profile
 from deploycompress.graph.catalogue import write_catalogue
 from deploycompress.graph.operators import Operator
 from deploycompress.graph.quantization import quantize_onnx
-from deploycompress.pruning.latency.bench import Place, Progress
+from deploycompress.pruning.latency.bench import Place
 
 CALLS, UNSTEADY = 40, 10  # inferences of a catalogue, and how many of them come before it is warm
 TRIMMED = 0.25  # of the calls at either end
