@@ -111,7 +111,12 @@ def _probe(entry: Entry, versions: Mapping[str, str]) -> Record:
         command += ["--input", entry.inputs, "--macs", MACS, "--json", str(report_file)]
         with log_file.open("w") as log:
             process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=ROOT,
+                env={**os.environ, "TMPDIR": folder},  # what an ended one leaves behind goes with it
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             try:
                 code, seconds = _wait(process, limit_s)

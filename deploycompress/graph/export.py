@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from deploycompress import __version__
 from deploycompress.contracts import Model, Note
 from deploycompress.errors import DeployCompressError, StageFailed
-from deploycompress.graph.attention import FourDimensions
 from deploycompress.graph.execution import run_onnx
+from deploycompress.graph.exporters import EXPORTERS, Exporter, FrozenValues
 from deploycompress.graph.fold import fold_batchnorm
 from deploycompress.model.parity import Parity, compare, to_numpy
 
@@ -45,8 +46,9 @@ def export_onnx(
 ) -> Export:
     """Write ``module`` to ``path``, with inputs and outputs named as ``model`` names them.
 
-    Named dimensions become dynamic, which ``feeds`` of several batch sizes prove; where the batch is
-    fixed, only feeds of that size count. Raises StageFailed with the reason of every exporter tried.
+    Named dimensions become dynamic, which ``feeds`` of several batch sizes prove, and one of another size than the
+    traced one where all have that; where the batch is fixed, only feeds of that size count. Raises StageFailed with
+    the reason of every exporter tried.
     """
     feeds = _fitting(feeds, model)
     example = model.example(_traced_batch(model))
@@ -56,15 +58,16 @@ def export_onnx(
         expected = [to_numpy(model.call(original, feed)) for feed in feeds]
     path.parent.mkdir(parents=True, exist_ok=True)
     reasons: list[str] = []
-    for exporter, write in EXPORTERS.items():
+    for exporter, graph_of in EXPORTERS.items():
         try:
-            write(folded, model, example, path, opset)
+            frozen = _write(exporter, graph_of, folded, model, example, path, opset)
             parity = _parity(path, feeds, expected)
         except Exception as error:  # an exporter may raise anything
             reasons.append(f"{exporter}: {_reason(error)}")
             continue
-        notes = tuple(Note("fell_back", reason) for reason in reasons)
-        return Export(path, exporter, opset, parity, tuple(names), notes)
+        notes = [Note("fell_back", reason) for reason in reasons]
+        notes += [Note("warning", f"exported by {exporter}, which says: {said}") for said in frozen]
+        return Export(path, exporter, opset, parity, tuple(names), tuple(notes))
     raise StageFailed(
         f"the model does not export to ONNX: {'; '.join(reasons)}. "
         "Change the forward there, or declare a dimension that cannot vary by its number in model.inputs"
@@ -85,6 +88,8 @@ def _fitting(feeds: Sequence[Mapping[str, Tensor]], model: Model) -> list[Mappin
         raise StageFailed(
             f"no feed has the batch size {spec.shape[0]} that input {name!r} declares, only {sizes}"
         )
+    if isinstance(spec.shape[0], str) and all(f[name].shape[0] == TRACED_BATCH for f in fitting):
+        fitting.append(model.example(TRACED_BATCH + 1))
     return fitting
 
 
@@ -119,49 +124,25 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:3])[:500]}"
 
 
-# ---------------------------------------------------------------- exporters
+# ---------------------------------------------------------------- the file
 
 
-def _dynamo(module: nn.Module, model: Model, example: Mapping[str, Tensor], path: Path, opset: int) -> None:
-    """torch.export, then onnxscript's graph and optimiser."""
-    named = _Positional(module, model, list(example))
-    with torch.no_grad():
-        outputs = list(model.call(module, example))
-    shapes = tuple(
-        {i: size for i, size in enumerate(spec.shape) if isinstance(size, str)}
-        for spec in model.inputs.values()
-    )
-    with FourDimensions():
-        program = torch.onnx.export(
-            named.eval(),
-            tuple(example.values()),
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(example),
-            output_names=outputs,
-            dynamic_shapes=(shapes,),  # of *inputs
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("the exporter gave nothing")
-    _save(program.model, path, "dynamo")
-
-
-class _Positional(nn.Module):
-    """The model as exporters want it: tensors by position, outputs as a tuple in the order of their names."""
-
-    def __init__(self, module: nn.Module, model: Model, names: Sequence[str]) -> None:
-        super().__init__()
-        self.module = module
-        self._call = model.call
-        self._names = tuple(names)
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._call(self.module, dict(zip(self._names, inputs, strict=True))).values())
-
-
-Exporter = Callable[[nn.Module, Model, Mapping[str, Tensor], Path, int], None]
-EXPORTERS: dict[str, Exporter] = {"dynamo": _dynamo}  # tried in this order
+def _write(
+    exporter: str,
+    graph_of: Exporter,
+    module: nn.Module,
+    model: Model,
+    example: Mapping[str, Tensor],
+    path: Path,
+    opset: int,
+) -> list[str]:
+    """Save what the exporter makes; what it says that it made a constant of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", FrozenValues)
+        graph = graph_of(module, model, example, opset)
+    _save(graph, path, exporter)
+    return [str(warning.message) for warning in said]
 
 
 def _save(graph_model: Any, path: Path, exporter: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploycompress.errors import StageFailed
-from deploycompress.graph import export
+from deploycompress.graph import export, exporters
 from deploycompress.graph.execution import fixed_batch_of, inspect_onnx, run_onnx
 from deploycompress.graph.export import export_onnx
 from deploycompress.model.parity import compare, to_numpy
@@ -100,6 +100,7 @@ def test_a_batch_frozen_by_the_model_is_an_error_with_the_reason(small, tmp_path
     with pytest.raises(StageFailed, match="the model does not export to ONNX: dynamo: ") as caught:
         export_onnx(model.module, model, tmp_path / "model.onnx", feeds=[model.example(2)])
     assert "inferred a static shape of 2" in str(caught.value)
+    assert "; torchscript: model.onnx does not run in ONNX Runtime: " in str(caught.value)  # at a batch of three
 
 
 def test_the_module_is_left_as_it_was(small, network, tmp_path: Path) -> None:
@@ -112,21 +113,67 @@ def test_the_module_is_left_as_it_was(small, network, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
-def broken(module, model, example, path, opset) -> None:
+class Branching(nn.Module):
+    """What torch.export cannot follow: a branch by the values; with a state for each of the batch, and no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gru = nn.Conv2d(3, 8, 3), nn.GRU(8, 6, batch_first=True)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        seen = self.conv(image)
+        if float(seen.square().sum()) > 0:
+            seen = 2 * seen
+        states, _ = self.gru(seen.flatten(2).transpose(1, 2))
+        return {"states": states, "mean": seen.mean((2, 3))}
+
+
+def test_what_dynamo_cannot_follow_is_traced(small, tmp_path: Path) -> None:
+    model = small(Branching(), image=("batch", 3, 8, 8))
+    made = export_onnx(model.module, model, tmp_path / "m.onnx", feeds=[model.example(n) for n in (1, 5)])
+    assert made.exporter == "torchscript" and max(p.relative for p in made.parity) < 1e-5
+    reason, warning = made.notes
+    assert reason.kind == "fell_back" and reason.message.startswith("dynamo: ")
+    assert warning.kind == "warning"
+    assert warning.message == (
+        "exported by torchscript, which says: Converting a tensor to a Python float might cause the trace to be incorrect"
+    )
+    described = inspect_onnx(made.path)
+    assert described["metadata"]["deploycompress.exporter"] == "torchscript"
+    assert described["inputs"]["image"]["shape"] == ["batch", 3, 8, 8]
+    assert described["outputs"]["mean"]["shape"] == ["batch", 8]
+    assert "conv.weight" in {initializer.name for initializer in onnx.load(made.path).graph.initializer}
+    again = export_onnx(model.module, model, tmp_path / "again.onnx", feeds=[model.example(1)])
+    assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_both_exporters_give_the_same(small, network, tmp_path: Path, monkeypatch) -> None:
+    model = small(network(), image=("batch", 3, 12, 12))
+    found = {}
+    for name, exporter in exporters.EXPORTERS.items():
+        monkeypatch.setattr(export, "EXPORTERS", {name: exporter})
+        made = export_onnx(model.module, model, tmp_path / f"{name}.onnx", feeds=[model.example(4)])
+        assert made.exporter == name and not made.notes and made.parity[0].relative < 1e-5
+        found[name] = inspect_onnx(made.path)
+    assert found["dynamo"]["inputs"] == found["torchscript"]["inputs"]
+    assert found["dynamo"]["outputs"] == found["torchscript"]["outputs"]
+
+
+def broken(module, model, example, opset):
     """An exporter whose file computes something else, as pytorch#169178 did."""
     other = nn.Sequential(*module)
     with torch.no_grad():
         other[-1].bias += 1
-    export._dynamo(other, model, example, path, opset)
+    return exporters.dynamo(other, model, example, opset)
 
 
-def absent(module, model, example, path, opset) -> None:
+def absent(module, model, example, opset):
     raise NotImplementedError("no translation for aten.something")
 
 
 def test_the_ladder_goes_on_and_tells_why(small, network, tmp_path: Path, monkeypatch) -> None:
     model = small(network(), image=("batch", 3, 12, 12))
-    ladder = {"first": absent, "dynamo": export._dynamo}
+    ladder = {"first": absent, "dynamo": exporters.dynamo}
     monkeypatch.setattr(export, "EXPORTERS", ladder)
     made = export_onnx(model.module, model, tmp_path / "model.onnx", feeds=[model.example(1)])
     assert made.exporter == "dynamo"
