@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from deploycompress.contracts import Batch, Model
+from deploycompress.contracts import Batch, Model, Note
 from deploycompress.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 PARITY_BATCHES = (1, 16)  # neither is the one that a graph is traced with
 
@@ -28,6 +28,34 @@ def parity_feeds(model: Model, loader: Iterable[Batch]) -> list[dict[str, Tensor
     """Feeds to compare with: two batch sizes, or the one that the model fixes."""
     fixed = fixed_batch(model)
     return [take(loader, size) for size in ((fixed,) if fixed else PARITY_BATCHES)]
+
+
+def shortened_feeds(
+    module: nn.Module, model: Model, feed: Mapping[str, Tensor]
+) -> tuple[list[dict[str, Tensor]], list[Note]]:
+    """``feed`` with each named dimension but the batch cut to half of it; with a note where ``module`` does not run so."""
+    feeds, notes = [], []
+    for dimension in dict.fromkeys(name for spec in model.inputs.values() for name in spec.shape[1:]):
+        if not isinstance(dimension, str):
+            continue
+        shorter = {name: _halved(feed[name], spec.shape, dimension) for name, spec in model.inputs.items()}
+        try:
+            with torch.no_grad():
+                model.call(module, shorter)
+        except Exception as error:  # what the user's code raises
+            sizes = {name: list(tensor.shape) for name, tensor in shorter.items()}
+            reason = f"the model itself does not run on {sizes}: {type(error).__name__}: {error}"
+            notes.append(Note("skipped", f"{dimension} was not checked at half of its size: {reason}"))
+            continue
+        feeds.append(shorter)
+    return feeds, notes
+
+
+def _halved(tensor: Tensor, shape: Sequence[int | str], dimension: str) -> Tensor:
+    for axis, name in enumerate(shape):
+        if axis and name == dimension:
+            tensor = tensor.narrow(axis, 0, (tensor.shape[axis] + 1) // 2)
+    return tensor
 
 
 def fixed_batch(model: Model) -> int | None:

@@ -38,7 +38,7 @@ class Export(Stage):
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.execution import inspect_onnx
         from deploycompress.graph.export import export_onnx
-        from deploycompress.graph.feeds import parity_feeds
+        from deploycompress.graph.feeds import parity_feeds, shortened_feeds
         from deploycompress.graph.simplify import simplify_onnx
         from deploycompress.model import checkpoint
         from deploycompress.model.parity import to_numpy, worst
@@ -46,6 +46,8 @@ class Export(Stage):
         source = inputs["source"][0]
         module = checkpoint.load(source.path, context.model)
         feeds = parity_feeds(context.model, context.data.loader("val"))
+        shorter, unchecked = shortened_feeds(module, context.model, feeds[-1])
+        feeds += shorter
         # The simplifier never fails the run, so the rehearsal has nothing to learn from it.
         tool: Literal["onnxsim", "none"] = (
             "onnxsim" if self.config.simplify and not context.rehearsal else "none"
@@ -79,7 +81,7 @@ class Export(Stage):
         return Outcome(
             (artifact,),
             figures,
-            notes=exported.notes + simplified.notes,
+            notes=(*unchecked, *exported.notes, *simplified.notes),
             details={
                 "parity": parity,
                 "operators": described["ops"],

@@ -100,7 +100,9 @@ def test_a_batch_frozen_by_the_model_is_an_error_with_the_reason(small, tmp_path
     with pytest.raises(StageFailed, match="the model does not export to ONNX: dynamo: ") as caught:
         export_onnx(model.module, model, tmp_path / "model.onnx", feeds=[model.example(2)])
     assert "inferred a static shape of 2" in str(caught.value)
-    assert "; torchscript: model.onnx does not run in ONNX Runtime: " in str(caught.value)  # at a batch of three
+    assert "; torchscript: model.onnx does not run in ONNX Runtime: " in str(
+        caught.value
+    )  # at a batch of three
 
 
 def test_the_module_is_left_as_it_was(small, network, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError
-from deploycompress.graph.feeds import PARITY_BATCHES, parity_feeds, regroup, take
+from deploycompress.graph.feeds import PARITY_BATCHES, parity_feeds, regroup, shortened_feeds, take
 
 
 def batch(start: int, size: int) -> Batch:
@@ -25,6 +25,43 @@ def test_parity_is_checked_at_two_sizes_or_at_the_fixed_one(small) -> None:
     dynamic, fixed = small(torch.nn.Identity(), x=("batch", 2)), small(torch.nn.Identity(), x=(4, 2))
     assert [len(f["x"]) for f in parity_feeds(dynamic, [batch(0, 3)])] == list(PARITY_BATCHES)
     assert [len(f["x"]) for f in parity_feeds(fixed, [batch(0, 3)])] == [4]
+
+
+class Padded(torch.nn.Module):
+    """Takes token states and a mask of the same length, which has to be even."""
+
+    def forward(self, states, mask, extra):
+        if states.shape[1] % 2:
+            raise ValueError("an even length is wanted")
+        return (states * mask[..., None]).sum(1) + extra.mean((1, 2))[:, None]
+
+
+def test_every_named_dimension_is_also_checked_at_half_of_its_size(small) -> None:
+    shapes = {"states": ("batch", "length", 4), "mask": ("batch", "length"), "extra": ("batch", "rows", 3)}
+    model = small(Padded(), **shapes)
+
+    def feed(length, rows):
+        return {
+            "states": torch.ones(2, length, 4),
+            "mask": torch.ones(2, length),
+            "extra": torch.ones(2, rows, 3),
+        }
+
+    feeds, notes = shortened_feeds(model.module, model, feed(4, 5))
+    assert [{name: list(t.shape) for name, t in found.items()} for found in feeds] == [
+        {"states": [2, 2, 4], "mask": [2, 2], "extra": [2, 5, 3]},
+        {"states": [2, 4, 4], "mask": [2, 4], "extra": [2, 3, 3]},
+    ]
+    assert notes == []
+    feeds, notes = shortened_feeds(model.module, model, feed(6, 2))
+    assert [list(found["extra"].shape) for found in feeds] == [[2, 1, 3]]
+    assert [(note.kind, note.message) for note in notes] == [
+        (
+            "skipped",
+            "length was not checked at half of its size: the model itself does not run on {'states': [2, 3, 4], "
+            "'mask': [2, 3], 'extra': [2, 2, 3]}: ValueError: an even length is wanted",
+        )
+    ]
 
 
 def test_regroup_loses_and_doubles_no_sample() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from deploycompress.artifact import Artifact
+from deploycompress.config.schema import InputSpec, ModelConfig
 from deploycompress.errors import EnvironmentMissing
 from deploycompress.graph import export as graph_export
 from deploycompress.graph.execution import inspect_onnx
+from deploycompress.model import checkpoint
+from deploycompress.model.source import SourceModel
 from deploycompress.stages.export import Export
 
 
@@ -48,6 +53,24 @@ def test_the_rehearsal_exports_too(run_context, checkpoint_of, tmp_path: Path) -
     outcome = Export(Export.Config()).run({"source": (checkpoint_of(context),)}, tmp_path, context)
     assert inspect_onnx(outcome.artifacts[0].path)["inputs"]["image"]["shape"] == [2, 1, 8, 8]
     assert outcome.artifacts[0].details["simplified"] is False
+
+
+def test_named_dimensions_are_checked_at_another_size(run_context, tmp_path: Path) -> None:
+    (tmp_path / "free.py").write_text(
+        "from torch import nn\n\n\nclass Free(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.conv = nn.Conv2d(1, 10, 3, padding=1)\n\n    def forward(self, image):\n"
+        "        assert image.shape[2] > 4, 'too low'\n        return self.conv(image).mean((2, 3))\n"
+    )
+    inputs = {"image": InputSpec(shape=("batch", 1, "height", "width"))}
+    model = SourceModel(ModelConfig(build=f"{tmp_path / 'free.py'}:Free", inputs=inputs), 0)
+    context = replace(run_context(), model=model)
+    checkpoint.save(model.build(), tmp_path / "model", model)
+    source = {"source": (Artifact.of("model", "checkpoint", tmp_path / "model"),)}
+    outcome = Export(Export.Config()).run(source, tmp_path, context)
+    described = inspect_onnx(outcome.artifacts[0].path)
+    assert described["inputs"]["image"]["shape"] == ["batch", 1, "height", "width"]
+    assert [note.kind for note in outcome.notes] == ["skipped"]  # the height; the width was checked
+    assert "the model itself does not run on {'image': [16, 1, 4, 8]}" in outcome.notes[0].message
 
 
 def test_the_configuration_is_strict() -> None:
