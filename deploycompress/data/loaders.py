@@ -109,13 +109,13 @@ class StreamLoader:
         return seeded(int(np.random.SeedSequence([self.seed, *epoch, number]).generate_state(1)[0]))
 
 
-def chunks(order: np.ndarray, size: int, training: bool) -> list[np.ndarray]:
+def chunks(order: np.ndarray, size: int, together: bool) -> list[np.ndarray]:
     """``order`` cut into batches of ``size``, the rest last.
 
-    In training a rest of one sample joins the batch before it: batch normalisation has no variance of one.
+    ``together``, for training and calibration: a rest of one sample joins the batch before it: batch normalisation has no variance of one.
     """
     cuts = list(range(size, len(order), size))
-    if training and cuts and len(order) - cuts[-1] == 1:
+    if together and cuts and len(order) - cuts[-1] == 1:
         cuts.pop()
     return np.split(order, cuts)
 

@@ -102,9 +102,10 @@ class SourceData:
             (min(len(found), FEW_SAMPLES), min(size, FEW_BATCH)) if self._few else (len(found), size)
         )
         if epoch is None:
-            return OrderedLoader(found, specs, where, chunks(np.arange(total), size, training=False))
+            together = split == "calibration"
+            return OrderedLoader(found, specs, where, chunks(np.arange(total), size, together))
         order = np.random.default_rng([self._seed, epoch]).permutation(total)
-        return OrderedLoader(found, specs, where, chunks(order, size, training=True), (self._seed, epoch))
+        return OrderedLoader(found, specs, where, chunks(order, size, together=True), (self._seed, epoch))
 
     @cached_property
     def _built_in(self) -> Source | None:

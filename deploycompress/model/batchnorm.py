@@ -20,9 +20,11 @@ def reestimate_batchnorm(
 ) -> None:
     """Replace the running statistics by their average over ``batches`` (EagleEye, Li et al. 2020, section 4).
 
+    A batch counts by its samples. One of a single sample is left out where there are others: a layer with one value a
+    channel has no variance of it.
     Those of the layers in ``fixed`` stay as they are. Everything else stays in evaluation mode, and no gradient
     is taken. A module without running statistics is left as it is, and no batch is read for it. Afterwards the
-    whole module is in evaluation mode. Raises StageFailed when there is no batch.
+    whole module is in evaluation mode. Raises StageFailed when there is no batch, or none that can be normalised.
     """
     module.eval()
     norms = [
@@ -36,13 +38,20 @@ def reestimate_batchnorm(
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
             norm.train()
         seen = 0
+        single: list[Mapping[str, Tensor]] = []
         with torch.no_grad():
             for inputs in batches:
-                call(module, inputs)
-                seen += 1
+                size = len(next(iter(inputs.values())))
+                if size == 1:
+                    single.append(inputs)
+                    continue
+                seen += size
+                _average(call, module, inputs, norms, size / seen)
+            if not seen:
+                for seen, inputs in enumerate(single, 1):
+                    _average(call, module, inputs, norms, 1 / seen)
         if not seen:
             raise StageFailed(
                 "batch normalisation cannot be estimated anew without a batch; the data are empty"
@@ -51,3 +60,24 @@ def reestimate_batchnorm(
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
+
+
+def _average(
+    call: Callable[[nn.Module, Mapping[str, Tensor]], Any],
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    norms: Iterable[_BatchNorm],
+    share: float,
+) -> None:
+    """Let the statistics of ``inputs`` be ``share`` of the average."""
+    for norm in norms:
+        norm.momentum = share
+    try:
+        call(module, inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise StageFailed(
+            "batch normalisation cannot be estimated anew from batches of one sample, where a layer has one value a "
+            "channel; raise data.batch_size"
+        ) from error

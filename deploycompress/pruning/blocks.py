@@ -115,12 +115,14 @@ def block_losses(
 class _Call:
     """The first call of a module, as it was before anything worked in place; and how many there were."""
 
-    given: tuple[Any, ...]
+    given: tuple[Any, ...] | None  # None: they cannot be copied
     named: Mapping[str, Any]
     output: Any = None
     times: int = 0
 
     def keeps_form(self) -> bool:
+        if self.given is None:
+            return False
         try:
             first = first_tensor(self.given, self.named)
         except TypeError:
@@ -136,7 +138,7 @@ def _observed(subject: nn.Module, model: Model) -> dict[str, _Call]:
     def before(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             if path not in calls:
-                calls[path] = _Call(copy.deepcopy(given), copy.deepcopy(named))
+                calls[path] = _Call(*_copied(given, named))
             calls[path].times += 1
 
         return hook
@@ -165,8 +167,18 @@ def _observed(subject: nn.Module, model: Model) -> dict[str, _Call]:
     return calls
 
 
+def _copied(
+    given: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[tuple[Any, ...] | None, Mapping[str, Any]]:
+    try:
+        return copy.deepcopy(given), copy.deepcopy(named)
+    except Exception:  # what the user's classes raise; such a module is no block
+        return None, {}
+
+
 def _adds_to_its_input(part: nn.Module, call: _Call) -> bool:
     """Whether it gives its input back, as it came, when all its parameters are zero."""
+    assert call.given is not None
     kept = {parameter: parameter.detach().clone() for parameter in part.parameters()}
     first = first_tensor(call.given, call.named)
     try:
@@ -175,6 +187,8 @@ def _adds_to_its_input(part: nn.Module, call: _Call) -> bool:
                 parameter.zero_()
             output = part(*copy.deepcopy(call.given), **copy.deepcopy(dict(call.named)))
             return bool((output - first).abs().max() <= SAME * first.abs().max())
+    except Exception:  # a network need not run with zeros: an inverse, a division
+        return False
     finally:
         with torch.no_grad():
             for parameter, values in kept.items():

@@ -92,9 +92,10 @@ def _changes(
     """``plan`` with one group, or one block with all that is inside it, changed far enough to be seen."""
     for group in groups:
         width = plan[group.id]
-        cut = min(group.grid, key=lambda w, g=group: abs(w - CHANGED * g.width))  # type: ignore[misc]
         if width == 0 or group.width == group.grid[0]:
             continue  # it went with its block, or there is no other width
+        narrower = [w for w in group.grid if w < group.width]
+        cut = min(narrower, key=lambda w, g=group: abs(w - CHANGED * g.width))  # type: ignore[misc]
         yield group.id, {**plan, group.id: cut if width > cut else group.width}
     whole = {group.id: group.width for group in groups}
     for block in blocks:

@@ -55,10 +55,10 @@ def affordable(
 ) -> Effort:
     """The best that the budget lasts for; ``batches`` for all of it are ``BATCHES``.
 
-    With recovery, a third of the batches judge and the others are fitted to. Without it all of them do both, as many
+    With recovery, ``JUDGING`` of the batches judge, a third of fewer, and the others are fitted to. Without it all of them do both, as many
     as there may be, one at least.
     """
-    macs = max(1.0, count(copy.deepcopy(module).to("cpu"), model)["macs"])
+    macs = max(1.0, count(copy.deepcopy(module).to("cpu"), model)["macs"] * _larger(batches, model))
     samples = BUDGET_MACS["cpu" if device_of(module).type == "cpu" else "cuda"] / macs
     judging = min(JUDGING, len(batches) // 3)
     if judging:
@@ -68,7 +68,11 @@ def affordable(
             if size * _recovery_passes(groups, blocks, shares, rounds, len(fitting), judging) <= samples:
                 return Effort(shares, True, rounds, fitting, batches[:judging])
     for shares in (PRUNED_SHARES, FEWER_SHARES):
-        each = BARE * samples / (PASSES * max(1, len(blocks) + sum(len(widths(g, shares)) for g in groups)))
+        each = (
+            BARE
+            * samples
+            / (PASSES * max(1, len(blocks) + sum(len(tried_widths(g, shares)) for g in groups)))
+        )
         if each >= LEAST_SAMPLES:
             break
     taken: list[Batch] = []
@@ -79,7 +83,15 @@ def affordable(
     return Effort(shares, False, 0, taken, taken)
 
 
-def widths(group: ChannelGroup, shares: Sequence[float]) -> list[int]:
+def _larger(batches: Sequence[Batch], model: Model) -> float:
+    """How much larger a real sample is than the example that is counted, by its numbers; dimensions may have names."""
+    if not batches:
+        return 1.0
+    counted = sum(tensor.numel() for tensor in model.example(1).values())
+    return sum(tensor.numel() for tensor in batches[0].inputs.values()) / max(1, batches[0].size) / counted
+
+
+def tried_widths(group: ChannelGroup, shares: Sequence[float]) -> list[int]:
     """Of the grid, nearest to what the shares leave; falling, without the whole."""
     near = {min(group.grid, key=lambda w, s=s: abs(w - (1 - s) * group.width)) for s in shares}  # type: ignore[misc]
     return sorted(near - {group.width}, reverse=True)
@@ -104,5 +116,5 @@ def _recovery_passes(
     """
     each = 2 * fitting + STEP_PASSES * STEPS + judging
     readers = {g.id: COMPENSATED * sum(member.axis == "in" for member in g.members) for g in groups}
-    alone = each * len(blocks) + sum(len(widths(g, shares)) * (each + readers[g.id]) for g in groups)
+    alone = each * len(blocks) + sum(len(tried_widths(g, shares)) * (each + readers[g.id]) for g in groups)
     return alone + plans(groups, blocks, rounds) * (each + sum(readers.values()))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deploycompress.contracts import Batch, Outputs, Task
+from deploycompress.contracts import Batch, Outputs, Task, targets_are_classes
 from deploycompress.errors import StageFailed
 from deploycompress.pruning.groups import ChannelGroup, Member
 from deploycompress.pruning.slices import by_channel, consumers, producers, weight_name
+from deploycompress.recovery.evaluation import answer_of
 
 Call = Callable[..., Any]
 
@@ -159,8 +160,8 @@ def _loss(module: nn.Module, batch: Batch, task: Task, call: Call, generator: to
     outputs = Outputs(call(module, batch.inputs))
     if batch.targets is not None:
         return task.loss(outputs, batch)
-    main = outputs.main.float()
-    if main.ndim == 2 and main.shape[1] > 1:
+    main = answer_of(task, outputs).float()
+    if targets_are_classes(task) and main.ndim == 2 and main.shape[1] > 1:
         drawn = torch.multinomial(main.detach().softmax(1).cpu(), 1, generator=generator)
         return nn.functional.cross_entropy(main, drawn[:, 0].to(main.device))
     # A Gaussian around the answer is to other outputs what the softmax is to classes.

@@ -19,10 +19,11 @@ from deploycompress.devices.jobs import Progress
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.blocks import Block, block_losses, taken
 from deploycompress.pruning.context import Rise, Widths
-from deploycompress.pruning.effort import affordable, plans, widths
+from deploycompress.pruning.effort import affordable, plans, tried_widths
 from deploycompress.pruning.groups import ChannelGroup, Kept, choose
 from deploycompress.pruning.rises import RecoveredRises, Rises
 
+FORBIDDING = 1e3  # times the largest rise: a width at which the loss is not finite
 EVEN = 0.5  # of a rise, that does not follow the scores: on MobileNetV1 it rises from the first channel on
 NOTHING = 1e-12  # of a group's scores
 LEAST_FACTOR = 0.1  # of the groups' median factor: a rise that was not seen is no proof that there is none
@@ -62,7 +63,7 @@ def in_loss(
     rises = (RecoveredRises if effort.recovered else Rises)(
         module, effort.fitting, effort.judging, task, model
     )
-    trials = {g.id: widths(g, effort.shares) for g in groups}
+    trials = {g.id: tried_widths(g, effort.shares) for g in groups}
     most = len(blocks) + sum(map(len, trials.values())) + plans(groups, blocks, effort.rounds)
     number = itertools.count()
 
@@ -73,12 +74,23 @@ def in_loss(
 
     if isinstance(rises, RecoveredRises) and (tried := [g for g in groups if trials[g.id]]):
         group = tried[len(tried) // 2]
-        rises.find_rate(*_without(module, group, scores, trials[group.id][-1]))
-    parts = {}
-    for group in groups:
-        seen = {width: trial(*_without(module, group, scores, width)) for width in trials[group.id]}
-        finite = {width: rise for width, rise in seen.items() if math.isfinite(rise)}
-        parts[group.id] = _parts(group, scores[group.id], finite)
+        _, untrained = rises.find_rate(*_without(module, group, scores, trials[group.id][-1]))
+        if untrained:
+            progress(0.0, f"trials are not trained, only fitted: {untrained}")
+    seen = {
+        group.id: {width: trial(*_without(module, group, scores, width)) for width in trials[group.id]}
+        for group in groups
+    }
+    finite = [rise for rises_of_one in seen.values() for rise in rises_of_one.values() if math.isfinite(rise)]
+    forbidding = FORBIDDING * max((1.0, *finite))
+    parts = {
+        group.id: _parts(
+            group,
+            _amounts(scores[group.id]),
+            {width: r if math.isfinite(r) else forbidding for width, r in seen[group.id].items()},
+        )
+        for group in groups
+    }
     known = [factor for found in parts.values() if found for factor in _factors(found) if factor > 0]
     usual = median(known) if known else 1.0
     found = {g.id: _scaled(g, scores[g.id], parts[g.id], usual) for g in groups}
@@ -109,6 +121,12 @@ class _Part:
     channels: Tensor
     lost: float  # sum of their scores
     risen: float
+
+
+def _amounts(scores: Tensor) -> Tensor:
+    """The same order without a negative; ones where nothing is above another, as for channels that nothing reads."""
+    amounts = scores - scores.min().clamp(max=0)
+    return amounts if float(amounts.sum()) > 0 else torch.ones_like(amounts)
 
 
 def _parts(group: ChannelGroup, scores: Tensor, rises: Mapping[int, float]) -> list[_Part]:
@@ -145,6 +163,11 @@ def _scaled(group: ChannelGroup, scores: Tensor, parts: Sequence[_Part], usual: 
     """
     if not parts:
         return scores * usual
+    if (
+        float(scores.max()) <= 0
+    ):  # no loss is in them, and what is usual for others is not for ones in their place
+        usual = 0.0
+    scores = _amounts(scores)
     scaled, rest = scores.clone(), torch.ones(group.width, dtype=torch.bool)
     even = _rates([len(part.channels) for part in parts], parts)
     for part, rate, factor in zip(parts, even, _factors(parts), strict=True):

@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from deploycompress.contracts import Allocation, Model, Note
+from deploycompress.errors import StageFailed
 from deploycompress.pruning.blocks import Block, find_blocks, taken
-from deploycompress.pruning.budget import Allocated, Budget, OnUnreachable, allocate, worth
+from deploycompress.pruning.budget import (
+    Allocated,
+    Budget,
+    OnUnreachable,
+    allocate,
+    out_of_reach,
+    smallest_widths,
+    unreachable,
+    worth,
+)
 from deploycompress.pruning.context import Scores, Widths, in_context
 from deploycompress.pruning.costs import Cost, Costs, WidthCosts, count
 from deploycompress.pruning.discovery import find_groups, producing_layers
@@ -96,6 +106,9 @@ def plan_by_counting(request: Request) -> Plan:
     budget = Budget(request.target.limits(full), full)
     blocks = request.blocks(request.module, groups)
     costs = WidthCosts(request.module, groups, request.model, blocks)
+    least = costs.at(smallest_widths(groups, blocks))
+    if request.on_unreachable == "fail" and (shortfall := out_of_reach(groups, least, budget)):
+        raise StageFailed(unreachable(shortfall, groups, found.unpruned))
 
     def solve(scores: Scores, blocks: Sequence[Block]) -> Widths | None:
         found = allocate(
@@ -103,7 +116,10 @@ def plan_by_counting(request: Request) -> Plan:
         )
         return found.widths if found.reached else None
 
-    scores, blocks = request.scored(groups, blocks, worth(groups, costs, budget), solve)
+    if budget.met(costs.at({group.id: group.width for group in groups} | {block.id: 1 for block in blocks})):
+        scores, blocks = request.score(groups, worth(groups, costs, budget)), ()  # nothing has to go
+    else:
+        scores, blocks = request.scored(groups, blocks, worth(groups, costs, budget), solve)
     allocated = allocate(
         request.allocation,
         groups,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deploycompress.contracts import Batch, Model, Task
+from deploycompress.contracts import Batch, Model, Task, targets_are_classes
 from deploycompress.errors import StageFailed
 from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.pruning.groups import ChannelGroup, Kept
@@ -40,14 +40,14 @@ class Rises:
         self._module, self._task, self._model = module, task, model
         self._fitting = [batch.to(device) for batch in fitting]
         self._judging = judging
-        self._unchanged = self._recovered(copy.deepcopy(module), (), {})
+        self._unchanged = self._loss_of(copy.deepcopy(module), (), {})
 
     def of(self, changed: nn.Module, groups: Sequence[ChannelGroup] = (), kept: Kept | None = None) -> float:
         """For ``changed``, which ``groups`` were cut out of; this changes it further. It may be negative or not finite."""
-        return self._recovered(changed, groups, kept or {}) - self._unchanged
+        return self._loss_of(changed, groups, kept or {}) - self._unchanged
 
-    def _recovered(self, changed: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> float:
-        """The loss of ``changed`` afterwards."""
+    def _loss_of(self, changed: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> float:
+        """After what is done to every copy."""
         self._settle(changed)
         return self._loss(changed)
 
@@ -71,29 +71,43 @@ class RecoveredRises(Rises):
     ) -> None:
         self._rate = 0.0
         super().__init__(module, fitting, judging, task, model)
-        with torch.no_grad():
-            self._wanted = [_floating(model.call(module, batch.inputs)) for batch in self._fitting]
+        with torch.no_grad():  # kept on the host: a large output for every batch may be gigabytes
+            self._wanted = [
+                {name: answer.cpu() for name, answer in _floating(model.call(module, batch.inputs)).items()}
+                for batch in self._fitting
+            ]
 
-    def find_rate(self, changed: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> float:
-        """From now on the learning rate after which ``changed``, which stays, has the smallest loss; 0 for no training."""
+    def find_rate(self, changed: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> tuple[float, str]:
+        """The learning rate after which ``changed``, which stays, has the smallest loss, from now on; 0: no training.
+
+        And why a network was not trained at all, empty where it was.
+        """
         losses: dict[float, float] = {}
-        # A network without a gradient is not trained here, nor one that normalises a batch of one sample.
-        with suppress(RuntimeError, ValueError):
-            for self._rate in (0.0, *RATES):
-                loss = self._recovered(copy.deepcopy(changed), groups, kept)
-                losses[self._rate] = loss if math.isfinite(loss) else math.inf
+        reason = ""
+        for rate in (0.0, *RATES):
+            self._rate = rate
+            try:
+                loss = self._loss_of(copy.deepcopy(changed), groups, kept)
+            except (RuntimeError, ValueError) as error:
+                # No gradient, or none of what the network does; or a batch of one sample normalised.
+                if rate == 0 or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = f"{type(error).__name__}: {error}"
+                break
+            losses[rate] = loss if math.isfinite(loss) else math.inf
         self._rate = min(losses, key=lambda rate: losses[rate])
-        self._unchanged = self._recovered(copy.deepcopy(self._module), (), {})
-        return self._rate
+        self._unchanged = self._loss_of(copy.deepcopy(self._module), (), {})
+        return self._rate, reason
 
-    def _recovered(self, changed: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> float:
+    def _loss_of(self, changed: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> float:
         call = self._model.call
         if kept:
             with suppress(StageFailed):  # inputs that are not finite; the loss will not be either
                 compensate(changed, self._module, groups, kept, self._fitting[:COMPENSATED], call)
         self._settle(changed)
         if self._rate:
-            train_towards(changed, self._fitting, self._wanted, call, self._rate)
+            classes = targets_are_classes(self._task)
+            train_towards(changed, self._fitting, self._wanted, call, self._rate, classes)
             self._settle(changed)
         return self._loss(changed)
 
@@ -104,10 +118,12 @@ def train_towards(
     wanted: Sequence[Mapping[str, Tensor]],
     call: Callable[..., Any],
     rate: float,
+    classes: bool,
     steps: int = STEPS,
 ) -> None:
     """Train ``module`` in place, for ``steps``, to answer to each of ``batches`` what is ``wanted`` of it.
 
+    ``classes``: whether [n, m] are classes, as ``distance`` asks.
     By stochastic gradients with momentum; ``rate`` falls to zero by a straight line. Batch normalisation works with
     the statistics of each batch; all else is in evaluation mode, and so is everything afterwards.
     """
@@ -124,7 +140,10 @@ def train_towards(
                 group["lr"] = rate * (1 - step / steps)
             given = _floating(call(module, batch.inputs))
             optimizer.zero_grad()
-            distances = [distance(given[name], answer) for name, answer in answers.items()]
+            distances = [
+                distance(given[name], answer.to(given[name].device), classes)
+                for name, answer in answers.items()
+            ]
             torch.autograd.backward(torch.stack(distances).sum())
             optimizer.step()
     module.eval()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -27,6 +27,12 @@ LARGEST = 8192  # inputs of one output: the normal equations take its square in 
 RIDGE = 1e-2  # of the mean squared input; keeps the fit near the weights where the data say little
 
 Call = Callable[[nn.Module, Mapping[str, Tensor]], Any]
+
+METHODS = ("forward", "_conv_forward")
+KNOWN = {
+    tuple(getattr(kind, name, None) for name in METHODS)
+    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ def compensate(
     the unpruned one, W what pruning left (He et al., "Channel Pruning for Accelerating Very Deep Neural
     Networks", equation 3; Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", section 4.3).
     Layers follow one another as they run, so each makes up for what those before it could not.
-    ``groups``, ``kept``: as they were applied to ``unpruned``. ``batches`` need no labels. Batch normalisation
-    should be estimated anew afterwards. Raises StageFailed without a batch, and for inputs that are not finite.
+    ``groups``, ``kept``: as they were applied to ``unpruned``, which is put into evaluation mode where ``pruned`` is.
+    ``batches`` need no labels. Batch normalisation should be estimated anew afterwards. Raises StageFailed without a batch, and for inputs that are not finite.
     """
     if not batches:
         raise StageFailed("weights cannot be fitted anew without a batch; the data are empty")
@@ -108,8 +114,11 @@ def compensate(
 def accept_if_better(
     before: nn.Module, after: nn.Module, loss: Callable[[nn.Module], float]
 ) -> tuple[nn.Module, float, float]:
-    """The network of smaller ``loss``, ``before`` unless ``after`` is really better; and both losses."""
-    was, became = loss(before), loss(after)
+    """The network of smaller ``loss``, ``before`` unless ``after`` is really better; and both losses.
+
+    A loss that is no number is above every other, and infinite here.
+    """
+    was, became = (value if value == value else inf for value in (loss(before), loss(after)))
     return (after if became < was else before), was, became
 
 
@@ -149,8 +158,18 @@ def _unfit(part: nn.Module) -> str | None:
         return "it is a transposed convolution"
     if not isinstance(part, (_ConvNd, nn.Linear)):
         return f"it is a {type(part).__name__}"
+    if not _computes_as_usual(part):
+        return f"it is a {type(part).__name__}, which computes in a way of its own"
+    if "weight" not in part._parameters:
+        return "its weight is computed from other parameters"
     inputs = part.weight[0].numel()
     return f"an output of it reads {inputs} inputs, more than {LARGEST}" if inputs > LARGEST else None
+
+
+def _computes_as_usual(part: nn.Module) -> bool:
+    """A subclass may pad, or standardise its weight, in a ``forward`` of its own."""
+    own = tuple(getattr(type(part), name, None) for name in METHODS)
+    return own in KNOWN and not any(name in vars(part) for name in METHODS)
 
 
 def _sample(count: int, most: int, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploycompress.contracts import Batch, Model, Outputs, Task
+from deploycompress.contracts import Batch, Model, Outputs, Task, targets_are_classes
 from deploycompress.errors import ConfigError, StageFailed
 
 
@@ -63,10 +63,10 @@ def mean_loss(
 ) -> float:
     """The loss a sample, over ``batches``; in evaluation mode.
 
-    A batch without labels is held against what ``teacher`` answers: by the Kullback-Leibler divergence of its
-    classes, or the squared distance of other outputs. Raises StageFailed without a batch, or without either.
+    A batch without labels is held against what ``teacher`` answers, by ``distance``. Both networks are in evaluation
+    mode afterwards, and ``teacher`` where ``module`` is. Raises StageFailed without a batch, or without either.
     """
-    device = device_of(module)
+    device, classes = device_of(module), targets_are_classes(task)
     total, samples = 0.0, 0
     for net in (module, teacher):
         if net is not None:
@@ -78,7 +78,8 @@ def mean_loss(
             if moved.targets is not None:
                 loss = task.loss(outputs, moved)
             elif teacher is not None:
-                loss = distance(outputs.main, Outputs(call(teacher, moved.inputs)).main)
+                wanted = answer_of(task, Outputs(call(teacher, moved.inputs)))
+                loss = distance(answer_of(task, outputs), wanted, classes)
             else:
                 raise StageFailed("there is no loss without labels; the data must have some here")
             total, samples = total + float(loss) * moved.size, samples + moved.size
@@ -87,9 +88,26 @@ def mean_loss(
     return total / samples
 
 
-def distance(answer: Tensor, reference: Tensor) -> Tensor:
-    """The Kullback-Leibler divergence a sample of [n, classes]; of other answers half the mean squared difference."""
-    if answer.ndim == 2 and answer.shape[1] > 1:
+def answer_of(task: Task, outputs: Outputs) -> Tensor:
+    """The output that the task reads, where it says so; else the first of floating point. Raises ConfigError."""
+    read: Callable[[Outputs], Tensor] | None = getattr(task, "answer", None)
+    if read is not None:
+        return read(outputs)
+    floating = [tensor for tensor in outputs.tensors.values() if tensor.is_floating_point()]
+    if not floating:
+        raise ConfigError(
+            f"the model's outputs are {', '.join(outputs.tensors)}, none of floating point; expected one to compare by "
+            "where a batch has no labels"
+        )
+    return floating[0]
+
+
+def distance(answer: Tensor, reference: Tensor, classes: bool) -> Tensor:
+    """The Kullback-Leibler divergence a sample of [n, classes]; of other answers half the mean squared difference.
+
+    ``classes``: whether that is what two dimensions are; columns of numbers are not.
+    """
+    if classes and answer.ndim == 2 and answer.shape[1] > 1:
         return nn.functional.kl_div(
             answer.log_softmax(1), reference.log_softmax(1), reduction="batchmean", log_target=True
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,7 @@ class Prune(Stage):
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
+    version = 2
     libraries = ("torch", "numpy", "scipy")
     compresses = True
 
@@ -142,7 +144,8 @@ class Prune(Stage):
             module = repaired.module
             notes += repaired.notes
             metrics |= {"val_loss_pruned": repaired.losses[0], "val_loss_repaired": repaired.losses[1]}
-        figures, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
+        with _on_device(module, seed=context.seed):
+            figures, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
         metrics |= {f"val_{name}": value for name, value in figures.items()}
         context.emit(Event("decision", "pruned", metrics))
         checkpoint.save(module, workdir / "model", context.model)
@@ -221,19 +224,17 @@ class Prune(Stage):
         context: RunContext,
     ) -> dict[str, Tensor]:
         from deploycompress.pruning.scores import score
-        from deploycompress.recovery.training import device
 
         if not groups:
             return {}
         criterion = self._make_criterion()
         batches = self._batches(criterion, context)
-        module.to(device())
-        scores = score(criterion, module, groups, batches, context.task, context.model.call, worth)
-        module.to("cpu")
-        return scores
+        subject = copy.deepcopy(module)  # a network may keep what it computed, with its gradients
+        with _on_device(subject, seed=context.seed):
+            return score(criterion, subject, groups, batches, context.task, context.model.call, worth)
 
     def _to_losses(self, module: nn.Module, context: RunContext) -> ToLosses:
-        """Bound to the data; a rehearsal tries it too."""
+        """Bound to the data; a rehearsal tries it too, with too few batches to recover anything."""
 
         def progress(done: float, message: str) -> None:
             context.emit(Event("progress", message, done=done))
@@ -243,24 +244,18 @@ class Prune(Stage):
         ) -> Losses:
             from deploycompress.pruning.effort import BATCHES
             from deploycompress.pruning.losses import in_loss
-            from deploycompress.recovery.training import device
 
             batches = list(islice(self._calibration(context), BATCHES))
-            module.to(device())
-            context.emit(
-                Event(
-                    "decision",
-                    f"trying what each of {len(groups) + len(blocks)} groups and blocks costs the loss",
+            said = f"trying what each of {len(groups) + len(blocks)} groups and blocks costs the loss"
+            context.emit(Event("decision", said))
+            with _on_device(module, seed=context.seed):
+                found = in_loss(
+                    module, groups, scores, blocks, batches, context.task, context.model, progress
                 )
-            )
-            found = in_loss(module, groups, scores, blocks, batches, context.task, context.model, progress)
-            module.to("cpu")
 
             def on_device(widths: Mapping[str, int]) -> float:
-                module.to(device())
-                rise = found.of_plan(widths)
-                module.to("cpu")
-                return rise
+                with _on_device(module, seed=context.seed):
+                    return found.of_plan(widths)
 
             return replace(found, of_plan=on_device)
 
@@ -268,19 +263,19 @@ class Prune(Stage):
 
     def _repair(self, pruned: nn.Module, unpruned: nn.Module, plan: Plan, context: RunContext) -> Repaired:
         from deploycompress.recovery.repair import repair
-        from deploycompress.recovery.training import device
 
-        repaired = repair(
-            pruned.to(device()),
-            unpruned.to(device()),
-            plan.groups,
-            plan.kept,
-            list(islice(self._calibration(context), REPAIR_BATCHES)),
-            list(islice(context.data.loader("val"), REPAIR_BATCHES)),
-            context.task,
-            context.model,
-        )
-        repaired.module.to("cpu")
+        with _on_device(pruned, unpruned, seed=context.seed):
+            repaired = repair(
+                pruned,
+                unpruned,
+                plan.groups,
+                plan.kept,
+                list(islice(self._calibration(context), REPAIR_BATCHES)),
+                list(islice(context.data.loader("val"), REPAIR_BATCHES)),
+                context.task,
+                context.model,
+            )
+            repaired.module.to("cpu")
         return repaired
 
     def _make_criterion(self) -> Criterion:
@@ -302,6 +297,24 @@ class Prune(Stage):
             if context.stopping():
                 return
             yield batch
+
+
+@contextmanager
+def _on_device(*modules: nn.Module, seed: int) -> Iterator[None]:
+    """The networks are where training would put them, every number the same in each run; back on the host afterwards."""
+    import torch
+
+    from deploycompress.recovery.determinism import deterministic
+    from deploycompress.recovery.training import device
+
+    for module in modules:
+        module.to(device())
+    with deterministic(seed):
+        yield
+    for module in modules:
+        module.to("cpu")
+    if device().type == "cuda":
+        torch.cuda.empty_cache()  # for the process that measures on it next
 
 
 def _criterion(value: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:

@@ -46,6 +46,19 @@ def test_no_batch_is_an_error_and_not_a_silent_reset():
 
 def test_a_failing_forward_leaves_evaluation_mode():
     module = nn.Sequential(nn.BatchNorm1d(3))
-    with pytest.raises(ValueError):
+    with pytest.raises(StageFailed, match=r"from batches of one sample.*raise data.batch_size"):
         reestimate_batchnorm(module, [{"x": torch.ones(1, 3)}], call)
     assert not module[0].training and module[0].momentum == 0.1
+
+
+def test_batches_count_by_their_samples_and_one_sample_alone_is_left_out():
+    module = nn.Sequential(nn.BatchNorm1d(3))
+    values = torch.randn(13, 3, generator=torch.Generator().manual_seed(0)) + 2
+    reestimate_batchnorm(module, [{"x": values[12:]}, {"x": values[:8]}, {"x": values[8:12]}], call)
+    torch.testing.assert_close(module[0].running_mean, values[:12].mean(0))
+    spread = (8 * values[:8].var(0) + 4 * values[8:12].var(0)) / 12
+    torch.testing.assert_close(module[0].running_var, spread)
+    images = nn.Sequential(nn.BatchNorm2d(1))
+    pictures = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    reestimate_batchnorm(images, [{"x": pictures[:1]}, {"x": pictures[1:]}], call)  # of many values each
+    torch.testing.assert_close(images[0].running_mean, pictures.mean().reshape(1))

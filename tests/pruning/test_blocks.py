@@ -196,6 +196,27 @@ class Wrapped(nn.Module):
         return x + torch.tanh(self.branch(x))
 
 
+class Inverse(nn.Module):
+    """There is no inverse of zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.branch(x) @ torch.linalg.inv(self.branch.weight)
+
+
+class Once:
+    def __deepcopy__(self, memo):
+        raise TypeError("there is one of it")
+
+
+class Told(Wrapped):
+    def forward(self, x, extra):
+        return super().forward(x)
+
+
 class Odd(nn.Module):
     """What must not be offered, beside one block that may."""
 
@@ -204,7 +225,7 @@ class Odd(nn.Module):
         self.twice, self.asked, self.idle = (Wrapped(nn.Linear(8, 8)) for _ in range(3))
         self.tied, self.fine = Wrapped(nn.Linear(8, 8)), Wrapped(nn.Linear(8, 8))
         self.plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
-        self.nested = Nested()
+        self.nested, self.inverse, self.told = Nested(), Inverse(), Told(nn.Linear(8, 8))
         self.head = nn.Linear(8, 5)
         self.tied.branch.weight = self.plain[0].weight
 
@@ -212,7 +233,7 @@ class Odd(nn.Module):
         x = self.twice(self.twice(x)) + self.asked.branch.bias
         self.idle(x)
         x = self.nested(self.plain(self.fine(self.tied(self.asked(x)))))
-        return self.head(x)
+        return self.head(self.told(self.inverse(x), Once()))
 
 
 def test_what_is_no_block(given):

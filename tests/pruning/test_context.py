@@ -110,6 +110,14 @@ def test_every_group_and_block_is_changed_by_itself():
     ]
 
 
+def test_a_whole_group_is_cut_even_where_its_grid_has_two_widths():
+    two = ChannelGroup("two", 8, (), torch.zeros(8, dtype=torch.int64), (1, 8))
+    seen = []
+    found = {"two": torch.full((8,), 1.0, dtype=torch.float64)}
+    in_context([two], (), found, lambda _: {"two": 8}, lambda widths: seen.append(dict(widths)) or 1.0, 2)
+    assert seen == [{"two": 8}, {"two": 1}]
+
+
 def test_it_ends_after_some_rounds():
     plans = itertools.cycle([{"a": 4, "b": 8, "c": 6}, {"a": 8, "b": 4, "c": 6}, {"a": 6, "b": 6, "c": 6}])
     for rounds, expected in ((3, 3 + 2 * len(GROUPS)), (2, 2 + len(GROUPS)), (0, 0)):

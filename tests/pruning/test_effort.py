@@ -33,6 +33,19 @@ def test_a_small_model_is_recovered_in_every_trial(subject):
     assert not one.recovered and one.judging == one.fitting == batches[:2]
 
 
+def test_samples_larger_than_the_example_count_as_they_are(networks, monkeypatch):
+    """A dimension with a name is small where it is counted."""
+    network = networks["chain"]
+    module = network.build()
+    groups = on_grid(find_groups(module, network).groups, 1)
+    monkeypatch.setattr(effort, "BUDGET_MACS", {"cpu": 2e10})
+    small, large = (
+        [Batch({"x": torch.zeros(16, 3, side, side)}, None, 16) for _ in range(40)] for side in (8, 80)
+    )
+    assert affordable(module, groups, (), small, network).recovered
+    assert not affordable(module, groups, (), large, network).recovered
+
+
 def test_what_a_recovery_costs(subject):
     """Of one batch each: the statistics twice, 20 steps of three passes, the loss, and least squares per reader.
 

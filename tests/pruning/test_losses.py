@@ -70,7 +70,7 @@ def test_with_more_batches_it_is_the_rise_after_recovery(networks):
         apply(pruned, [group], kept)
         return pruned, [group], kept
 
-    assert rises.find_rate(*trial(groups[1], PRUNED_SHARES[-1])) > 0
+    assert rises.find_rate(*trial(groups[1], PRUNED_SHARES[-1]))[0] > 0
     told = []
     recovered = in_loss(
         module, groups, scores, (), batches, task, network, lambda done, message: told.append((done, message))
@@ -135,3 +135,45 @@ def test_channels_whose_loss_was_not_seen_to_rise_are_worth_something():
     dead = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
     found = losses._scaled(group, dead, losses._parts(group, dead, {4: 0.0}), 1.0)
     assert found.isfinite().all() and found[:4].max() < found[4:].min()
+
+
+def test_channels_without_a_score_share_their_rise_evenly(networks):
+    """As those of a head that the task does not read, of which an update says nothing."""
+    network = networks["chain"]
+    module, groups, scores, batches = prepared(network)
+    dead = groups[0]
+    scores = scores | {dead.id: torch.zeros(dead.width, dtype=torch.float64)}
+    found = in_loss(module, groups, scores, (), batches, Classification(), network).scores
+    assert all(bool(found[g.id].isfinite().all()) and float(found[g.id].min()) >= 0 for g in groups)
+    narrow = round(dead.width * (1 - PRUNED_SHARES[-1]))
+    seen = rise(network, module, batches, dead, scores, narrow)
+    assert gone(dead, found[dead.id], narrow) == pytest.approx(seen, rel=0.2)
+
+
+def test_amounts_keep_their_order():
+    assert losses._amounts(torch.tensor([3.0, 1.0])).tolist() == [3.0, 1.0]
+    assert losses._amounts(torch.tensor([-3.0, 1.0])).tolist() == [0.0, 4.0]
+    assert losses._amounts(torch.tensor([0.0, 0.0])).tolist() == [1.0, 1.0]
+    assert losses._amounts(torch.tensor([-2.0, -2.0])).tolist() == [1.0, 1.0]
+
+
+def test_a_width_at_which_the_loss_is_not_finite_is_forbidden(networks, monkeypatch):
+    network = networks["chain"]
+    module, groups, scores, batches = prepared(network)
+    narrow = {g.id: round(g.width * (1 - PRUNED_SHARES[-1])) for g in groups}
+    real = losses.Rises.of
+
+    def of(self, changed, cut=(), kept=None):
+        (group,) = cut
+        left = len(kept[group.id])
+        return (
+            float("nan")
+            if group is groups[0] and left == narrow[group.id]
+            else real(self, changed, cut, kept)
+        )
+
+    monkeypatch.setattr(losses.Rises, "of", of)
+    found = in_loss(module, groups, scores, (), batches, Classification(), network).scores
+    tried = round(groups[0].width * (1 - PRUNED_SHARES[1]))
+    assert gone(groups[0], found[groups[0].id], narrow[groups[0].id]) > losses.FORBIDDING / 2
+    assert gone(groups[0], found[groups[0].id], tried) < 0.1 * losses.FORBIDDING

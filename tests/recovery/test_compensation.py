@@ -197,6 +197,54 @@ def test_what_cannot_be_fitted_is_named(monkeypatch):
     assert not done.errors
 
 
+class Same(nn.Conv2d):
+    """Pads in its own forward, as TensorFlow's networks do."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (1, 1, 1, 1)))
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std(), bias)
+
+
+def patched(*sizes):
+    layer = nn.Conv2d(*sizes)
+    layer.forward = lambda x: 2 * nn.Conv2d.forward(layer, x)
+    return layer
+
+
+def normed(*sizes):
+    return nn.utils.parametrizations.weight_norm(nn.Conv2d(*sizes))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Same, "it is a Same, which computes in a way of its own"),
+        (Standardised, "it is a Standardised, which computes in a way of its own"),
+        (patched, "it is a Conv2d, which computes in a way of its own"),
+        (normed, "its weight is computed from other parameters"),
+    ],
+)
+def test_a_layer_that_computes_in_its_own_way_is_left_alone(make, reason):
+    model = Given(3, 8, 8)
+    first, second = nn.Conv2d(3, 8, 1), make(8, 4, 3)
+    module = nn.Sequential(first, second).eval()
+    groups = [
+        g for g in find_groups(nn.Sequential(first, nn.Conv2d(8, 4, 3)).eval(), model).groups if g.id == "0"
+    ]
+    kept = {"0": torch.arange(8)}  # every channel: what is read is as the layer expects it
+    given = copy.deepcopy(module) if make is not patched else module
+    removed = {("1", "in"): torch.tensor([0])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compensation, "removed_positions", lambda *_: removed)
+        done = compensate(given, module, groups, kept, list(samples(model)), model.call)
+    assert [(n.subject, n.message) for n in done.notes] == [("1", f"its weights are not fitted: {reason}")]
+    assert not done.errors
+
+
 def test_weights_of_two_layers_and_packed_attention_are_left_alone():
     class Language(nn.Module):
         def __init__(self):
@@ -308,6 +356,8 @@ def test_it_is_rejected_where_it_does_not_help(digits):
     assert chosen is pruned and before <= after
     chosen, _, _ = accept_if_better(pruned, spoiled, lambda m: float("nan") if m is spoiled else 1.0)
     assert chosen is pruned
+    chosen, was, became = accept_if_better(pruned, net, lambda m: float("nan") if m is pruned else 1.0)
+    assert chosen is net and (was, became) == (float("inf"), 1.0)
 
 
 def test_a_repair_keeps_what_lowers_the_validation_loss(digits):

@@ -57,6 +57,27 @@ def test_a_target_is_met_and_the_pruned_model_equals_the_masked_one(
     json.dumps(outcome.details, allow_nan=False)
 
 
+def test_losses_are_tried_where_widths_compete_by_them(run_context, checkpoint_of, tmp_path):
+    """And nothing is, for a target that the whole network meets or none can."""
+    events = []
+    context = run_context(events=events)
+    source, wish = checkpoint_of(context), {"allocation": "latency"}
+    outcome, _ = prune(context, source, tmp_path / "one", target={"macs": "50%"}, **wish)
+    assert outcome.metrics["macs_ratio"] <= 0.5
+    tried = [e for e in events if e.message.startswith(("trying what", "trial "))]
+    assert tried[0].message == "trying what each of 1 groups and blocks costs the loss" and len(tried) > 1
+    again, _ = prune(context, source, tmp_path / "two", target={"macs": "50%"}, **wish)
+    assert again.artifacts[0].sha256 == outcome.artifacts[0].sha256
+    events.clear()
+    whole, _ = prune(context, source, tmp_path / "three", target={"macs": "100%"}, **wish)
+    assert whole.metrics["macs_ratio"] == 1.0
+    nothing, _ = prune(context, source, tmp_path / "four", target={"macs": "100%"}, exclude=["*"], **wish)
+    assert nothing.metrics["macs_ratio"] == 1.0
+    with pytest.raises(StageFailed, match="the target cannot be reached: the smallest is macs"):
+        prune(context, source, tmp_path / "five", target={"macs": "1%"}, **wish)
+    assert not [e for e in events if e.message.startswith(("trying what", "trial "))]
+
+
 def test_shares_are_of_the_unpruned_model_the_second_time_too(run_context, checkpoint_of, tmp_path):
     context = run_context()
     first, _ = prune(context, checkpoint_of(context), tmp_path / "one", target={"macs": "80%"})

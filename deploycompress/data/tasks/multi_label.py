@@ -36,6 +36,7 @@ class MultiLabel(OutputTask):
     metric: str = "f1"
 
     name: ClassVar[str] = "multi_label"
+    targets_are_classes: ClassVar[bool] = False  # each column is one, and any number of them hold
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("f1", "precision", "recall", "exact_match", "worst_class"))
     )

@@ -40,6 +40,8 @@ class Latency:
         from deploycompress.pruning.solver.greedy import give_back, greedy
         from deploycompress.pruning.solver.problem import problem
 
+        if not groups and not blocks:
+            return {}
         whole = problem(groups, blocks, scores, costs, budget)
         subject = whole
         widths: dict[str, int] = {}

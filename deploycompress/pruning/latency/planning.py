@@ -75,6 +75,9 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
         return allocate(request.allocation, groups, scores, costs, budget, blocks=blocks).widths
 
     aim = AIM * limits[LATENCY] / predicted_ms
+    least = costs.at(smallest_widths(groups, blocks))
+    if request.on_unreachable == "fail" and (early := out_of_reach(groups, least, others)):
+        raise StageFailed(unreachable(early, groups, found.unpruned))  # before anything is tried
     scores, blocks = request.scored(
         groups,
         blocks,

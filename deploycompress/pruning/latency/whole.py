@@ -17,6 +17,7 @@ from deploycompress.devices.jobs import Candidate, measure
 from deploycompress.graph.export import export_onnx
 from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.graph.simplify import simplify_onnx
+from deploycompress.measure.measurement import Measurement
 from deploycompress.model.parity import to_numpy
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.blocks import Block, taken
@@ -123,8 +124,7 @@ class WholeModels:
             time.sleep(PAUSE_S)
             self._patience_s -= PAUSE_S
         self.notes = measured[BASELINE].notes
-        speedups = [measured[plan.id].speedup for plan in plans]
-        return [1 / speedup.value for speedup in speedups if speedup is not None], pace_ms
+        return [1 / _speedup(measured[plan.id]) for plan in plans], pace_ms
 
     def _pruned(self, widths: Widths) -> nn.Module:
         module = copy.deepcopy(self._module)
@@ -147,3 +147,8 @@ class WholeModels:
             quantize_onnx(path, quantized, [to_numpy(example)], facts=self._place.device.facts())
             path = quantized
         return self._place.candidate(id, path)
+
+
+def _speedup(measured: Measurement) -> float:
+    assert measured.speedup is not None  # a job with a baseline
+    return measured.speedup.value
