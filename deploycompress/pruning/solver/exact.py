@@ -6,19 +6,25 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from deploycompress.pruning.solver.problem import Problem
+from deploycompress.pruning.solver.problem import Choice, Problem
 
 GAP = 0.005  # of the loss, between what was found and what is proven
-TIME_LIMIT_S = 5.0  # what is found by then is good; proving it takes long where many groups are alike
+OPTIONS = (
+    16  # of one choice, spread over all: every pair of two is a variable, and a ResNet-50's would be 167,000
+)
+TIME_LIMIT_S = 60.0  # some seconds are enough; a plan must not depend on how busy the machine is
 
 
-def exact(problem: Problem, time_limit_s: float = TIME_LIMIT_S) -> dict[str, int] | None:
+def exact(problem: Problem) -> dict[str, int] | None:
     """The state of least loss within the limits; None where none was found in time.
 
+    Of a choice with many options ``OPTIONS`` are considered, the smallest and the whole among them.
     y[a, i] is 1 when choice a takes option i. For a pair that costs together, w[a, i, b, j] is y[a, i] * y[b, j]:
     its sums over j are y[a, i] and over i are y[b, j], which makes w whole once y is, so only y is declared
     integer. A group inside a block takes its width 0 when, and only when, the block does.
     """
+    considered = {id: _spread(choice) for id, choice in problem.choices.items()}
+    problem = problem.among(considered)
     program = _Program(problem)
     losses = np.concatenate([choice.losses for choice in problem.choices.values()])
     scale = losses.max() or 1.0
@@ -31,14 +37,21 @@ def exact(problem: Problem, time_limit_s: float = TIME_LIMIT_S) -> dict[str, int
         integrality=whole,
         bounds=Bounds(0, 1),
         constraints=program.constraints(),
-        options={"time_limit": time_limit_s, "mip_rel_gap": GAP},
+        options={"time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
     )
     if found.x is None:
         return None
     return {
-        id: int(np.argmax(found.x[first : first + len(problem.choices[id].options)]))
+        id: int(considered[id][np.argmax(found.x[first : first + len(problem.choices[id].options)])])
         for id, first in program.first.items()
     }
+
+
+def _spread(choice: Choice) -> np.ndarray:
+    """Numbers of the options that are considered; that a group goes with its block is always one."""
+    first = 1 if choice.inside else 0
+    spread = np.linspace(first, len(choice.options) - 1, OPTIONS).round().astype(int)
+    return np.unique(np.concatenate([np.arange(first), spread]))
 
 
 class _Program:

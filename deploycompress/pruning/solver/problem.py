@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol
 
@@ -59,6 +59,18 @@ class Problem:
 
     def widths(self, state: State) -> dict[str, int]:
         return {id: choice.options[state[id]] for id, choice in self.choices.items()}
+
+    def among(self, options: Mapping[str, np.ndarray]) -> Problem:
+        """The same with these options alone, by their numbers in rising order; the whole is among them."""
+        return replace(
+            self,
+            choices={
+                id: replace(c, options=tuple(c.options[i] for i in options[id]), losses=c.losses[options[id]])
+                for id, c in self.choices.items()
+            },
+            own={id: own[options[id]] for id, own in self.own.items()},
+            pairs={(a, b): pair[np.ix_(options[a], options[b])] for (a, b), pair in self.pairs.items()},
+        )
 
     @property
     def whole(self) -> dict[str, int]:

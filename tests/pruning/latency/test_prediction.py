@@ -100,9 +100,8 @@ def test_a_fit_says_how_far_off_it_is(networks):
 
 
 def test_thinning_keeps_the_ends():
-    assert (
-        thinned(range(16, 272, 16), 5) == (16, 80, 128, 192, 256) or thinned(range(16, 272, 16), 5)[0] == 16
-    )
+    few = thinned(range(16, 272, 16), 5)
+    assert len(few) == 5 and few[0] == 16 and few[-1] == 256
     assert thinned((1, 2, 3), 8) == (1, 2, 3)
     spread = thinned(range(8, 520, 8), 8)
     assert len(spread) == 8 and spread[0] == 8 and spread[-1] == 512

@@ -10,6 +10,7 @@ import torch
 from deploycompress.pruning.allocations.latency import Latency
 from deploycompress.pruning.budget import Budget
 from deploycompress.pruning.groups import ChannelGroup, Member
+from deploycompress.pruning.solver import exact as solver
 from deploycompress.pruning.solver.exact import exact
 from deploycompress.pruning.solver.greedy import greedy
 from deploycompress.pruning.solver.problem import problem
@@ -94,6 +95,21 @@ def test_greedy_jumps_over_a_step_that_saves_nothing():
     stairs = SimpleNamespace(at=lambda widths: {"latency": {2: 1.0, 4: 1.0, 6: 2.0, 8: 2.0}[widths["g"]]})
     p = problem([group], [], {"g": torch.ones(8)}, stairs, Budget({"latency": 1.5}, {"latency": 2.0}))
     assert p.widths(greedy(p)) == {"g": 4}  # not 2: the wider of the two that cost the same
+
+
+@pytest.mark.parametrize("with_block", [False, True])
+def test_of_many_options_some_are_considered(with_block, monkeypatch):
+    """With two of them the best of the ends."""
+    monkeypatch.setattr(solver, "OPTIONS", 2)
+    groups, blocks, scores, costs, budget = subject(3, with_block)
+    p = problem(groups, blocks, scores, costs, budget)
+    found = exact(p)
+    widths = p.widths(found)
+    assert p.met(found) and {widths[g.id] for g in groups} <= {0, GRID[0], GRID[-1]}
+    if not with_block:
+        ends = itertools.product((0, len(GRID) - 1), repeat=len(groups))
+        states = [dict(zip(p.choices, state, strict=True)) for state in ends]
+        assert p.loss(found) == pytest.approx(min(p.loss(s) for s in states if p.met(s)))
 
 
 def test_no_answer_where_there_is_none():
