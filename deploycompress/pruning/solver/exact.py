@@ -9,9 +9,7 @@ from scipy.sparse import coo_array
 from deploycompress.pruning.solver.problem import Choice, Problem
 
 GAP = 0.005  # of the loss, between what was found and what is proven
-OPTIONS = (
-    16  # of one choice, spread over all: every pair of two is a variable, and a ResNet-50's would be 167,000
-)
+OPTIONS = 10  # considered of one choice: pairs of two are variables, and a ResNet-50 would have 167,000
 TIME_LIMIT_S = 60.0  # some seconds are enough; a plan must not depend on how busy the machine is
 
 
