@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deploycompress import __version__
 from deploycompress.contracts import Model, Note
 from deploycompress.errors import DeployCompressError, StageFailed
+from deploycompress.graph.bisect import first_layer
 from deploycompress.graph.execution import run_onnx
 from deploycompress.graph.exporters import EXPORTERS, Exporter, FrozenValues
 from deploycompress.graph.fold import fold_batchnorm
@@ -61,7 +62,7 @@ def export_onnx(
     for exporter, graph_of in EXPORTERS.items():
         try:
             frozen = _write(exporter, graph_of, folded, model, example, path, opset)
-            parity = _parity(path, feeds, expected)
+            parity = _parity(path, feeds, expected, folded, model)
         except Exception as error:  # an exporter may raise anything
             reasons.append(f"{exporter}: {_reason(error)}")
             continue
@@ -94,12 +95,19 @@ def _fitting(feeds: Sequence[Mapping[str, Tensor]], model: Model) -> list[Mappin
 
 
 def _parity(
-    path: Path, feeds: Sequence[Mapping[str, Tensor]], expected: Sequence[Arrays]
+    path: Path,
+    feeds: Sequence[Mapping[str, Tensor]],
+    expected: Sequence[Arrays],
+    folded: nn.Module,
+    model: Model,
 ) -> tuple[Parity, ...]:
-    """Compare the file with the model on every feed. Raises StageFailed at the first that differs."""
+    """Compare the file with the model on every feed. Raises StageFailed at the first that differs.
+
+    ``folded``: the network as it was exported; in it the first layer that differs is looked for.
+    """
     found = run_onnx(path, [to_numpy(feed) for feed in feeds])
     figures = []
-    for wanted, given in zip(expected, found, strict=True):
+    for feed, wanted, given in zip(feeds, expected, found, strict=True):
         batch = next(iter(wanted.values())).shape[0]
         try:
             figures.append(compare(wanted, given))
@@ -108,9 +116,14 @@ def _parity(
         if figures[-1].relative > TOLERANCE:
             raise StageFailed(
                 f"at batch size {batch} it differs from the model by {figures[-1].relative:.2g} "
-                f"of the largest output, expected at most {TOLERANCE:g}"
+                f"of the largest output, expected at most {TOLERANCE:g}{_begins(folded, model, path, feed)}"
             )
     return tuple(figures)
+
+
+def _begins(folded: nn.Module, model: Model, path: Path, feed: Mapping[str, Tensor]) -> str:
+    found = first_layer(folded, model, path, feed, lambda parity: parity.relative > TOLERANCE)
+    return f"; {found}" if found else ""
 
 
 def _reason(error: BaseException) -> str:

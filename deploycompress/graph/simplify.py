@@ -13,6 +13,7 @@ from typing import Literal
 
 from deploycompress.contracts import Note
 from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.graph.bisect import first_difference
 from deploycompress.graph.execution import Feed, inspect_onnx, run_onnx
 from deploycompress.model.parity import Parity, compare, worst
 
@@ -86,7 +87,9 @@ def _simplify(source: Path, made: Path, feeds: Sequence[Feed]) -> tuple[str | No
     except (ConfigError, StageFailed) as error:
         return str(error), None
     if parity.relative > TOLERANCE:
-        return f"onnxsim's result differs by {parity.relative:.2g} of the largest output", None
+        begins = first_difference(source, made, feeds[0], lambda found: found.relative > TOLERANCE)
+        where = f"; {begins}" if begins else ""
+        return f"onnxsim's result differs by {parity.relative:.2g} of the largest output{where}", None
     return None, parity
 
 

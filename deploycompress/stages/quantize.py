@@ -77,6 +77,7 @@ class Quantize(Stage):
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
         """Not by elements: direction and decision. Untrained weights, as in the rehearsal, prove nothing."""
+        from deploycompress.graph.bisect import first_difference
         from deploycompress.graph.execution import fixed_batch_of, run_onnx
         from deploycompress.graph.feeds import PARITY_BATCHES, take
         from deploycompress.model.parity import compare, to_numpy, worst
@@ -88,9 +89,10 @@ class Quantize(Stage):
         pairs = zip(run_onnx(source, feeds), run_onnx(quantized, feeds), strict=True)
         parity = worst([compare(before, after) for before, after in pairs])
         if parity.cosine < LOWEST_COSINE and not context.rehearsal:
+            begins = first_difference(source, quantized, feeds[0], lambda found: found.cosine < LOWEST_COSINE)
             raise StageFailed(
                 f"INT8 differs from its source: cosine {parity.cosine:.3f} between their outputs, expected at least "
-                f"{LOWEST_COSINE}; give more calibration data, or leave quantize out"
+                f"{LOWEST_COSINE}{f'; {begins}' if begins else ''}; give more calibration data, or leave quantize out"
             )
         figures = {"quantize_cosine": parity.cosine}
         if parity.top1_agreement is not None:
