@@ -1,9 +1,10 @@
-"""BUILD and ``--input`` of a command line: a model by its name, and the inputs that it is run on."""
+"""What commands on a model take: BUILD, ``--input`` and the file of ``--json``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,6 +15,22 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>\d+(x\d+)*)(:(?P<dtype>\w+)(:(?P<max>\d+))?)?")
+
+
+class JsonFile(click.ParamType[Path]):
+    """A file to be written, in a folder that is there."""
+
+    name = "file"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if str(value) == "-":
+            self.fail("received '-'; expected the name of a file", param, ctx)
+        if not path.absolute().parent.is_dir():
+            self.fail(f"there is no folder {path.parent} to write {path.name} into", param, ctx)
+        if path.is_dir():
+            self.fail(f"{path} is a folder; expected the name of a file", param, ctx)
+        return path
 
 
 def model_arguments(command: Command) -> Command:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from deploycompress.commands.inputs import input_specs, model_arguments
+from deploycompress.commands.inputs import JsonFile, input_specs, model_arguments
 
 
 @click.command("inspect")
@@ -33,9 +33,7 @@ from deploycompress.commands.inputs import input_specs, model_arguments
     type=click.Path(path_type=Path),
     help="Where measured layers are kept (default: DEPLOYCOMPRESS_STORE, else the user's cache).",
 )
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all of it to this file, every row."
-)
+@click.option("--json", "json_file", type=JsonFile(), help="Write all of it to this file, every row.")
 def command(
     build: str,
     inputs: tuple[str, ...],

@@ -16,7 +16,7 @@ from deploycompress.config.schema import InputSpec, ModelConfig, TargetConfig
 from deploycompress.contracts import Model, Store
 from deploycompress.devices.jobs import Progress
 from deploycompress.devices.profiles import NotProfiled
-from deploycompress.errors import DeployCompressError, EnvironmentMissing, StageFailed
+from deploycompress.errors import ConfigError, DeployCompressError, EnvironmentMissing, StageFailed
 from deploycompress.graph.operators import Operator
 from deploycompress.model.source import SourceModel
 from deploycompress.pruning.axes import AxisWidth
@@ -87,7 +87,7 @@ def _place(target: TargetConfig) -> Place:
 
 
 def _run(module: nn.Module, model: Model, batch_size: int) -> None:
-    """One forward pass on random inputs. Raises StageFailed with its reason."""
+    """One forward pass on random inputs. Raises ConfigError with its reason."""
     try:
         with torch.no_grad():
             model.call(module, model.example(batch_size))
@@ -95,7 +95,7 @@ def _run(module: nn.Module, model: Model, batch_size: int) -> None:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise StageFailed(
+        raise ConfigError(
             f"the forward pass on random inputs failed: {type(error).__name__}: {reason}; check --input"
         ) from error
 

@@ -102,6 +102,9 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
         outcome = step.stage.run(inputs, workdir, context)
         if stopping():
             raise Interrupted(signal.SIGTERM)
+        for note in outcome.notes:
+            if note.kind == "warning":
+                emit(Event("warning", f"{note.subject}: {note.message}" if note.subject else note.message))
         parity = step.stage.ensures(inputs, outcome, context)
         write_manifest(workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - started)
 

@@ -16,7 +16,9 @@ def wake_zero_layers(module: nn.Module) -> None:
     with torch.no_grad():
         for part in module.modules():
             weight = getattr(part, "weight", None)
-            if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or bool(weight.any()):
+            if not isinstance(weight, nn.Parameter) or weight.ndim < 2:
                 continue
-            drawn = torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5
+            if not weight.numel() or bool(weight.any()):
+                continue
+            drawn = torch.randn(weight.shape, generator=generator) / weight.shape[1:].numel() ** 0.5
             weight.copy_(drawn)

@@ -43,10 +43,15 @@ class Budget:
     def exceeded(self, cost: Cost) -> str:
         """Each limit that ``cost`` is above, with shares of the original: ``macs 31.2% (target 20%)``."""
         return ", ".join(
-            f"{name} {cost[name] / self.original[name]:.1%} (target {limit / self.original[name]:.1%})"
+            f"{name} {_percent(cost[name] / self.original[name])} (target {_percent(limit / self.original[name])})"
             for name, limit in self.limits.items()
             if cost[name] > limit
         )
+
+
+def _percent(share: float) -> str:
+    """One decimal, or as many as tell two small shares apart."""
+    return f"{share:.1%}" if share >= 0.01 else f"{100 * share:.3g}%"
 
 
 @dataclass(frozen=True)

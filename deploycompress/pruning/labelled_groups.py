@@ -210,7 +210,9 @@ class _Channels:
 
 
 def _positions(classes: np.ndarray) -> dict[int, np.ndarray]:
-    """Class -> the positions at which it lies."""
+    """Class -> the positions at which it lies; nothing for a tensor without channels."""
+    if not classes.size:
+        return {}
     order = np.argsort(classes, kind="stable")
     values, starts = np.unique(classes[order], return_index=True)
     return {

@@ -95,20 +95,51 @@ class Plan:
     notes: tuple[Note, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """A model on a grid, and what of the target can be counted."""
+
+    groups: tuple[ChannelGroup, ...]
+    blocks: tuple[Block, ...]
+    unpruned: tuple[Unpruned, ...]
+    costs: WidthCosts
+    budget: Budget
+
+    @classmethod
+    def of(cls, request: Request, target: Target, align: int) -> _Counted:
+        found = find_groups(request.module, request.model, request.exclude)
+        original = request.model.build()
+        widths = original_widths(request.module, original, found.groups)
+        groups = on_grid(found.groups, align, widths)
+        full = full_cost(original, request.model, groups, widths)
+        blocks = request.blocks(request.module, groups)
+        costs = WidthCosts(request.module, groups, request.model, blocks)
+        return cls(groups, blocks, found.unpruned, costs, Budget(target.limits(full), full))
+
+    def require_reach(self) -> None:
+        """Raises StageFailed where the target is out of reach with every block gone and every group at its smallest."""
+        least = self.costs.at(smallest_widths(self.groups, self.blocks))
+        if shortfall := out_of_reach(self.groups, least, self.budget):
+            raise StageFailed(unreachable(shortfall, self.groups, self.unpruned))
+
+
+def require_counted(request: Request) -> None:
+    """Before anything is trained, measured or tried: whether what can be counted of the target can be had at all.
+
+    Raises StageFailed, unless the best is wanted.
+    """
+    counted = request.target.counted()
+    if counted is not None and request.on_unreachable == "fail":
+        _Counted.of(request, counted, request.align or 1).require_reach()
+
+
 def plan_by_counting(request: Request) -> Plan:
     """For a target of MACs, parameters, bytes and channels, which can be counted."""
-    found = find_groups(request.module, request.model, request.exclude)
-    original = request.model.build()
-    widths = original_widths(request.module, original, found.groups)
     align = request.align or ALIGN
-    groups = on_grid(found.groups, align, widths)
-    full = full_cost(original, request.model, groups, widths)
-    budget = Budget(request.target.limits(full), full)
-    blocks = request.blocks(request.module, groups)
-    costs = WidthCosts(request.module, groups, request.model, blocks)
-    least = costs.at(smallest_widths(groups, blocks))
-    if request.on_unreachable == "fail" and (shortfall := out_of_reach(groups, least, budget)):
-        raise StageFailed(unreachable(shortfall, groups, found.unpruned))
+    counted = _Counted.of(request, request.target, align)
+    groups, blocks, costs, budget = counted.groups, counted.blocks, counted.costs, counted.budget
+    if request.on_unreachable == "fail":
+        counted.require_reach()
 
     def solve(scores: Scores, blocks: Sequence[Block]) -> Widths | None:
         found = allocate(
@@ -127,12 +158,12 @@ def plan_by_counting(request: Request) -> Plan:
         costs,
         budget,
         on_unreachable=request.on_unreachable,
-        unpruned=found.unpruned,
+        unpruned=counted.unpruned,
         blocks=blocks,
     )
     removed = taken(blocks, allocated.widths)
     kept = choose(groups, scores, allocated.widths)
-    return Plan(groups, found.unpruned, allocated, kept, full, align, removed)
+    return Plan(groups, counted.unpruned, allocated, kept, budget.original, align, removed)
 
 
 def original_widths(module: nn.Module, original: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, int]:

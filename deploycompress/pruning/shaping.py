@@ -51,6 +51,12 @@ class SoftPrune(StrictModel):
     every: Epochs | None = Field(None, description="How often: 1 epoch, the default")
     exclude: tuple[str, ...] = EXCLUDE
 
+    @model_validator(mode="after")
+    def _leaves_something(self) -> SoftPrune:
+        if self.share.value >= 1:
+            raise ValueError("share 100% leaves no channel; expected less")
+        return self
+
 
 @dataclass(frozen=True)
 class Shaping:
@@ -76,15 +82,16 @@ def open_shaping(
     if regularization is not None:
         from deploycompress.pruning.regularization import GroupLasso, GrowingPenalty
 
-        groups = _groups(module, model, regularization.exclude, "regularization")
+        share = regularization.share.value if regularization.share else None
+        groups = _groups(module, model, regularization.exclude, "regularization", share)
         if regularization.kind == "group_lasso":
             penalty = GroupLasso(module, groups, regularization.strength)
         else:
-            assert regularization.share is not None
+            assert share is not None
             penalty = GrowingPenalty(
                 module,
                 groups,
-                regularization.share.value,
+                share,
                 regularization.strength,
                 int(regularization.every.value) if regularization.every else 10,
                 regularization.ceiling or 1.0,
@@ -92,18 +99,35 @@ def open_shaping(
     if soft_prune is not None:
         from deploycompress.pruning.soft import SoftPruning
 
-        groups = _groups(module, model, soft_prune.exclude, "soft_prune")
+        groups = _groups(module, model, soft_prune.exclude, "soft_prune", soft_prune.share.value)
         every = int(soft_prune.every.value) if soft_prune.every else 1
         after_epoch = SoftPruning(module, groups, soft_prune.share.value, every, epochs)
     return Shaping(penalty, after_epoch)
 
 
-def _groups(module: nn.Module, model: Model, exclude: Sequence[str], option: str) -> tuple[ChannelGroup, ...]:
+def _groups(
+    module: nn.Module, model: Model, exclude: Sequence[str], option: str, share: float | None
+) -> tuple[ChannelGroup, ...]:
+    """``share``: of each group's channels that the option is for; None for all of them."""
+    import torch
+
     from deploycompress.pruning.discovery import find_groups
+    from deploycompress.pruning.excluded import require_layers
     from deploycompress.pruning.groups import on_grid
+    from deploycompress.pruning.norms import weakest
+
+    if exclude != EXCLUDE:
+        require_layers(exclude, module, f"{option}.exclude")
 
     found = find_groups(module, model, exclude)
     if not found.groups:
         reasons = "; ".join(f"{u.layer}: {u.reason}" for u in found.unpruned[:3])
         raise StageFailed(f"{option}: no channels of the model can be pruned ({reasons}); leave {option} out")
-    return on_grid(found.groups, align=1)
+    groups = on_grid(found.groups, align=1)
+    if share is not None and not any(len(weakest(g, torch.zeros(g.width), share)) for g in groups):
+        widest = max(group.width for group in groups)
+        raise StageFailed(
+            f"{option}: a share of {share:.3g} is less than half a channel of every group, of which the widest has "
+            f"{widest}; raise the share, or leave {option} out"
+        )
+    return groups

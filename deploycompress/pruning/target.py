@@ -49,6 +49,11 @@ class Target(StrictModel):
         assert self.latency is not None
         return _absolute(self.latency, unpruned_ms)
 
+    def counted(self) -> Target | None:
+        """What of it can be counted, without a latency; None where that is nothing."""
+        left = {name: getattr(self, name) for name in type(self).model_fields if name != "latency"}
+        return self.model_copy(update={"latency": None}) if any(left.values()) else None
+
     def rehearsed(self) -> Target:
         """The same with MACs in place of the latency, which a rehearsal does not measure."""
         if self.latency is None:

@@ -172,7 +172,9 @@ def livened(module: nn.Module, model: Model) -> nn.Module:
             if isinstance(layer, Layer) and "in" in layer.widths:
                 weight = getattr(part, "weight", None)
                 if weight is not None and not bool(weight.any()):  # an untrained head
-                    weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+                    weight.copy_(
+                        torch.randn(weight.shape, generator=generator) / weight.shape[1:].numel() ** 0.5
+                    )
                 continue
             for parameter in part.parameters(recurse=False):
                 if parameter.is_floating_point():

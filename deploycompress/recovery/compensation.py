@@ -86,7 +86,9 @@ def compensate(
     errors: dict[str, tuple[float, float]] = {}
     with torch.no_grad():
         calls = _calls(unpruned, readers, batches[0].to(device), call)
-        reasons |= dict.fromkeys(sorted(readers - calls.keys()), "it is not called")
+        reasons |= dict.fromkeys(
+            sorted(readers - calls.keys()), "its forward is not called, only its weight read"
+        )
         for name, times in calls.items():
             part = pruned.get_submodule(name)
             gone = removed.get((name, "out"), torch.empty(0, dtype=torch.int64)).to(device)
@@ -162,6 +164,8 @@ def _unfit(part: nn.Module) -> str | None:
         return f"it is a {type(part).__name__}, which computes in a way of its own"
     if "weight" not in part._parameters:
         return "its weight is computed from other parameters"
+    if not part.weight.numel():
+        return "it has no weights"
     inputs = part.weight[0].numel()
     return f"an output of it reads {inputs} inputs, more than {LARGEST}" if inputs > LARGEST else None
 

@@ -42,7 +42,7 @@ def _gate_case(suite: ET.Element, gate: Gate) -> None:
 def _stage_case(suite: ET.Element, stage: Stage) -> None:
     case = _case(suite, "stages", stage.name)
     case.set("time", f"{stage.seconds:.3f}")
-    notes = "\n".join(f"{note.kind}: {note.message}" for note in stage.notes)
+    notes = "\n".join(f"{note.kind}: {view.told(note)}" for note in stage.notes)
     if stage.error is not None:
         _problem(case, "error", stage.error.class_, stage.error.message)
     elif stage.state == "not_run":

@@ -82,6 +82,7 @@ def _common(report: Report) -> dict[str, Any]:
         "verdict": view.VERDICTS[report.verdict],
         "mark": view.MARKS[report.verdict],
         "headline": sentences.headline(report),
+        "warnings": view.warnings(report),
         "circumstances": sentences.circumstances(report),
         "conditions": sentences.conditions(report),
         "gates": [view.gate_view(gate) for gate in report.gates],

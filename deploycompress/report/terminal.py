@@ -12,6 +12,7 @@ from deploycompress.report.figures import shortened
 def summary(report: Report) -> str:
     """Plain text without colours; every name was freed of control characters when it was read."""
     lines = [f"{view.VERDICTS[report.verdict]}: {report.name}", f"  {sentences.headline(report)}"]
+    lines += [f"  warning, {stage}: {text}" for stage, text in view.warnings(report)]
     gates = [view.gate_view(gate) for gate in report.gates]
     if gates:
         rows = [[g.mark, g.metric, g.limit, g.value, g.word, g.message] for g in gates]

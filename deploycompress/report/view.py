@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploycompress.report.document import Artefact, Gate, Report, Row, Stage
+from deploycompress.report.document import Artefact, Gate, Note, Report, Row, Stage
 from deploycompress.report.figures import (
     NOTHING,
     bare,
@@ -97,6 +97,16 @@ class StageView:
 
 
 # ---------------------------------------------------------------- rows
+
+
+def told(note: Note) -> str:
+    """What is said, with what it is about."""
+    return f"{note.subject}: {note.message}" if note.subject else note.message
+
+
+def warnings(report: Report) -> list[tuple[str, str]]:
+    """Stage and text of everything that went on otherwise than was asked for."""
+    return [(s.name, told(n)) for s in report.stages for n in s.notes if n.kind == "warning"]
 
 
 def gate_view(gate: Gate) -> GateView:

@@ -96,19 +96,24 @@ class Factorize(Stage):
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.feeds import take
         from deploycompress.model import checkpoint
+        from deploycompress.model.build_name import build_of
         from deploycompress.pruning.costs import count
+        from deploycompress.pruning.excluded import require_layers
         from deploycompress.pruning.factorization import apply, find_candidates
         from deploycompress.pruning.notes import left_whole
         from deploycompress.recovery.evaluation import evaluate
 
         module = checkpoint.load(inputs["source"][0].path, context.model)
+        if self.config.exclude:  # of the whole network: an earlier step may have taken layers out
+            whole_network = context.model.named(build_of(module)).build()
+            require_layers(self.config.exclude, whole_network, "factorize.exclude")
         feed = take(context.data.loader("val"), context.target.batch_size)
         candidates, whole = find_candidates(
             module, lambda m: context.model.call(m, feed), self._rank, self.config.exclude
         )
         trials = _measure(module, candidates, context)
         ranks = {t.candidate.layer: t.candidate.rank for t in trials if t.faster}
-        said = f"{len(ranks)} of {len(trials)} layers that could be two of low rank are"
+        said = f"of {len(trials)} layers that could be two of low rank, {len(ranks)} are taken: there it is faster"
         context.emit(Event("decision", said, {"layers_left_whole": float(len(whole))}))
         notes = (Note("decision", said), *_stay_dense(trials), *left_whole(whole))
         details = {"factorized": [trial.to_json() for trial in trials]}

@@ -120,14 +120,19 @@ class Prune(Stage):
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.feeds import parity_feeds
         from deploycompress.model import checkpoint
+        from deploycompress.model.build_name import build_of
         from deploycompress.model.recorded import record_outputs
         from deploycompress.pruning.apply import apply
         from deploycompress.pruning.costs import count
         from deploycompress.pruning.discovery import producing_layers
+        from deploycompress.pruning.excluded import require_layers
         from deploycompress.pruning.outcome import apart_from_masked, plan_notes, shares
         from deploycompress.recovery.evaluation import evaluate
 
         module = checkpoint.load(inputs["source"][0].path, context.model)
+        if self.config.exclude:  # of the whole network: an earlier step may have taken layers out
+            whole_network = context.model.named(build_of(module)).build()
+            require_layers(self.config.exclude, whole_network, "prune.exclude")
         before = dict(producing_layers(module))
         plan = self._plan(module, workdir, context)
         unpruned = copy.deepcopy(module)
@@ -147,7 +152,8 @@ class Prune(Stage):
         with _on_device(module, seed=context.seed):
             figures, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
         metrics |= {f"val_{name}": value for name, value in figures.items()}
-        context.emit(Event("decision", "pruned", metrics))
+        done = "pruned" if plan.kept or plan.removed else "nothing was pruned"
+        context.emit(Event("decision", done, metrics))
         checkpoint.save(module, workdir / "model", context.model)
         record_outputs(module, context.model, feeds, workdir / OUTPUTS)
         return Outcome(
@@ -192,11 +198,9 @@ class Prune(Stage):
         from deploycompress.model.build_name import build_of
         from deploycompress.pruning.latency.bench import Bench, Place
         from deploycompress.pruning.latency.planning import plan_by_measuring
-        from deploycompress.pruning.planning import Request, plan_by_counting
+        from deploycompress.pruning.planning import Request, plan_by_counting, require_counted
 
-        target, on_unreachable = self.config.target, self.config.on_unreachable
-        if context.rehearsal and target.latency is not None:  # MACs stand in, and may not get as low
-            target, on_unreachable = target.rehearsed(), "best"
+        target = self.config.target
         default = "global" if self.config.target.latency is None else "latency"
         request = Request(
             module,
@@ -205,13 +209,16 @@ class Prune(Stage):
             ALLOCATIONS.load(self.config.allocation or default)(),
             None if self.config.align == "auto" else int(self.config.align),
             self.config.exclude,
-            on_unreachable,
+            self.config.on_unreachable,
             lambda groups, worth: self._scores(module, groups, worth, context),
             self._to_losses(module, context),
             self.config.blocks,
         )
         if target.latency is None:
             return plan_by_counting(request)
+        require_counted(request)
+        if context.rehearsal:  # MACs stand in for the latency, and may not get as low
+            return plan_by_counting(replace(request, target=target.rehearsed(), on_unreachable="best"))
         with tempfile.TemporaryDirectory(dir=workdir, prefix="plans-") as folder:
             place = Place.of(context.target)
             return plan_by_measuring(request, Bench(place, context.store, Path(folder), context.emit))

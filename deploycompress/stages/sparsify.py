@@ -36,14 +36,15 @@ class Sparsify(Stage):
     class Config(StrictModel):
         pattern: Literal["unstructured", "2:4"] = "unstructured"
         sparsity: Ratio | None = Field(None, description="Share of the weights that become zero: 80%")
-        scope: Literal["global", "layer"] = Field(
-            "global", description="Weights compete in the whole network, or within their layer"
+        scope: Literal["global", "layer"] | None = Field(
+            None,
+            description="Weights compete in the whole network (global, the default), or within their layer",
         )
         exclude: tuple[str, ...] = Field((), description="Layers that stay, by pattern: head, layer4.*")
 
         @model_validator(mode="after")
         def _sparsity_fits_the_pattern(self) -> Any:
-            if self.pattern == "2:4" and (self.sparsity is not None or "scope" in self.model_fields_set):
+            if self.pattern == "2:4" and (self.sparsity is not None or self.scope is not None):
                 raise ValueError("pattern 2:4 is 50% in every layer by itself; leave sparsity and scope out")
             if self.pattern == "unstructured" and self.sparsity is None:
                 raise ValueError("expected a sparsity, the share of the weights that become zero: 80%")
@@ -53,11 +54,16 @@ class Sparsify(Stage):
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
+        from deploycompress.model.build_name import build_of
         from deploycompress.model.sparse import share_of_zeros
+        from deploycompress.pruning.excluded import require_layers
         from deploycompress.pruning.notes import left_whole
         from deploycompress.recovery.evaluation import evaluate
 
         module = checkpoint.load(inputs["source"][0].path, context.model)
+        if self.config.exclude:  # of the whole network: an earlier step may have taken layers out
+            whole_network = context.model.named(build_of(module)).build()
+            require_layers(self.config.exclude, whole_network, "sparsify.exclude")
         masks, whole = self._masks(module)
         if not masks:
             reasons = "; ".join(f"{u.layer}: {u.reason}" for u in whole[:3]) or "it has no such layer"

@@ -222,7 +222,10 @@ def test_cells():
         (["Net", "--input", "image=1x3x16x16", "--precision", "fp8"], 2, "'fp8' is not one of 'fp32', 'int8'"),
         (["Net", "--input", "image=1x3x16x16", "--runtime", "onnx"], 2, "unknown runtime 'onnx'; known: onnxruntime"),
         (["Nte", "--input", "image=1x3x16x16"], 2, "has no 'Nte'"),
-        (["Broken", "--input", "image=1x3x8x8"], 4, "the forward pass on random inputs failed: RuntimeError: "),
+        (["Net", "--input", "image=1x3x16x16", "--json", "-"], 2, "received '-'; expected the name of a file"),
+        (["Net", "--input", "image=1x3x16x16", "--json", "no/such/x.json"], 2, "there is no folder no/such to write x.json"),
+        (["Net", "--input", "image=1x3x16x16", "--json", "."], 2, ". is a folder; expected the name of a file"),
+        (["Broken", "--input", "image=1x3x8x8"], 2, "the forward pass on random inputs failed: RuntimeError: "),
     ],
 )  # fmt: skip
 def test_mistakes(net, capsys, arguments, code, message):

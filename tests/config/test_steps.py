@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deploycompress import registry
+from deploycompress.config.reader import dump, read
 from deploycompress.config.schedule import of_round, remaining
 
 PAIR = "  - prune: {target: {macs: 20%}, criterion: taylor}\n  - distill: {epochs: 8}\n"
@@ -116,3 +117,18 @@ def test_from_in_and_around_a_repeat(refused, reading, good) -> None:
     inner = ("distill: {from: train}", "prune: {target: {macs: 25%}, from: distill}")
     config = reading(good, repeat("repeat: 2", *inner), ("{opset: 18}", "{from: prune}"))
     assert [s.source for s in config.stages[1:6]] == ["train", "distill@1", "train", "distill@2", "prune@2"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["sparsify: {pattern: '2:4'}", "sparsify: {sparsity: 80%}", "sparsify: {sparsity: 80%, scope: layer}"],
+)
+def test_what_a_step_is_told_reads_the_same_with_its_defaults_filled_in(
+    reading, good, tmp_path, monkeypatch, step
+) -> None:
+    """A step's process reads the configuration that the run wrote down."""
+    monkeypatch.setitem(registry.STAGES._entries, "sparsify", "deploycompress.stages.sparsify:Sparsify")
+    config = reading(good, repeat("repeat: 1", step, "distill"))
+    written = tmp_path / "config.yaml"
+    written.write_text(dump(config), encoding="utf-8")
+    assert read(written) == config

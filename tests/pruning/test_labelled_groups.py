@@ -443,3 +443,22 @@ def test_a_sample_of_the_zoo_can_lose_half_of_its_macs(build):
     groups = on_grid(find_groups(module, model).groups, 8)
     costs = WidthCosts(module, groups, model)
     assert costs.at({g.id: g.grid[0] for g in groups})["macs"] < 0.5 * costs.full["macs"]
+
+
+class Empty(nn.Module):
+    """A layer of no channels beside one that has some."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing, self.some, self.head = nn.Linear(8, 0), nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.nothing(x), torch.relu(self.some(x))], 1))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_channels_is_passed_over(given):
+    model = given(Empty, (8,))
+    found = find_groups(model.build(), model)
+    assert [group.id for group in found.groups] == ["some"]
+    assert {u.layer for u in found.unpruned} >= {"head"}

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from deploycompress.errors import StageFailed
+from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.discovery import find_groups
 from deploycompress.pruning.groups import on_grid
@@ -159,6 +159,7 @@ def test_settings_become_hooks(networks):
         (Regularization, {"kind": "growing", "share": "50%", "every": "1 epoch"}, "unknown unit 'epoch'"),
         (Regularization, {"kind": "growing", "share": "50%", "every": "1.5 steps"}, "must be a whole number"),
         (SoftPrune, {}, "Field required"),
+        (SoftPrune, {"share": "100%"}, "share 100% leaves no channel; expected less"),
         (SoftPrune, {"share": "30%", "every": 1}, "the unit is missing; expected a quantity such as 1 epoch"),
         (SoftPrune, {"share": "30%", "every": "0 epochs"}, "must be more than 0"),
     ],
@@ -167,3 +168,20 @@ def test_mistakes_in_the_configuration(model, config, message):
     with pytest.raises(ValidationError) as caught:
         model.model_validate(config)
     assert message in str(caught.value)
+
+
+def test_options_that_would_do_nothing_are_refused(networks):
+    network = networks["chain"]
+    module = network.build()
+    soft = SoftPrune.model_validate({"share": "1%"})
+    growing = Regularization.model_validate({"kind": "growing", "share": "1%"})
+    for options in ((None, soft), (growing, None)):
+        with pytest.raises(
+            StageFailed, match=r"a share of 0.01 is less than half a channel of every group.* has 24"
+        ):
+            open_shaping(module, network, 4, *options)
+    elsewhere = SoftPrune.model_validate({"share": "50%", "exclude": ["hed"]})
+    with pytest.raises(
+        ConfigError, match=r"soft_prune.exclude: received 'hed', which no layer is called; .*has 0, 1, 2"
+    ):
+        open_shaping(module, network, 4, None, elsewhere)

@@ -275,6 +275,22 @@ def junit(run_dir: Path) -> dict[str, ET.Element]:
     return {case.get("name") or "": case for case in root.iter("testcase")}
 
 
+def test_what_went_on_otherwise_than_asked_is_told_beside_the_verdict(make_run: Make) -> None:
+    report, run_dir = written(make_run)
+    note = {"kind": "warning", "message": "the target is not reached", "subject": "layer4"}
+    report["stages"][3]["notes"].append(note)
+    name = report["stages"][3]["name"]
+    render(report, run_dir)
+    summary = read(run_dir / "summary.md").splitlines()
+    (place,) = (i for i, line in enumerate(summary) if line.startswith("- warning"))
+    assert summary[place] == f"- warning, {name}: layer4: the target is not reached"
+    assert place < next(i for i, line in enumerate(summary) if line.startswith("| "))
+    assert f"  warning, {name}: layer4: the target is not reached" in terminal_summary(report).splitlines()
+    told = junit(run_dir)[name].find("system-out")
+    assert told is not None and "warning: layer4: the target is not reached" in (told.text or "")
+    assert "left_whole: head: the classifier" in read(run_dir / "summary.md").replace("\\", "")
+
+
 def test_junit_has_a_case_for_every_gate_and_every_stage(make_run: Make) -> None:
     report, run_dir = written(make_run)
     root = ET.fromstring(read(run_dir / "junit.xml"))

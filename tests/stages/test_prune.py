@@ -12,7 +12,9 @@ from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model import checkpoint
 from deploycompress.pruning.apply import apply
+from deploycompress.stages.factorize import Factorize
 from deploycompress.stages.prune import Prune
+from deploycompress.stages.sparsify import Sparsify
 
 
 def prune(context, source, workdir, **config):
@@ -76,6 +78,35 @@ def test_losses_are_tried_where_widths_compete_by_them(run_context, checkpoint_o
     with pytest.raises(StageFailed, match="the target cannot be reached: the smallest is macs"):
         prune(context, source, tmp_path / "five", target={"macs": "1%"}, **wish)
     assert not [e for e in events if e.message.startswith(("trying what", "trial "))]
+
+
+def test_a_limit_that_can_be_counted_is_out_of_reach_before_anything_is_measured(
+    run_context, checkpoint_of, tmp_path
+):
+    """A rehearsal finds it too, before the training is paid for; and tells two small shares apart."""
+    for number, rehearsal in enumerate((False, True)):
+        context = run_context(rehearsal=rehearsal)
+        wish = {"target": {"latency": "60%", "size": "2 B"}}
+        with pytest.raises(StageFailed, match=r"the smallest is size \d+\.\d% \(target 0\.\d\d\d%\)"):
+            prune(context, checkpoint_of(context), tmp_path / f"work{number}", **wish)
+
+
+def test_a_pattern_that_names_no_layer(run_context, checkpoint_of, tmp_path):
+    context = run_context()
+    source = {"source": (checkpoint_of(context),)}
+    message = r"received 'conv\*', which no layer is called; the network has 0, 1, 2, 3, 4, 5"
+    config = {"exclude": ("0", "conv*")}
+    for number, stage in enumerate(
+        (
+            Prune(Prune.Config.model_validate({"target": {"macs": "50%"}, **config})),
+            Sparsify(Sparsify.Config.model_validate({"sparsity": "50%", **config})),
+            Factorize(Factorize.Config.model_validate(config)),
+        )
+    ):
+        folder = tmp_path / f"work{number}"
+        folder.mkdir()
+        with pytest.raises(ConfigError, match=message):
+            stage.run(source, folder, context)
 
 
 def test_shares_are_of_the_unpruned_model_the_second_time_too(run_context, checkpoint_of, tmp_path):

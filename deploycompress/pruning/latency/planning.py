@@ -30,7 +30,7 @@ from deploycompress.pruning.groups import ChannelGroup, Unpruned, choose
 from deploycompress.pruning.latency.bench import Bench
 from deploycompress.pruning.latency.fitted import Fitted, fitted_costs
 from deploycompress.pruning.latency.prediction import Widths
-from deploycompress.pruning.latency.settling import AIM, Settled, measure_alone, settle
+from deploycompress.pruning.latency.settling import AIM, CLOSE, Settled, measure_alone, settle
 from deploycompress.pruning.latency.whole import WholeModels
 from deploycompress.pruning.planning import Plan, Request, Together, full_cost, original_widths
 
@@ -125,7 +125,21 @@ def plan_by_measuring(request: Request, bench: Bench) -> Plan:
     shortfall = "" if settled.reached else out_of_others or f"latency {_of(settled, limit())}"
     allocated = Allocated(chosen.widths, cost, settled.reached, shortfall)
     full[LATENCY] = settled.unpruned_ms
-    return _plan(groups, blocks, found.unpruned, allocated, scores, full, fitted, _figures(settled, limit()))
+    plan = _plan(groups, blocks, found.unpruned, allocated, scores, full, fitted, _figures(settled, limit()))
+    note = far_below(settled, limit()) if plan.kept or plan.removed else None
+    return replace(plan, notes=(*plan.notes, note)) if note else plan
+
+
+def far_below(settled: Settled, limit: float) -> Note | None:
+    """What is to be said of a plan that is within the target and more than 3 % below it."""
+    below = settled.chosen.ratio / limit
+    if not settled.reached or below >= CLOSE:
+        return None
+    return Note(
+        "warning",
+        f"the latency is {1 - below:.0%} below its target, which cost accuracy: none of {len(settled.tried)} plans that "
+        "were measured is nearer; the grid of widths, or another limit, leaves nothing between",
+    )
 
 
 def _plan(

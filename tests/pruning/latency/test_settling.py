@@ -2,7 +2,8 @@
 
 import pytest
 
-from deploycompress.pruning.latency.settling import CLOSE, settle
+from deploycompress.pruning.latency.planning import far_below
+from deploycompress.pruning.latency.settling import CLOSE, Settled, Tried, settle
 
 GRID = tuple(range(8, 257, 8))
 
@@ -139,3 +140,17 @@ def test_what_cannot_be_reached_is_said_with_the_fastest():
     found = settled(machine, 0.5)
     assert not found.reached
     assert found.chosen.widths["g"] == GRID[0]
+
+
+def test_a_plan_far_below_the_target_is_told_of():
+    def settled_at(ratio, reached=True):
+        tried = Tried({"g": 8}, ratio, ratio, 1.0)
+        return Settled(tried, reached, 1.0, (tried, tried))
+
+    assert far_below(settled_at(0.49), 0.5) is None
+    note = far_below(settled_at(0.44), 0.5)
+    assert note.kind == "warning"
+    assert note.message.startswith(
+        "the latency is 12% below its target, which cost accuracy: none of 2 plans"
+    )
+    assert far_below(settled_at(0.44, reached=False), 0.5) is None
