@@ -25,6 +25,7 @@ def summary(report: Report) -> str:
             for a in artefacts
         ]
         lines += ["", "Artefacts (* the best)", *_table([head, *rows])]
+        lines += [f"  {artefact}: {note}" for artefact, note in view.row_notes(report)]
     return "\n".join(lines)
 
 

@@ -288,6 +288,8 @@ def test_what_went_on_otherwise_than_asked_is_told_beside_the_verdict(make_run: 
     assert f"  warning, {name}: layer4: the target is not reached" in terminal_summary(report).splitlines()
     told = junit(run_dir)[name].find("system-out")
     assert told is not None and "warning: layer4: the target is not reached" in (told.text or "")
+    about = "quantize: 2 of 40 blocks were disturbed and measured again"
+    assert f"- {about}" in "\n".join(summary) and f"  {about}" in terminal_summary(report)
     assert "left_whole: head: the classifier" in read(run_dir / "summary.md").replace("\\", "")
 
 
