@@ -215,7 +215,7 @@ class _Subject:
         apart = max(compare(a, b).relative for a, b in zip(expected, found, strict=True))
         if apart > TOLERANCE:
             raise StageFailed(f"the simplified file differs by {apart:.2g} of the largest output")
-        figures = {"simplify_relative": apart, "simplified": float(done.kept)}
+        figures = {"simplify_relative": apart, "simplified": float(bool(done.tool))}
         return figures | {"nodes_before": float(done.nodes_before), "nodes": float(done.nodes_after)}
 
     def quantize(self) -> Figures:

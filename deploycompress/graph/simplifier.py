@@ -1,26 +1,41 @@
-"""The simplifier's own process: ``python -I simplifier.py SOURCE DESTINATION``, since onnxsim can crash."""
+"""The simplifier's own process: ``python -I simplifier.py TOOL SOURCE DESTINATION``, since a tool can crash."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
-def simplify(source: str, destination: str) -> None:
+def simplify(tool: str, source: str, destination: str) -> None:
     # onnxsim imports torch for what is not used here; without it, the process starts 2 s sooner.
     sys.modules["torch"] = None  # type: ignore[assignment]
     import onnx
-    import onnxsim
 
     before = onnx.load(source)
     kept = {entry.key: entry.value for entry in before.metadata_props}
-    after, sound = onnxsim.simplify(before)
-    if not sound:
-        raise SystemExit("onnxsim's own check failed")
+    after = TOOLS[tool](before)
     del after.metadata_props[:]
     for key, value in sorted(kept.items()):
         after.metadata_props.add(key=key, value=value)
     onnx.save(after, destination)
 
+
+def _onnxsim(before: Any) -> Any:
+    import onnxsim
+
+    after, sound = onnxsim.simplify(before)
+    if not sound:
+        raise SystemExit("onnxsim's own check failed")
+    return after
+
+
+def _onnxslim(before: Any) -> Any:
+    import onnxslim
+
+    return onnxslim.slim(before)
+
+
+TOOLS = {"onnxsim": _onnxsim, "onnxslim": _onnxslim}
 
 if __name__ == "__main__":
     simplify(*sys.argv[1:])

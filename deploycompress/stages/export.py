@@ -21,19 +21,30 @@ class Export(Stage):
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"onnx"})
-    libraries = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim")
+    version = 2
+    libraries = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxsim", "onnxslim")
 
     class Config(StrictModel):
         opset: Annotated[int, Field(ge=13, le=25)] = 18
-        simplify: bool | Literal["onnxsim"] = True
+        simplify: bool | Literal["onnxsim", "onnxslim"] = Field(
+            True,
+            description="true: by onnxsim, or by onnxslim where that is installed and the first one fails",
+        )
 
     def requires(self, context: RunContext) -> None:
-        wanted = ("onnx", "onnxscript", "onnxruntime", *(("onnxsim",) if self.config.simplify else ()))
+        wanted = ("onnx", "onnxscript", "onnxruntime", *self._tools[:1])
         missing = [name for name in wanted if find_spec(name) is None]
         if missing:
             raise EnvironmentMissing(
                 f"export needs {', '.join(missing)}; install with: pip install {' '.join(missing)}"
             )
+
+    @property
+    def _tools(self) -> tuple[str, ...]:
+        from deploycompress.graph.simplify import TOOLS
+
+        simplify = self.config.simplify
+        return (simplify,) if isinstance(simplify, str) else TOOLS if simplify else ()
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.execution import inspect_onnx
@@ -48,16 +59,14 @@ class Export(Stage):
         feeds = parity_feeds(context.model, context.data.loader("val"))
         shorter, unchecked = shortened_feeds(module, context.model, feeds[-1])
         feeds += shorter
-        # The simplifier never fails the run, so the rehearsal has nothing to learn from it.
-        tool: Literal["onnxsim", "none"] = (
-            "onnxsim" if self.config.simplify and not context.rehearsal else "none"
-        )
+        # A simplifier never fails the run, so the rehearsal has nothing to learn from it.
+        tools = () if context.rehearsal else self._tools
         with tempfile.TemporaryDirectory(dir=workdir, prefix=".export-") as folder:
             raw = Path(folder) / "model.onnx"
             exported = export_onnx(module, context.model, raw, opset=self.config.opset, feeds=feeds)
             path = workdir / ("model" if inspect_onnx(raw)["external"] else ".") / "model.onnx"
             path.parent.mkdir(exist_ok=True)
-            simplified = simplify_onnx(raw, path, [to_numpy(feed) for feed in feeds], tool)
+            simplified = simplify_onnx(raw, path, [to_numpy(feed) for feed in feeds], tools)
         hop = worst(list(exported.parity))
         parity = {"export_max_abs": hop.max_abs, "export_relative": hop.relative}
         if simplified.parity is not None:
@@ -66,7 +75,7 @@ class Export(Stage):
         details = {
             "exporter": exported.exporter,
             "opset": described["opset"],
-            "simplified": simplified.kept,
+            "simplified": simplified.tool or False,
             "batchnorms_folded": len(exported.folded),
         }
         artifact = Artifact.of(

@@ -35,7 +35,7 @@ FEEDS = [{"x": np.ones((batch, 3), np.float32)} for batch in (1, 4)]
 
 def test_a_simpler_file_is_kept(wasteful: Path, tmp_path: Path) -> None:
     found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS)
-    assert (found.kept, found.nodes_before, found.nodes_after, found.notes) == (True, 2, 1, ())
+    assert (found.tool, found.nodes_before, found.nodes_after, found.notes) == ("onnxsim", 2, 1, ())
     assert found.parity is not None and found.parity.relative == 0
     kept = {entry.key: entry.value for entry in onnx.load(found.path).metadata_props}
     assert kept == {"made": "here"}
@@ -44,9 +44,41 @@ def test_a_simpler_file_is_kept(wasteful: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.onnx", "model.onnx", "wasteful.onnx"]
 
 
+def test_another_tool_where_the_first_is_not_to_be_used(wasteful, tmp_path, monkeypatch) -> None:
+    document = onnx.load(wasteful)
+    document.graph.node[1].input[1] = "nine"  # ... + 1, seven times more
+    for number, name in enumerate(["three", "four", "five", "six", "seven", "eight", "nine"]):
+        before = ["two", "three", "four", "five", "six", "seven", "eight"][number]
+        document.graph.node.insert(number + 1, helper.make_node("Add", [before, "one"], [name]))
+    onnx.save(document, wasteful)
+    found = simplify_onnx(wasteful, tmp_path / "slim.onnx", FEEDS, ("onnxslim",))
+    assert (found.tool, found.nodes_after, found.notes) == ("onnxslim", 1, ())
+    again = simplify_onnx(wasteful, tmp_path / "again.onnx", FEEDS, ("onnxslim",))
+    assert again.path.read_bytes() == found.path.read_bytes()
+    broken = simplify.PROCESS.read_text().replace(
+        "after, sound = onnxsim", "raise SystemExit('no'); after, sound = onnxsim"
+    )
+    (tmp_path / "process.py").write_text(broken)
+    monkeypatch.setattr(simplify, "PROCESS", tmp_path / "process.py")
+    found = simplify_onnx(wasteful, tmp_path / "second.onnx", FEEDS)
+    assert found.tool == "onnxslim" and found.path.read_bytes() == again.path.read_bytes()
+    (note,) = found.notes
+    assert (note.kind, note.message) == (
+        "fell_back",
+        "the file was not simplified: onnxsim ended with code 1: no",
+    )
+
+
+def test_a_tool_that_is_not_installed_is_passed_over(wasteful, tmp_path) -> None:
+    found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS, ("onnxnothing", "onnxsim"))
+    assert (found.tool, found.notes) == ("onnxsim", ())
+    found = simplify_onnx(wasteful, tmp_path / "none.onnx", FEEDS, ("onnxnothing",))
+    assert found.tool == "" and "onnxnothing ended with code 1" in found.notes[0].message
+
+
 def test_none_copies(wasteful: Path, tmp_path: Path) -> None:
-    found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS, "none")
-    assert (found.kept, found.notes) == (False, ())
+    found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS, ())
+    assert (found.tool, found.notes) == ("", ())
     assert found.path.read_bytes() == wasteful.read_bytes()
 
 
@@ -57,13 +89,13 @@ def test_none_copies(wasteful: Path, tmp_path: Path) -> None:
         ("raise SystemExit('no such operator')", "onnxsim ended with code 1: no such operator"),
         ("import time; time.sleep(60)", "onnxsim took more than 1 s"),
         (
-            "import sys, shutil; shutil.copy(sys.argv[1], sys.argv[2]); open(sys.argv[2], 'ab').write(bytes([0x32, 1, 65]))",
+            "import sys, shutil; shutil.copy(sys.argv[2], sys.argv[3]); open(sys.argv[3], 'ab').write(bytes([0x32, 1, 65]))",
             "onnxsim made it larger",
         ),
-        ("import sys; open(sys.argv[2], 'wb').write(b'rubbish')", "is refused"),
+        ("import sys; open(sys.argv[3], 'wb').write(b'rubbish')", "is refused"),
         (
-            "import sys, onnx; m = onnx.load(sys.argv[1]); m.graph.initializer[0].raw_data = bytes(4);"
-            "onnx.save(m, sys.argv[2])",
+            "import sys, onnx; m = onnx.load(sys.argv[2]); m.graph.initializer[0].raw_data = bytes(4);"
+            "onnx.save(m, sys.argv[3])",
             "of the largest output; it begins at node two (Add): 0 at [], expected 2",
         ),
     ],
@@ -74,8 +106,8 @@ def test_anything_else_keeps_the_source(
     (tmp_path / "process.py").write_text(process)
     monkeypatch.setattr(simplify, "PROCESS", tmp_path / "process.py")
     monkeypatch.setattr(simplify, "TIMEOUT_S", 1 if "sleep" in process else 60)
-    found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS)
-    assert not found.kept and found.parity is None
+    found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS, ("onnxsim",))
+    assert not found.tool and found.parity is None
     assert found.path.read_bytes() == wasteful.read_bytes()
     (note,) = found.notes
     assert note.kind == "fell_back" and reason in note.message
