@@ -150,6 +150,11 @@ class Data(Protocol):
 
     @property
     def digest(self) -> str: ...
+    @property
+    def interface(self) -> Mapping[str, Any]:
+        """What whoever runs the model has to know, as JSON: ``labels``, ``preprocessing``; what of it is known."""
+        ...
+
     def loader(self, split: Split, epoch: int | None = None) -> Loader:
         """``epoch`` given: shuffled and augmented for that epoch of training. Otherwise: in order, as in use."""
         ...

@@ -77,6 +77,11 @@ class DataConfig(StrictModel):
     )
     calibration: Annotated[int, Field(ge=1)] = Field(512, description="Samples of train for calibration")
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What a raw sample goes through before the network reads it, as JSON; empty where it is read as it is."""
+        return {}
+
 
 class OpenDataConfig(DataConfig):
     """The configuration of a user's data source that was located and not imported: any key."""

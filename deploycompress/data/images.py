@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -54,6 +54,29 @@ class PixelConfig(DataConfig):
         return (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
 
     @property
+    def standard(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, with pixels in 0..1."""
+        grey = self.channels == 1
+        return self.mean or ((0.5,) if grey else IMAGENET_MEAN), self.std or (
+            (0.5,) if grey else IMAGENET_STD
+        )
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Decoded, stretched to the size, pixels divided by 255 and standardised."""
+        (mean, std), (height, width) = self.standard, self.size
+        return {
+            "kind": "image",
+            "height": height,
+            "width": width,
+            "channels": self.mode,
+            "layout": "NCHW",
+            "divisor": 255,
+            "mean": list(mean),
+            "std": list(std),
+        }
+
+    @property
     def mode(self) -> Literal["RGB", "L"]:
         """Pillow's name for the channels."""
         return "RGB" if self.channels == 3 else "L"
@@ -70,6 +93,11 @@ class ImageConfig(PixelConfig):
         "none", description="In training; resized_crop is Inception's: 8 % to 100 % of the area, and flipped"
     )
     in_memory: bool = Field(False, description="Keep every image after it was decoded once")
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Its shorter side is resized first, to ``resize`` or as small as the centre crop lets it be."""
+        return super().preprocessing | {"resize": self.resize, "crop": "center"}
 
     @model_validator(mode="after")
     def _resize_holds_the_crop(self) -> ImageConfig:
@@ -180,9 +208,7 @@ def standardised(images: Tensor, config: PixelConfig) -> Tensor:
     """``images`` [batch, channels, height, width] in 0..1, minus the mean, by the standard deviation."""
     import torch
 
-    grey = config.channels == 1
-    mean = config.mean or ((0.5,) if grey else IMAGENET_MEAN)
-    std = config.std or ((0.5,) if grey else IMAGENET_STD)
+    mean, std = config.standard
     return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 

@@ -66,6 +66,10 @@ class Subset:
         labels = getattr(self.whole, "labels", None)  # a user's own class need not have them
         return None if labels is None else labels[self.indices]
 
+    @property
+    def classes(self) -> Sequence[str] | None:
+        return getattr(self.whole, "classes", None)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -83,6 +87,13 @@ class MapStyle:
 
     def __init__(self, dataset: Any, collate: Callable[[Sequence[Any]], Any]) -> None:
         self._dataset, self._collate = dataset, collate
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the classes, as torchvision's data sets have them."""
+        names = getattr(self._dataset, "classes", None)
+        listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        return tuple(names) if names is not None and listed else None
 
     @property
     def labels(self) -> np.ndarray | None:

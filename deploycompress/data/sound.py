@@ -6,7 +6,7 @@ import io
 import struct
 import warnings
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -51,6 +51,12 @@ class SoundConfig(DataConfig):
                 f"{self.seconds} s are {self.samples} samples; expected at least hop, {self.hop}"
             )
         return self
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        names = ("sample_rate", "seconds", "features", "mean", "std")
+        spectrum = ("fft", "hop", "mels") if self.features == "log_mel" else ()
+        return {"kind": "sound", **{name: getattr(self, name) for name in (*names, *spectrum)}}
 
     @property
     def samples(self) -> int:

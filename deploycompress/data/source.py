@@ -107,6 +107,18 @@ class SourceData:
         order = np.random.default_rng([self._seed, epoch]).permutation(total)
         return OrderedLoader(found, specs, where, chunks(order, size, together=True), (self._seed, epoch))
 
+    @property
+    def interface(self) -> Mapping[str, Any]:
+        """What whoever runs the model has to know of its data, as JSON, where it is known.
+
+        ``labels``: names of the classes in the order of their numbers; ``preprocessing``: of a raw sample.
+        """
+        names = next((n for s in self._splits.values() if (n := getattr(s, "classes", None))), None)
+        return {
+            **({"labels": list(names)} if names else {}),
+            **({"preprocessing": told} if (told := self._config.preprocessing) else {}),
+        }
+
     @cached_property
     def _built_in(self) -> Source | None:
         if self._config.source not in DATASETS:

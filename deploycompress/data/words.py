@@ -47,6 +47,12 @@ class TextConfig(DataConfig):
         False, description="Whether the model's second input is the mask, int64: 1 for an id, 0 for padding"
     )
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        tokenizer = self.tokenizer.name if self.tokenizer else "words of the training split"
+        told = {name: getattr(self, name) for name in ("length", "padding", "lower", "mask")}
+        return {"kind": "text", "tokenizer": tokenizer, **told}
+
 
 class Encoder(Protocol):
     """Text -> ids."""

@@ -25,6 +25,7 @@ from deploycompress.model.parity import Parity, compare, to_numpy
 
 TRACED_BATCH = 2  # a batch of one is frozen into the graph (pytorch#157621)
 TOLERANCE = 1e-3  # of the largest output; float32 through a deep network differs by 1e-6 to 1e-5
+METADATA = "deploycompress"  # before the names of what a file says of itself
 LARGEST_FILE_BYTES = 1_800_000_000  # above it the weights go beside the file: protobuf ends at 2 GiB
 
 Arrays = Mapping[str, np.ndarray]
@@ -43,9 +44,15 @@ class Export:
 
 
 def export_onnx(
-    module: nn.Module, model: Model, path: Path, *, opset: int = 18, feeds: Sequence[Mapping[str, Tensor]]
+    module: nn.Module,
+    model: Model,
+    path: Path,
+    *,
+    opset: int = 18,
+    feeds: Sequence[Mapping[str, Tensor]],
+    metadata: Mapping[str, str] | None = None,
 ) -> Export:
-    """Write ``module`` to ``path``, with inputs and outputs named as ``model`` names them.
+    """Write ``module`` to ``path``, with inputs and outputs named as ``model`` names them, and ``metadata`` in it.
 
     Named dimensions become dynamic, which ``feeds`` of several batch sizes prove, and one of another size than the
     traced one where all have that; where the batch is fixed, only feeds of that size count. Raises StageFailed with
@@ -61,7 +68,8 @@ def export_onnx(
     reasons: list[str] = []
     for exporter, graph_of in EXPORTERS.items():
         try:
-            frozen = _write(exporter, graph_of, folded, model, example, path, opset)
+            told = {"version": __version__, "exporter": exporter, **(metadata or {})}
+            frozen = _write(graph_of, folded, model, example, path, opset, told)
             parity = _parity(path, feeds, expected, folded, model)
         except Exception as error:  # an exporter may raise anything
             reasons.append(f"{exporter}: {_reason(error)}")
@@ -141,32 +149,30 @@ def _reason(error: BaseException) -> str:
 
 
 def _write(
-    exporter: str,
     graph_of: Exporter,
     module: nn.Module,
     model: Model,
     example: Mapping[str, Tensor],
     path: Path,
     opset: int,
+    metadata: Mapping[str, str],
 ) -> list[str]:
     """Save what the exporter makes; what it says that it made a constant of."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FrozenValues)
         graph = graph_of(module, model, example, opset)
-    _save(graph, path, exporter)
+    _save(graph, path, metadata)
     return [str(warning.message) for warning in said]
 
 
-def _save(graph_model: Any, path: Path, exporter: str) -> None:
+def _save(graph_model: Any, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the file, checked by onnx, with the same bytes for the same model on every machine."""
     import onnx
     import onnx_ir
 
     _strip(graph_model)
-    graph_model.metadata_props.update(
-        {"deploycompress.version": __version__, "deploycompress.exporter": exporter}
-    )
+    graph_model.metadata_props.update({f"{METADATA}.{name}": text for name, text in sorted(metadata.items())})
     weights = sum(value.const_value.nbytes for value in graph_model.graph.initializers.values())
     data = f"{path.name}.data" if weights > LARGEST_FILE_BYTES else None
     onnx_ir.save(graph_model, path, external_data=data)

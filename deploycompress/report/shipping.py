@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ DTYPES = {
     10: "float16",
     11: "float64",
 }
+TOLD = ("labels", "preprocessing")
 KINDS = ("onnx", "openvino", "engine", "package")  # a checkpoint does not ship: a model is built from it
 
 
@@ -145,13 +147,14 @@ def _manifest(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     def entry(shipped: Mapping[str, str]) -> dict[str, Any]:
         artifact, row = by_id[shipped["artifact"]], rows.get(shipped["artifact"])
-        inputs, outputs = _interface(artifact, folder / shipped["file"], report["model"]["inputs"])
+        inputs, outputs, told = _interface(artifact, folder / shipped["file"], report["model"]["inputs"])
         return {
             "file": shipped["file"],
             "best": artifact["id"] == best,
             **{key: artifact[key] for key in ("id", "kind", "precision", "sha256", "bytes", "files")},
             "inputs": inputs,
             "outputs": outputs,
+            **told,
             "details": artifact["details"],
             "metrics": artifact["metrics"],
             "latency_ms": None if row is None else row["latency_ms"],
@@ -171,10 +174,13 @@ def _manifest(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _interface(artifact: Mapping[str, Any], path: Path, configured: Any) -> tuple[Any, Any]:
-    """Inputs and outputs by name, with shape and type: what an ONNX file says, else what is known."""
+def _interface(artifact: Mapping[str, Any], path: Path, configured: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Inputs and outputs by name, with shape and type: what an ONNX file says, else what is known.
+
+    And what the file tells of its data: ``labels``, ``preprocessing``.
+    """
     if artifact["kind"] != "onnx":
-        return configured, artifact["details"].get("outputs")
+        return configured, artifact["details"].get("outputs"), {}
     try:
         described = onnx_file.check(path if path.is_file() else path / "model.onnx")
     except ValueError as error:
@@ -183,4 +189,6 @@ def _interface(artifact: Mapping[str, Any], path: Path, configured: Any) -> tupl
         {name: {"shape": of["shape"], "dtype": DTYPES.get(of["type"], "other")} for name, of in given.items()}
         for given in (described["inputs"], described["outputs"])
     )
-    return inputs, outputs
+    metadata = described["metadata"]
+    told = {name: json.loads(metadata[key]) for name in TOLD if (key := f"deploycompress.{name}") in metadata}
+    return inputs, outputs, told

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from deploycompress.artifact import Artifact
+from deploycompress.artifact import Artifact, canonical_json
 from deploycompress.config.base import StrictModel
 from deploycompress.contracts import Event, Inputs, Outcome, RunContext, Stage
 from deploycompress.errors import EnvironmentMissing
@@ -63,7 +63,18 @@ class Export(Stage):
         tools = () if context.rehearsal else self._tools
         with tempfile.TemporaryDirectory(dir=workdir, prefix=".export-") as folder:
             raw = Path(folder) / "model.onnx"
-            exported = export_onnx(module, context.model, raw, opset=self.config.opset, feeds=feeds)
+            exported = export_onnx(
+                module,
+                context.model,
+                raw,
+                opset=self.config.opset,
+                feeds=feeds,
+                metadata={
+                    "source": source.sha256,
+                    "step": context.step,  # the digest of its key: the same for the same run
+                    **{name: canonical_json(told) for name, told in context.data.interface.items()},
+                },
+            )
             path = workdir / ("model" if inspect_onnx(raw)["external"] else ".") / "model.onnx"
             path.parent.mkdir(exist_ok=True)
             simplified = simplify_onnx(raw, path, [to_numpy(feed) for feed in feeds], tools)

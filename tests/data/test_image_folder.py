@@ -66,6 +66,12 @@ def test_splits_and_classes_come_from_the_folders(opened, root):
     train, val = levels(data, "train"), levels(data, "val")
     assert sorted(train + val) == [(i, 0) for i in range(10)] + [(100 + i, 1) for i in range(10)]
     assert [label for _, label in val] == [0, 0, 1, 1]
+    told = data.interface
+    assert len(told["labels"]) == 2 and told["labels"] == sorted(told["labels"])
+    assert told["preprocessing"] == {
+        **{"kind": "image", "height": 16, "width": 16, "channels": "RGB", "layout": "NCHW", "divisor": 255},
+        **{"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "resize": None, "crop": "center"},
+    }
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "zip"])

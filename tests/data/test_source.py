@@ -92,6 +92,14 @@ def test_a_map_style_data_set_in_every_form(source, form):
     assert torch.equal(torch.cat([b.targets for b in batches]), torch.from_numpy(Y))
 
 
+def test_names_of_classes_are_told_where_there_are_some(source):
+    class Named(Samples):
+        classes = ("cat", "dog")
+
+    assert source(lambda: {"train": Named()}).interface == {"labels": ["cat", "dog"]}  # of a part of it too
+    assert source(lambda: {"train": Samples()}).interface == {}
+
+
 def test_inputs_alone_are_unlabelled(source):
     batch = next(iter(source(lambda: {"test": list(X)}).loader("test")))
     assert batch.targets is None and batch.size == 8

@@ -233,9 +233,15 @@ def _onnx(size: int) -> bytes:
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1024])
     graph = helper.make_graph([helper.make_node("Flatten", ["image"], ["logits"])], "g", [image], [logits])
     opsets = [helper.make_opsetid("", 18)]
-    whole = helper.make_model(graph, opset_imports=opsets, doc_string="x" * size).ByteSize()
-    model = helper.make_model(graph, opset_imports=opsets, doc_string="x" * (2 * size - whole))
-    contents: bytes = model.SerializeToString()
+
+    def of(filling: int) -> bytes:
+        model = helper.make_model(graph, opset_imports=opsets, doc_string="x" * filling)
+        model.metadata_props.add(key="deploycompress.labels", value='["cat","dog"]')
+        model.metadata_props.add(key="deploycompress.preprocessing", value='{"kind":"image"}')
+        contents: bytes = model.SerializeToString()
+        return contents
+
+    contents = of(2 * size - len(of(size)))
     assert len(contents) == size
     return contents
 

@@ -39,6 +39,7 @@ def test_ships_the_compressed_files_with_manifest_and_card(make_run: Make) -> No
         assert not copy.is_symlink() and copy.stat().st_nlink == 1
     assert int8["inputs"] == {"image": {"shape": ["batch", 1, 32, 32], "dtype": "float32"}}
     assert int8["outputs"] == {"logits": {"shape": ["batch", 1024], "dtype": "float32"}}
+    assert int8["labels"] == ["cat", "dog"] and int8["preprocessing"] == {"kind": "image"}
     assert int8["metrics"]["accuracy"] == pytest.approx(591 / 600)
 
 

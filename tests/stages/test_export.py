@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from deploycompress.graph.execution import inspect_onnx
 from deploycompress.model import checkpoint
 from deploycompress.model.source import SourceModel
 from deploycompress.stages.export import Export
+from deploycompress.stages.quantize import Quantize
 
 
 def test_a_checkpoint_becomes_a_checked_file(run_context, checkpoint_of, tmp_path: Path) -> None:
@@ -39,6 +41,24 @@ def test_a_checkpoint_becomes_a_checked_file(run_context, checkpoint_of, tmp_pat
     assert max(parity.values()) < 1e-4
     assert [p.name for p in workdir.iterdir()] == ["model.onnx"]
     assert [event.kind for event in events] == ["parity"]
+
+
+def test_the_file_tells_what_it_is_of_and_how_to_use_it(run_context, checkpoint_of, tmp_path: Path) -> None:
+    """Also when it was simplified, and in INT8."""
+    context = replace(run_context(), step="ab12")
+    source = checkpoint_of(context)
+    outcome = Export(Export.Config()).run({"source": (source,)}, tmp_path, context)
+    told = inspect_onnx(outcome.artifacts[0].main_file)["metadata"]
+    assert (told["deploycompress.source"], told["deploycompress.step"]) == (source.sha256, "ab12")
+    assert json.loads(told["deploycompress.preprocessing"]) == {
+        **{"kind": "image", "height": 8, "width": 8, "channels": "L", "layout": "NCHW"},
+        **{"divisor": 16, "mean": [0.3055], "std": [0.3245]},
+    }
+    quantized = tmp_path / "int8"
+    quantized.mkdir()
+    made = Quantize(Quantize.Config()).run({"source": outcome.artifacts}, quantized, context)
+    kept = inspect_onnx(made.artifacts[0].main_file)["metadata"]
+    assert {name: kept[name] for name in told} == told
 
 
 def test_weights_beside_the_file_make_a_folder(

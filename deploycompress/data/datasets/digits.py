@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -31,6 +31,12 @@ class Digits:
         image_size: Annotated[int, Field(ge=8)] = 32
         augment: Augment = "shift"
         validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
+
+        @property
+        def preprocessing(self) -> dict[str, Any]:
+            size = {"height": self.image_size, "width": self.image_size}
+            standard = {"divisor": 16, "mean": [MEAN], "std": [STD]}
+            return {"kind": "image", **size, "channels": "L", "layout": "NCHW", **standard}
 
     def __init__(self, config: Digits.Config) -> None:
         self.config = config

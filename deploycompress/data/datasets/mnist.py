@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -45,6 +45,12 @@ class Mnist:
         test_from: Annotated[int, Field(ge=1)] | None = (
             None  # of an npz with x and y: the first test sample; None: what the file says, else 60000
         )
+
+        @property
+        def preprocessing(self) -> dict[str, Any]:
+            size = {"height": self.image_size, "width": self.image_size}
+            standard = {"divisor": 255, "mean": [MEAN], "std": [STD]}
+            return {"kind": "image", **size, "channels": "L", "layout": "NCHW", **standard}
 
     def __init__(self, config: Mnist.Config) -> None:
         self.config = config
