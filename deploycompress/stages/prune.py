@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ from pydantic import Field, field_validator
 
 from deploycompress.artifact import Artifact
 from deploycompress.config.base import StrictModel
+from deploycompress.config.wording import unknown
 from deploycompress.contracts import Batch, Criterion, Event, Inputs, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.pruning.target import Target
@@ -78,13 +80,13 @@ class Prune(Stage):
         @classmethod
         def _criterion_can_be_made(cls, value: str | dict[str, dict[str, Any]]) -> Any:
             name, options = _criterion(value)
-            if name in CRITERIA:
-                try:
-                    CRITERIA.load(name)(**options)
-                except TypeError as error:
-                    raise ValueError(f"criterion {name}: {error}") from error
-            elif ":" not in name:
-                raise ValueError(f"unknown criterion {name!r}; known: {', '.join(CRITERIA)}, or module:Name")
+            if name in CRITERIA:  # another name is the reader's to refuse, or the user's own
+                made = CRITERIA.load(name)
+                known = list(signature(made).parameters)
+                for option in options:
+                    if option not in known:
+                        raise ValueError(unknown(f"option of {name}", option, known))
+                made(**options)
             return value
 
     def reads(self) -> frozenset[str]:
