@@ -120,6 +120,8 @@ def out_of_reach(groups: Sequence[ChannelGroup], least: Cost, budget: Budget) ->
 def unreachable(shortfall: str, groups: Sequence[ChannelGroup], unpruned: Sequence[Unpruned]) -> str:
     """The error, with what kept the groups from being smaller and what to do."""
     text = f"the target cannot be reached: the smallest is {shortfall}, with {len(groups)} groups at their smallest"
+    if stiff := sum(len(group.grid) == 1 for group in groups):
+        text += f" ({stiff} of which have no width but their own at this alignment)"
     if unpruned:
         shown = "; ".join(f"{u.layer}: {u.reason}" for u in unpruned[:3])
         more = f"; and {len(unpruned) - 3} more" if len(unpruned) > 3 else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,10 @@ class Watched:
     @property
     def digest(self) -> str:
         return self.data.digest
+
+    @property
+    def interface(self) -> Mapping[str, Any]:
+        return self.data.interface
 
     def loader(self, split: Split, epoch: int | None = None) -> Loader:
         self.told.since.add(split)

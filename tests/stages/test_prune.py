@@ -91,6 +91,13 @@ def test_a_limit_that_can_be_counted_is_out_of_reach_before_anything_is_measured
             prune(context, checkpoint_of(context), tmp_path / f"work{number}", **wish)
 
 
+def test_an_alignment_wider_than_every_group(run_context, checkpoint_of, tmp_path):
+    context = run_context()
+    message = r"with 1 groups at their smallest \(1 of which have no width but their own at this alignment\)"
+    with pytest.raises(StageFailed, match=message):
+        prune(context, checkpoint_of(context), tmp_path / "work", target={"macs": "50%"}, align=64)
+
+
 def test_a_pattern_that_names_no_layer(run_context, checkpoint_of, tmp_path):
     context = run_context()
     source = {"source": (checkpoint_of(context),)}
