@@ -47,6 +47,8 @@ def context(run_context, tmp_path, monkeypatch, tables):
     monkeypatch.setattr(
         "deploycompress.pruning.latency.fitted.PROBED_SHARES", (0.75, 0.5, 0.25)
     )  # each is an export
+    # Other tests run beside these, and the machine is never as quick as at its best.
+    monkeypatch.setattr("deploycompress.pruning.latency.whole.PATIENCE_S", 10.0)
     (tmp_path / "wide_model.py").write_text(MODEL)
     inputs = {"image": InputSpec(shape=("batch", 1, 8, 8))}
     model = SourceModel(ModelConfig(build=f"{tmp_path / 'wide_model.py'}:build", inputs=inputs), 0)
