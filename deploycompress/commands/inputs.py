@@ -17,7 +17,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<shape>\d+(x\d+)*)(:(?P<dtype>\w+)(:(?P<max>\d+))?)?")
 
 
-class JsonFile(click.ParamType[Path]):
+class JsonFile(click.ParamType):  # type: ignore[type-arg]  # no older click knows the argument
     """A file to be written, in a folder that is there."""
 
     name = "file"

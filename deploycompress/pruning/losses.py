@@ -163,10 +163,8 @@ def _scaled(group: ChannelGroup, scores: Tensor, parts: Sequence[_Part], usual: 
     """
     if not parts:
         return scores * usual
-    if (
-        float(scores.max()) <= 0
-    ):  # no loss is in them, and what is usual for others is not for ones in their place
-        usual = 0.0
+    if float(scores.max()) <= 0:
+        usual = 0.0  # no loss is in them, and ones in their place are in another unit than what is usual
     scores = _amounts(scores)
     scaled, rest = scores.clone(), torch.ones(group.width, dtype=torch.bool)
     even = _rates([len(part.channels) for part in parts], parts)

@@ -31,6 +31,7 @@ class Distill(Stage):
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
+    version = 2
     libraries = ("torch", "accelerate", "numpy", "onnxruntime")
     incidental = {**Recipe.INCIDENTAL, "teacher_memory": True}
 

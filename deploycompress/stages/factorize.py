@@ -113,7 +113,7 @@ class Factorize(Stage):
         )
         trials = _measure(module, candidates, context)
         ranks = {t.candidate.layer: t.candidate.rank for t in trials if t.faster}
-        said = f"of {len(trials)} layers that could be two of low rank, {len(ranks)} are taken: there it is faster"
+        said = f"of {len(trials)} layers that could be two of low rank, {len(ranks)} measured faster as that"
         context.emit(Event("decision", said, {"layers_left_whole": float(len(whole))}))
         notes = (Note("decision", said), *_stay_dense(trials), *left_whole(whole))
         details = {"factorized": [trial.to_json() for trial in trials]}

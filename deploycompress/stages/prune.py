@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -150,7 +151,8 @@ class Prune(Stage):
             repaired = self._repair(module, unpruned, plan, context)
             module = repaired.module
             notes += repaired.notes
-            metrics |= {"val_loss_pruned": repaired.losses[0], "val_loss_repaired": repaired.losses[1]}
+            losses = zip(("val_loss_pruned", "val_loss_repaired"), repaired.losses, strict=True)
+            metrics |= {name: loss for name, loss in losses if isfinite(loss)}
         with _on_device(module, seed=context.seed):
             figures, _ = evaluate(module, context.model, context.data.loader("val"), context.task)
         metrics |= {f"val_{name}": value for name, value in figures.items()}

@@ -12,6 +12,7 @@ from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model import checkpoint
 from deploycompress.pruning.apply import apply
+from deploycompress.recovery import repair
 from deploycompress.stages.factorize import Factorize
 from deploycompress.stages.prune import Prune
 from deploycompress.stages.sparsify import Sparsify
@@ -89,6 +90,15 @@ def test_a_limit_that_can_be_counted_is_out_of_reach_before_anything_is_measured
         wish = {"target": {"latency": "60%", "size": "2 B"}}
         with pytest.raises(StageFailed, match=r"the smallest is size \d+\.\d% \(target 0\.\d\d\d%\)"):
             prune(context, checkpoint_of(context), tmp_path / f"work{number}", **wish)
+
+
+def test_a_loss_that_is_not_finite_is_no_figure(run_context, checkpoint_of, tmp_path, monkeypatch):
+    """A network that least squares or new statistics cured is kept, and its manifest is JSON."""
+    made = repair.repair
+    monkeypatch.setattr(repair, "repair", lambda *given: replace(made(*given), losses=(float("inf"), 1.0)))
+    context = run_context()
+    outcome, _ = prune(context, checkpoint_of(context), tmp_path / "work", target={"macs": "50%"})
+    assert "val_loss_pruned" not in outcome.metrics and outcome.metrics["val_loss_repaired"] == 1.0
 
 
 def test_an_alignment_wider_than_every_group(run_context, checkpoint_of, tmp_path):
