@@ -103,12 +103,12 @@ class Images:
         train = self.sets.train.at(torch.arange(self.limit)) if self.limit else self.sets.train
         if split == "calibration":
             order = np.random.default_rng(self.seed).permutation(len(train))[:CALIBRATION]
-            return self._loader(train, split, chunks(order, CALIBRATION_BATCH, training=False))
+            return self._loader(train, split, chunks(order, CALIBRATION_BATCH, together=True))
         samples = {"train": train, "val": self.sets.validation, "test": self.sets.test}[split]
         if epoch is None:
-            return self._loader(samples, split, chunks(np.arange(len(samples)), BATCH, training=False))
+            return self._loader(samples, split, chunks(np.arange(len(samples)), BATCH, together=False))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(samples))
-        return self._loader(samples, split, chunks(order, BATCH, training=True), (self.seed, epoch))
+        return self._loader(samples, split, chunks(order, BATCH, together=True), (self.seed, epoch))
 
     def _loader(
         self, samples: Samples, split: str, order: Sequence[np.ndarray], seeds: tuple[int, int] | None = None

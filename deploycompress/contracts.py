@@ -376,6 +376,8 @@ class Runtime(Protocol):
 
     def open(self, path: Path, options: Mapping[str, Any]) -> AbstractContextManager[Session]: ...
 
+    # One that tells what single operators take also has ``profile``: see ``runtimes.onnxruntime.OnnxRuntime``.
+
 
 class Device(Protocol):
     """Where artefacts run: files are pushed, a job is started, polled, and its results pulled."""
@@ -385,6 +387,10 @@ class Device(Protocol):
     def start(self, job: Mapping[str, Any]) -> str: ...
     def poll(self, id: str) -> Mapping[str, Any]: ...
     def pull(self, id: str) -> Mapping[str, Any]: ...
+    def collect(self, id: str, files: Mapping[str, Path]) -> None:
+        """Bring files of an ended job here: name in its folder -> place."""
+        ...
+
     def stop(self, id: str) -> None:
         """End a job, if it still runs, and take its files away."""
         ...

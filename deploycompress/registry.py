@@ -49,6 +49,7 @@ STAGES = Table(
         "export": "deploycompress.stages.export:Export",
         "quantize": "deploycompress.stages.quantize:Quantize",
         "build_engine": "deploycompress.stages.build_engine:BuildEngine",
+        "compile": "deploycompress.stages.compile:Compile",
         "benchmark": "deploycompress.stages.benchmark:Benchmark",
     },
 )
@@ -98,7 +99,17 @@ RUNTIMES = Table(
     "runtime",
     {
         "onnxruntime": "deploycompress.runtimes.onnxruntime:OnnxRuntime",
+        "openvino": "deploycompress.runtimes.openvino:OpenVino",
         "tensorrt": "deploycompress.runtimes.tensorrt:TensorRT",
+    },
+)
+
+# How a runtime's artefacts are made; one without a line here runs the ONNX file as it is.
+COMPILERS = Table(
+    "compiler",
+    {
+        "onnxruntime": "deploycompress.graph.compilers.onnxruntime:OnnxRuntimeCompiler",
+        "openvino": "deploycompress.graph.compilers.openvino:OpenVinoCompiler",
     },
 )
 
@@ -137,7 +148,17 @@ DATASETS = Table(
     },
 )
 
-TABLES: tuple[Table, ...] = (STAGES, CRITERIA, ALLOCATIONS, LOSSES, RUNTIMES, DEVICES, TASKS, DATASETS)
+TABLES: tuple[Table, ...] = (
+    STAGES,
+    CRITERIA,
+    ALLOCATIONS,
+    LOSSES,
+    RUNTIMES,
+    COMPILERS,
+    DEVICES,
+    TASKS,
+    DATASETS,
+)
 
 
 def add_to_path(folders: Iterable[str]) -> None:

@@ -30,7 +30,8 @@ OFFERS = {
     "allocation": ("__call__",),
     "loss": ("__call__",),
     "runtime": ("accepts", "missing", "open"),
-    "device": ("facts", "push", "start", "poll", "pull"),
+    "compiler": ("missing", "recipes", "build"),
+    "device": ("facts", "push", "start", "poll", "pull", "collect", "stop"),
     "task": ("primary", "check", "loss", "metrics"),
     "data source": ("Config", "files", "splits"),
 }

@@ -199,7 +199,11 @@ class SizeGate(Gate):
 
 
 class PlacementGate(Gate):
-    allow: tuple[str, ...]
+    """No operator falls back to another provider or a reference kernel, and none only turns layouts or types."""
+
+    allow: tuple[str, ...] = Field(
+        (), description="Exceptions: a role (fallback, reformat), an operator (ReorderInput) or a provider"
+    )
 
 
 GATES: dict[str, type[Gate]] = {

@@ -1,4 +1,4 @@
-"""Joins the runner, the ONNX reader and one runtime into the single file that travels to a device."""
+"""Joins the runner, the ONNX reader and the runtimes of a job into the single file that travels to a device."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ PIECES = (
 )
 
 
-def bundle(runtime: str) -> str:
-    """The source of the runner for one runtime, by its name in the registry or as ``module:Name``.
+def bundle(*runtimes: str) -> str:
+    """The source of the runner for these runtimes, each by its name in the registry or as ``module:Name``.
 
-    Raises ConfigError when the runtime is not known, or its file cannot be joined: two files with one
+    Raises ConfigError when a runtime is not known, or its file cannot be joined: two files with one
     name at their top level, or an import of ours.
     """
-    reference = RUNTIMES.get(runtime, runtime)
-    module, separator, name = reference.rpartition(":")
-    if not separator:
-        raise ConfigError(f"unknown runtime {runtime!r}; known: {', '.join(RUNTIMES)}, or module:Name")
+    classes = {runtime: _reference(runtime) for runtime in runtimes}
+    modules = dict.fromkeys(module for module, _ in classes.values())
     imports: dict[str, None] = {}
     bodies: list[str] = []
     owners: dict[str, str] = {}
-    for piece in (PIECES[0], module, *PIECES[1:]):
+    for piece in (PIECES[0], *modules, *PIECES[1:]):
         source = _source(piece)
         tree = ast.parse(source)
         for defined in _defined(tree):
@@ -38,6 +36,7 @@ def bundle(runtime: str) -> str:
             owners[defined] = piece
         imports.update(dict.fromkeys(_imports(tree, piece)))
         bodies.append(f"# {'-' * 64} {piece}\n\n\n{_body(source, tree)}")
+    known = ", ".join(f"{runtime!r}: {name}" for runtime, (_, name) in classes.items())
     return "\n".join(
         (
             '"""A measuring job\'s runner, joined from several files; see deploycompress.devices.bundle."""\n',
@@ -47,10 +46,18 @@ def bundle(runtime: str) -> str:
             *bodies,
             "",
             'if __name__ == "__main__":',
-            f"    sys.exit(main(sys.argv[1:], check, {name}()))",
+            f"    sys.exit(main(sys.argv[1:], check, {{{known}}}))",
             "",
         )
     )
+
+
+def _reference(runtime: str) -> tuple[str, str]:
+    """The module of a runtime, and its name there."""
+    module, separator, name = RUNTIMES.get(runtime, runtime).rpartition(":")
+    if not separator:
+        raise ConfigError(f"unknown runtime {runtime!r}; known: {', '.join(RUNTIMES)}, or module:Name")
+    return module, name
 
 
 def _source(module: str) -> str:

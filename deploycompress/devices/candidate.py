@@ -40,8 +40,8 @@ class Failure(Exception):
         return {"kind": self.kind, "message": str(self)}
 
 
-def serve(check: Callable[[str], Any], runtime: Any) -> int:
-    """Answer the parent's commands until it closes the pipe."""
+def serve(check: Callable[[str], Any], runtimes: Document) -> int:
+    """Answer the parent's commands until it closes the pipe. ``runtimes``: name -> class."""
     _end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what native code prints is not an answer
@@ -49,14 +49,10 @@ def serve(check: Callable[[str], Any], runtime: Any) -> int:
     for line in sys.stdin:
         command = json.loads(line)
         try:
-            if command["do"] == "open":
-                opened = Opened(command, check, runtime)
-                answer = opened.start()
-            elif command["do"] == "profile":
-                answer = {"operators_ns": Opened(command, check, runtime).profile()}
-            else:
-                assert opened is not None
-                answer = {"samples_ns": opened.block()}
+            if command["do"] != "block":
+                opened = Opened(command, check, runtimes)
+            assert opened is not None
+            answer = getattr(opened, command["do"])()
         except Failure as failure:
             answer = {"error": failure.to_json()}
         except Exception as error:
@@ -69,19 +65,19 @@ def serve(check: Callable[[str], Any], runtime: Any) -> int:
 class Opened:
     """One artefact in its runtime, ready to be timed."""
 
-    def __init__(self, command: Document, check: Callable[[str], Any], runtime: Any) -> None:
+    def __init__(self, command: Document, check: Callable[[str], Any], runtimes: Document) -> None:
         self.candidate: Document = command["candidate"]
         self.command = command
         self.check = check
-        self.runtime = runtime
+        self.runtime = runtimes[self.candidate["runtime"]]()
         self.call: Callable[[], None] = lambda: None
 
-    def start(self) -> Document:
+    def open(self) -> Document:
         """Load, run for the first time, warm up. Milliseconds, and the peak of resident memory in bytes."""
         self.require()
         import_ms, versions = timed(self.import_libraries)
         load_ms, session = timed(self.load)
-        self.call = session.bind(self.feed(session))
+        self.call = session.bind(self.feed(session, self.command["feed"]))
         first_ms, _ = timed(self.call)
         outputs = describe(session.fetch())
         warmup_ms, steady = self.warm_up()
@@ -97,15 +93,29 @@ class Opened:
         }
 
     def profile(self) -> Document:
-        """Operator, by its name in the file -> nanoseconds of every call."""
+        """Operator, by its name in the runtime -> its type, provider, precision and nanoseconds of every call."""
         self.require()
         profile = getattr(self.runtime, "profile", None)
         if profile is None:
             raise Failure("unsupported", "this runtime does not tell what a single operator takes")
-        path, calls = Path(self.candidate["file"]), int(self.command["profile_calls"])
+        path, calls = Path(self.candidate["file"]), int(self.command["calls"])
         feed = {name: np.load(file, allow_pickle=False) for name, file in self.command["feed"].items()}
-        found: Document = profile(path, self.candidate["options"], feed, calls)
-        return found
+        return {"operators": profile(path, self.candidate["options"], feed, calls)}
+
+    def answer(self) -> Document:
+        """The outputs for each of the job's feeds, as files; one that is no number is written as it is."""
+        self.require()
+        session = self.load()
+        names: list[str] = []
+        for number, files in enumerate(self.command["feeds"]):
+            session.bind(self.feed(session, files))()
+            outputs = session.fetch()
+            names = list(outputs)
+            for place, name in enumerate(names):
+                path = answer_file(self.command["number"], number, place)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                np.save(path, np.ascontiguousarray(outputs[name]), allow_pickle=False)
+        return {"answered": names}
 
     def require(self) -> None:
         """The runtime is there, and the file may be given to it."""
@@ -130,8 +140,7 @@ class Opened:
         except Exception as error:
             raise Failure("load", str(error)) from error
 
-    def feed(self, session: Any) -> dict[str, np.ndarray]:
-        files = self.command["feed"]
+    def feed(self, session: Any, files: dict[str, str]) -> dict[str, np.ndarray]:
         wanted = list(session.inputs)
         absent = [name for name in wanted if name not in files]
         if absent:
@@ -151,12 +160,16 @@ class Opened:
                 return elapsed / 1e6, steady
             before = now
 
-    def block(self) -> list[int]:
+    def block(self) -> Document:
         budget_ns = self.command["block_ms"] * 1e6
         timed_calls(self.call, max(budget_ns / 10, UNTIMED_MS * 1e6), 1)
-        return timed_calls(
-            self.call, budget_ns, self.command["least_samples"], self.command["enough_samples"]
-        )
+        least, enough = self.command["least_samples"], self.command["enough_samples"]
+        return {"samples_ns": timed_calls(self.call, budget_ns, least, enough)}
+
+
+def answer_file(candidate: int, feed: int, output: int) -> str:
+    """Where one output of one candidate lies in the job folder, by their numbers."""
+    return f"answers/{candidate}/{feed}.{output}.npy"
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:

@@ -9,7 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from deploycompress.contracts import Device
 from deploycompress.devices.bundle import bundle
 from deploycompress.devices.results import Failed, Result, State, Timing, read_result
 from deploycompress.devices.runner import SCHEMA
-from deploycompress.errors import EnvironmentMissing, StageFailed
+from deploycompress.errors import DeployCompressError, EnvironmentMissing, StageFailed
 from deploycompress.measure.intervals import latency, paired_speedup
-from deploycompress.measure.measurement import Measurement
+from deploycompress.measure.measurement import Measurement, Speedup
 from deploycompress.registry import DEVICES
 from deploycompress.runtimes.onnx_file import check
 
@@ -85,16 +85,19 @@ def measure(
     progress: Progress = lambda done, message: None,
     least_samples: int = 1,
     enough_samples: int = 200_000,
+    references: Mapping[str, str] | None = None,
 ) -> dict[str, Measurement]:
     """Measure every candidate in a process of its own; by candidate id, raw samples in ``workdir/samples``.
 
     Each gets ``blocks`` blocks of ``block_ms``, longer where ``least_samples`` want it and shorter where a
-    block has ``enough_samples``. The speed-up is against the candidate ``baseline``, for those that share its
-    runtime. Raises StageFailed
-    when a candidate crashes or gives NaN, EnvironmentMissing when the device cannot run it.
+    block has ``enough_samples``. The speed-up is against the candidate ``baseline``; for those of another runtime
+    that one is ``speedup_vs_target``, and theirs is against the one that ``references`` names for their runtime.
+    Raises StageFailed when a candidate crashes or gives NaN, EnvironmentMissing when the device cannot run it.
     """
     plan = Plan(blocks, block_ms, warmup_ms, least_samples, enough_samples)
-    jobs = split(candidates, baseline)
+    references = dict(references or {})
+    references.update({c.runtime: c.id for c in candidates if c.id == baseline})
+    jobs = split(candidates, baseline, references)
     measured: dict[str, Measurement] = {}
     for number, group in enumerate(jobs):
 
@@ -106,22 +109,28 @@ def measure(
             if candidate.id in measured:  # the baseline, in a job before
                 continue
             timing = _timing(candidate, result, device)
-            compared = result.candidates.get(baseline) if baseline and candidate.id != baseline else None
-            measured[candidate.id] = _measurement(
-                candidate, timing, compared, result.states, feed, device, workdir
+            measurement = _measurement(candidate, timing, result.states, feed, device, workdir)
+            reference = references.get(candidate.runtime)
+            measured[candidate.id] = replace(
+                measurement,
+                speedup=_speedup(candidate.id, reference, result),
+                speedup_vs_target=None if reference == baseline else _speedup(candidate.id, baseline, result),
             )
     return measured
 
 
-def split(candidates: Sequence[Candidate], baseline: str | None) -> list[list[Candidate]]:
-    """The candidates of each job: one runtime each, a few at a time, the baseline in all of its runtime."""
+def split(
+    candidates: Sequence[Candidate], baseline: str | None, references: Mapping[str, str]
+) -> list[list[Candidate]]:
+    """The candidates of each job: a few of one runtime at a time, each time with what they are compared with."""
+    compared = {baseline, *references.values()}
     jobs: list[list[Candidate]] = []
     for runtime in dict.fromkeys(c.runtime for c in candidates):
-        first = [c for c in candidates if c.runtime == runtime and c.id == baseline]
-        others = [c for c in candidates if c.runtime == runtime and c.id != baseline]
-        pieces = [others[i : i + MOST_AT_ONCE] for i in range(0, len(others), MOST_AT_ONCE)] or [[]]
-        jobs.extend(first + piece for piece in pieces)
-    return jobs
+        first = [c for c in candidates if c.id in (baseline, references.get(runtime))]
+        others = [c for c in candidates if c.runtime == runtime and c.id not in compared]
+        jobs.extend(first + others[i : i + MOST_AT_ONCE] for i in range(0, len(others), MOST_AT_ONCE))
+    alone = [c for c in candidates if not any(c in job for job in jobs)]
+    return [*jobs, alone] if alone else jobs
 
 
 def run_job(
@@ -132,11 +141,12 @@ def run_job(
     plan: Plan,
     progress: Progress,
 ) -> Result:
-    """One job, all of its candidates in one runtime; a candidate that fails is an entry of the result.
+    """One job; a candidate that fails is an entry of the result.
 
     Raises EnvironmentMissing when the device is busy or away, or its result is not to be believed.
     """
     settings = {
+        "do": "measure",
         "blocks": plan.blocks,
         "block_ms": plan.block_ms,
         "warmup_ms": plan.warmup_ms,
@@ -144,20 +154,24 @@ def run_job(
         "enough_samples": plan.enough_samples,
         "deadline_s": _deadline_s(len(candidates), plan),
     }
-    job, document = execute(device, candidates, feed, settings, progress)
-    return read_result(document, job, str(device.facts()["name"]))
+    with execute(device, candidates, [feed], settings, progress) as (job, document, _):
+        return read_result(document, job, str(device.facts()["name"]))
 
 
+@contextlib.contextmanager
 def execute(
     device: Device,
     candidates: Sequence[Candidate],
-    feed: Mapping[str, np.ndarray],
+    feeds: Sequence[Mapping[str, np.ndarray]],
     settings: Mapping[str, Any],
     progress: Progress,
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Push, start, wait and pull: the job as it was sent, and what the device answered, not yet read."""
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any], str]]:
+    """Push, start, wait and pull: the job as it was sent, what the device answered, not yet read, and the job's id.
+
+    The job and its files are there until the block is left.
+    """
     with tempfile.TemporaryDirectory(prefix="deploycompress-push-") as folder:
-        job, files = _describe(Path(folder), candidates, feed, settings)
+        job, files = _describe(Path(folder), candidates, feeds, settings)
         device.push(files)
         id = device.start(job)
         try:
@@ -167,7 +181,7 @@ def execute(
                 if state["state"] == "ended":
                     break
                 time.sleep(POLL_S)
-            return job, device.pull(id)
+            yield job, device.pull(id), id
         finally:
             with contextlib.suppress(OSError):
                 device.stop(id)
@@ -176,7 +190,7 @@ def execute(
 def _describe(
     folder: Path,
     candidates: Sequence[Candidate],
-    feed: Mapping[str, np.ndarray],
+    feeds: Sequence[Mapping[str, np.ndarray]],
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """The job, and the files it needs by digest."""
@@ -186,23 +200,24 @@ def _describe(
         place = f"candidate{number}"
         paths.update({f"{place}/{name}": path for name, path in _files(candidate.path)})
         options = {"provider": candidate.provider, "threads": candidate.threads, **candidate.options}
-        described.append(
-            {"id": candidate.id, "file": f"{place}/{_main_file(candidate.path)}", "options": options}
-        )
-    inputs: dict[str, str] = {}
-    for number, (name, array) in enumerate(feed.items()):
-        inputs[name] = f"feed/{number}.npy"
-        paths[inputs[name]] = folder / f"{number}.npy"
-        np.save(paths[inputs[name]], np.ascontiguousarray(array), allow_pickle=False)
+        file = f"{place}/{_main_file(candidate.path)}"
+        described.append({"id": candidate.id, "runtime": candidate.runtime, "file": file, "options": options})
+    inputs: list[dict[str, str]] = []
+    for number, feed in enumerate(feeds):
+        inputs.append({name: f"feed/{number}.{place}.npy" for place, name in enumerate(feed)})
+        for name, file in inputs[-1].items():
+            paths[file] = folder / Path(file).name
+            np.save(paths[file], np.ascontiguousarray(feed[name]), allow_pickle=False)
     runner = folder / "runner.py"
-    runner.write_text(bundle(candidates[0].runtime), encoding="utf-8")
+    runner.write_text(bundle(*dict.fromkeys(c.runtime for c in candidates)), encoding="utf-8")
     digests = {name: digest_file(path) for name, path in paths.items()}
     files = {digests[name]: path for name, path in paths.items()}
     job = {
         "schema": SCHEMA,
         "runner": digest_file(runner),
         "files": digests,
-        "feed": inputs,
+        "feed": inputs[0],
+        "feeds": inputs,
         "candidates": described,
         **settings,
     }
@@ -245,17 +260,29 @@ def _timing(candidate: Candidate, result: Result, device: Device) -> Timing:
     entry = result.candidates[candidate.id]
     where = f"{candidate.id} on {device.facts()['name']} in {candidate.runtime}"
     if isinstance(entry, Failed):
-        failed = StageFailed if entry.kind in ("signal", "run", "deadline") else EnvironmentMissing
-        raise failed(f"{where} was not measured: {entry.message}")
+        raise failure_of(entry, f"{where} was not measured")
     if not entry.finite:
         raise StageFailed(f"{where} gives NaN or infinite outputs; a figure of it would mean nothing")
     return entry
 
 
+def _speedup(id: str, reference: str | None, result: Result) -> Speedup | None:
+    """Over ``reference`` in the same job; None for that one itself, and where there is none."""
+    before, after = result.candidates.get(reference or ""), result.candidates[id]
+    if id == reference or not isinstance(before, Timing) or not isinstance(after, Timing):
+        return None
+    return paired_speedup(before.blocks_ns, after.blocks_ns)
+
+
+def failure_of(entry: Failed, what: str) -> DeployCompressError:
+    """The candidate's own failure, or that of a device which cannot run it."""
+    failed = StageFailed if entry.kind in ("signal", "run", "deadline") else EnvironmentMissing
+    return failed(f"{what}: {entry.message}")
+
+
 def _measurement(
     candidate: Candidate,
     timing: Timing,
-    baseline: Timing | Failed | None,
     states: Sequence[State],
     feed: Mapping[str, np.ndarray],
     device: Device,
@@ -275,9 +302,6 @@ def _measurement(
         threads=candidate.threads,
         batch_size=next(iter(feed.values())).shape[0],
         latency_ms=latency(timing.blocks_ns),
-        speedup=paired_speedup(baseline.blocks_ns, timing.blocks_ns)
-        if isinstance(baseline, Timing)
-        else None,
         peak_memory_bytes=timing.peak_memory_bytes,
         load_ms=timing.load_ms,
         first_inference_ms=timing.first_inference_ms,

@@ -89,6 +89,14 @@ class Local:
             raise EnvironmentMissing(f"device local: the result is not JSON: {error}") from error
         return dict(document)
 
+    def collect(self, id: str, files: Mapping[str, Path]) -> None:
+        """Copy files that the job wrote, by their names in its folder. Raises EnvironmentMissing without one."""
+        for name, place in files.items():
+            try:
+                shutil.copyfile(Path(id) / name, place)
+            except OSError as error:
+                raise EnvironmentMissing(f"device local: {name} of the result: {error.strerror}") from error
+
     def stop(self, id: str) -> None:
         process = self._jobs.pop(id)
         if process.poll() is None:

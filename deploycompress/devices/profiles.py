@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from deploycompress.contracts import Device
 from deploycompress.devices.jobs import Candidate, Progress, execute
-from deploycompress.devices.results import Failed, read_profile
+from deploycompress.devices.results import Failed, OperatorProfile, read_profile
 from deploycompress.errors import EnvironmentMissing
 
 DEADLINE_S = 600.0  # of one catalogue: it takes seconds where all is well
@@ -25,15 +25,15 @@ def profile(
     *,
     calls: int,
     progress: Progress = lambda done, message: None,
-) -> Mapping[str, Sequence[int]]:
-    """Operator, by the name the runtime has for it -> nanoseconds of each of ``calls`` inferences.
+) -> Mapping[str, OperatorProfile]:
+    """Operator, by the name the runtime has for it -> what it is, and its time in each of ``calls`` inferences.
 
     Raises NotProfiled where the runtime has no such figures, EnvironmentMissing when the device fails.
     """
-    settings = {"profile_calls": calls, "blocks": 0, "deadline_s": DEADLINE_S}
-    job, document = execute(device, [candidate], feed, settings, progress)
+    settings = {"do": "profile", "calls": calls, "deadline_s": DEADLINE_S}
     name = str(device.facts()["name"])
-    entry = read_profile(document, job, name)[candidate.id]
+    with execute(device, [candidate], [feed], settings, progress) as (job, document, _):
+        entry = read_profile(document, job, name)[candidate.id]
     if isinstance(entry, Failed):
         failed = NotProfiled if entry.kind == "unsupported" else EnvironmentMissing
         raise failed(f"{candidate.id} on {name} in {candidate.runtime} was not profiled: {entry.message}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,6 +33,17 @@ class Failed:
 
     kind: str
     message: str
+
+
+@dataclass(frozen=True)
+class OperatorProfile:
+    """One operator of an artefact, as the runtime has it after its own optimisation."""
+
+    op: str  # its type
+    provider: str  # or the kernel, where the runtime tells that
+    precision: str
+    role: str  # "fallback", "reformat", or empty: it computes where it was meant to
+    ns: tuple[int, ...]  # of each inference
 
 
 @dataclass(frozen=True)
@@ -66,13 +77,27 @@ def read_result(document: Mapping[str, Any], job: Mapping[str, Any], device: str
 
 def read_profile(
     document: Mapping[str, Any], job: Mapping[str, Any], device: str
-) -> Mapping[str, Mapping[str, tuple[int, ...]] | Failed]:
-    """Of a profiling job: candidate -> operator -> nanoseconds. Checked and raised as ``read_result`` does."""
+) -> Mapping[str, Mapping[str, OperatorProfile] | Failed]:
+    """Of a profiling job: candidate -> operators by name. Checked and raised as ``read_result`` does."""
     entries = _checked(document, job, device).candidates
     return {
         id: Failed(entry.error.kind, entry.error.message)
         if entry.error is not None
-        else {name: tuple(samples) for name, samples in entry.operators_ns.items()}
+        else {
+            name: OperatorProfile(of.op, of.provider, of.precision, of.role, tuple(of.ns))
+            for name, of in entry.operators.items()
+        }
+        for id, entry in entries.items()
+    }
+
+
+def read_answers(
+    document: Mapping[str, Any], job: Mapping[str, Any], device: str
+) -> Mapping[str, tuple[str, ...] | Failed]:
+    """Of an answering job: candidate -> the names of its outputs. Checked and raised as ``read_result`` does."""
+    entries = _checked(document, job, device).candidates
+    return {
+        id: tuple(entry.answered) if entry.error is None else Failed(entry.error.kind, entry.error.message)
         for id, entry in entries.items()
     }
 
@@ -123,6 +148,7 @@ def _entry(entry: _Entry, blocks: int, id: str, device: str) -> Timing | Failed:
 # ---------------------------------------------------------------- the form
 
 _Nanoseconds = Annotated[int, Field(ge=1, le=LONGEST_NS)]
+_Name = Annotated[str, Field(max_length=10_000)]
 _Block = Annotated[list[_Nanoseconds], Field(min_length=1)]
 
 
@@ -139,6 +165,14 @@ class _Output(_Form):
     finite: bool
 
 
+class _Operator(_Form):
+    op: str = Field(max_length=200)
+    provider: str = Field(max_length=200)
+    precision: str = Field(max_length=40)
+    role: Literal["", "fallback", "reformat"] = ""
+    ns: list[Annotated[int, Field(ge=0, le=LONGEST_NS)]]
+
+
 class _Entry(_Form):
     error: _Error | None
     blocks_ns: list[_Block] = []
@@ -148,7 +182,8 @@ class _Entry(_Form):
     steady: bool = False
     outputs: dict[str, _Output] = {}
     versions: dict[str, str] = {}
-    operators_ns: dict[str, list[Annotated[int, Field(ge=0, le=LONGEST_NS)]]] = {}
+    operators: dict[str, _Operator] = {}
+    answered: list[_Name] = []
 
 
 class _State(_Form):

@@ -1,6 +1,6 @@
 """What a device executes: one measuring job, a fresh process for each candidate, one of them running at a time.
 
-It travels, joined by ``bundle`` into one file with ``candidate``, the ONNX reader and one runtime: the
+It travels, joined by ``bundle`` into one file with ``candidate``, the ONNX reader and the runtimes of the job: the
 standard library alone, Python 3.8 syntax. This parent lets the candidates load one after the other, then
 gives out blocks of timed calls in mirrored order (A B, B A, ...), so that what drifts on the machine meets
 all of them alike. A child that crashes is an entry in the result. Nothing outlives the job: children end
@@ -29,16 +29,16 @@ from typing import Any, Callable
 from deploycompress.devices.candidate import Document, Failure, serve
 
 SCHEMA = 1
-SETTINGS = ("feed", "block_ms", "warmup_ms", "least_samples", "enough_samples", "profile_calls")
+SETTINGS = ("feed", "block_ms", "warmup_ms", "least_samples", "enough_samples", "calls", "feeds")
 CHECK_EVERY_S = 0.2
 LAST_RESORT_S = 30  # after the deadline
 THIS_FILE = os.path.abspath(__file__)  # before the job folder becomes the current one
 
 
-def main(arguments: list[str], check: Callable[[str], Any], runtime: Any) -> int:
-    """``JOB_FOLDER [--watch]`` measures; ``--child`` is one candidate's process."""
+def main(arguments: list[str], check: Callable[[str], Any], runtimes: Document) -> int:
+    """``JOB_FOLDER [--watch]`` measures; ``--child`` is one candidate's process. ``runtimes``: name -> class."""
     if arguments[0] == "--child":
-        return serve(check, runtime)
+        return serve(check, runtimes)
     os.chdir(arguments[0])
     if "--watch" in arguments:
         threading.Thread(target=_end_with_standard_input, args=(os.getcwd(),), daemon=True).start()
@@ -56,7 +56,7 @@ def main(arguments: list[str], check: Callable[[str], Any], runtime: Any) -> int
         with _Lock(job):
             _last_resort(job["deadline_s"] + LAST_RESORT_S)
             result["files"] = lay_out(job["files"])
-            profile(job, result) if job.get("profile_calls") else measure(job, result)
+            {"measure": measure, "profile": one_by_one, "answer": one_by_one}[job["do"]](job, result)
     except Failure as failure:
         result["error"] = failure.to_json()
     write_aside(Path("result.json"), result)
@@ -92,16 +92,16 @@ def measure(job: Document, result: Document) -> None:
             child.end()
 
 
-def profile(job: Document, result: Document) -> None:
-    """Fill in ``result["candidates"]`` with the time that each operator of each candidate takes."""
+def one_by_one(job: Document, result: Document) -> None:
+    """Let each candidate profile its operators, or answer the job's feeds; its entry says what came of it."""
     deadline = time.monotonic() + job["deadline_s"]
     for number, candidate in enumerate(job["candidates"]):
         id = candidate["id"]
-        report(number / len(job["candidates"]), "profiling " + id)
+        report(number / len(job["candidates"]), id)
         result["candidates"][id] = {"error": None}
         children = {id: Child(number, candidate, job)}
         try:
-            attempt(children, result["candidates"], id, {"do": "profile"}, deadline)
+            attempt(children, result["candidates"], id, {"do": job["do"]}, deadline)
         finally:
             for child in children.values():
                 child.end()
@@ -135,7 +135,11 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        self.first = {"candidate": candidate, **{key: job[key] for key in SETTINGS if key in job}}
+        self.first = {
+            "candidate": candidate,
+            "number": number,
+            **{key: job[key] for key in SETTINGS if key in job},
+        }
         self.received = b""
 
     def ask(self, command: Document, deadline: float) -> Document:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from deploycompress.artifact import Artifact
+from deploycompress.artifact import Artifact, canonical_json
 from deploycompress.contracts import Event, RunContext
 from deploycompress.engine.plan import Step
 from deploycompress.engine.record import signed
@@ -37,9 +37,11 @@ def artifacts_for(step: Step, name: str, made: dict[str, tuple[Artifact, ...]]) 
     source = step.sources[name]
     if isinstance(source, Path):
         return (Artifact.of(source.stem, "onnx" if source.suffix == ".onnx" else "checkpoint", source),)
-    found: dict[str, Artifact] = {}
+    found: dict[tuple[str, str], Artifact] = {}
     for id in source:
         for artifact in made[id]:
             if artifact.kind in step.stage.accepts:
-                found.setdefault(artifact.sha256, artifact)
+                # Equal files that are meant to be run in another way are not the same.
+                run = {key: artifact.details.get(key) for key in ("runtime", "threads", "options")}
+                found.setdefault((artifact.sha256, canonical_json(run)), artifact)
     return tuple(found.values())

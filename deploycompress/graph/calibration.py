@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnxruntime.quantization import CalibrationDataReader
 
+from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError
-from deploycompress.graph.execution import Feed
+from deploycompress.graph.execution import Feed, fixed_batch_of
+from deploycompress.graph.feeds import regroup
+from deploycompress.model.parity import to_numpy
 
 # TensorProto.DataType -> numpy, of the types that inputs have
 DTYPES = {
@@ -22,6 +27,18 @@ DTYPES = {
     10: "float16",
     11: "float64",
 }
+
+
+def calibration_feeds(loader: Iterable[Batch], path: Path, wanted: int | None) -> Iterator[Feed]:
+    """At most ``wanted`` samples for the ONNX file at ``path``, all where that is None; a fixed batch is never cut."""
+    fixed, given = fixed_batch_of(path), 0
+    for _, feed in regroup(loader, fixed):
+        left = sys.maxsize if wanted is None else wanted - given
+        if left <= 0:
+            return
+        taken = to_numpy(feed if fixed else {name: tensor[:left] for name, tensor in feed.items()})
+        given += len(next(iter(taken.values())))
+        yield taken
 
 
 class CalibrationFeeds(CalibrationDataReader):  # type: ignore[misc]

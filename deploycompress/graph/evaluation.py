@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deploycompress.contracts import Batch, ClassMetrics, Outputs, Runtime, Task, targets_are_classes
 from deploycompress.errors import DeployCompressError, StageFailed
-from deploycompress.graph.execution import inspect_onnx, select
+from deploycompress.graph.execution import Feed, inspect_onnx, select
 from deploycompress.graph.feeds import regroup
 from deploycompress.model.parity import to_numpy
 
@@ -47,34 +48,61 @@ def evaluate_artifact(
     """
     if path.suffix == ".onnx":
         inspect_onnx(path)
-    metrics = task.metrics()
-    classes: list[int] = []
-    samples = 0
+
+    def answer(feeds: Iterator[Feed]) -> Iterator[Mapping[str, np.ndarray]]:
+        for feed in feeds:
+            session.bind(select(feed, session.inputs, path))()
+            yield session.fetch()
+
     try:
         with runtime.open(path, options) as session:
-            for real, inputs in regroup(loader, batch):
-                session.bind(select(to_numpy(inputs), session.inputs, path))()
-                found = {k: torch.from_numpy(v)[: real.size or None] for k, v in session.fetch().items()}
-                _require_finite(found, path)
-                outputs = Outputs(found)
-                task.check(outputs, real)
-                metrics.update(outputs, real)
-                samples += next(iter(real.inputs.values())).shape[0]
-                classes.extend(_classes(real) if targets_are_classes(task) else [])
+            return evaluate_answers(answer, path.name, loader, task, batch)
     except DeployCompressError:
         raise
     except Exception as error:  # a runtime may raise anything
         raise StageFailed(f"{path.name} does not run: {type(error).__name__}: {error}") from error
+
+
+def evaluate_answers(
+    answer: Callable[[Iterator[Feed]], Iterable[Mapping[str, np.ndarray]]],
+    name: str,
+    loader: Iterable[Batch],
+    task: Task,
+    batch: int | None,
+) -> Evaluation:
+    """The task's metrics of what ``answer`` gives for every sample of ``loader``, wherever that is run.
+
+    ``answer`` may read several feeds before it gives the outputs of the first. Raises as ``evaluate_artifact`` does.
+    """
+    metrics = task.metrics()
+    classes: list[int] = []
+    samples = 0
+    read: deque[Batch] = deque()
+
+    def feeds() -> Iterator[Feed]:
+        for real, inputs in regroup(loader, batch):
+            read.append(real)
+            yield to_numpy(inputs)
+
+    for outputs in answer(feeds()):
+        real = read.popleft()
+        found = {k: torch.from_numpy(v)[: real.size or None] for k, v in outputs.items()}
+        _require_finite(found, name)
+        given = Outputs(found)
+        task.check(given, real)
+        metrics.update(given, real)
+        samples += next(iter(real.inputs.values())).shape[0]
+        classes.extend(_classes(real) if targets_are_classes(task) else [])
     scores = metrics.scores()
     listed = None if scores is None else tuple(float(s) for s in scores)
     by_class = metrics.by_class() if isinstance(metrics, ClassMetrics) else _by_class(listed, classes)
     return Evaluation(metrics.compute(), listed, by_class, samples)
 
 
-def _require_finite(outputs: Mapping[str, torch.Tensor], path: Path) -> None:
+def _require_finite(outputs: Mapping[str, torch.Tensor], artefact: str) -> None:
     for name, tensor in outputs.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise StageFailed(f"{path.name}: output {name} has NaN or infinite values on real data")
+            raise StageFailed(f"{artefact}: output {name} has NaN or infinite values on real data")
 
 
 def _classes(batch: Batch) -> list[int]:

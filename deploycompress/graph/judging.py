@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deploycompress.artifact import Artifact
+from deploycompress.artifact import Artifact, canonical_json
 from deploycompress.contracts import Event, Loader, MetricInfo, Note, RunContext, Runtime, figures_of
 from deploycompress.data.corruptions import CorruptedLoader
 from deploycompress.graph.evaluation import Evaluation, evaluate_artifact
@@ -50,12 +50,13 @@ def judge_artifacts(
     corruptions: Sequence[str] = (),
     severities: Sequence[int] = (),
 ) -> tuple[dict[str, Judged], list[Note]]:
-    """By artefact id; equal files are read once, and what no runtime here reads is left out with a note."""
+    """By artefact id; equal files that are run alike are read once, and what no runtime here reads is left out with a note."""
     known: dict[str, Judged] = {}
     found: dict[str, Judged] = {}
     notes: list[Note] = []
     for artifact in artifacts:
-        if artifact.sha256 not in known:
+        same = artifact.sha256 + canonical_json(artifact.details.get("options", {}))
+        if same not in known:
             name, provider = _reader_of(artifact)
             if name is None:
                 continue
@@ -64,9 +65,13 @@ def judge_artifacts(
             if missing:
                 notes.append(Note("skipped", f"not judged on the test split: {missing}", artifact.id))
                 continue
-            options = {"threads": context.target.threads, "provider": provider}
-            known[artifact.sha256] = _judged(artifact, runtime, options, context, corruptions, severities)
-        found[artifact.id] = known[artifact.sha256]
+            options = {
+                "threads": artifact.details.get("threads", context.target.threads),
+                "provider": provider,
+                **artifact.details.get("options", {}),
+            }
+            known[same] = _judged(artifact, runtime, options, context, corruptions, severities)
+        found[artifact.id] = known[same]
     return found, notes
 
 
@@ -106,7 +111,7 @@ def _reader_of(artifact: Artifact) -> tuple[str | None, str]:
     if artifact.kind == "onnx":
         return "onnxruntime", "cpu"
     own = artifact.details.get("runtime")
-    return (own, "cuda") if own is not None else (None, "")
+    return (own, artifact.details.get("provider", "cuda")) if own is not None else (None, "")
 
 
 def _profiled_batch(artifact: Artifact) -> int | None:

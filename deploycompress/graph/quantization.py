@@ -1,10 +1,10 @@
-"""Static INT8 quantization of an ONNX file with Q/DQ nodes, by ONNX Runtime."""
+"""INT8 quantization of an ONNX file by ONNX Runtime: static with Q/DQ nodes, or dynamic."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,22 @@ WITH_BIAS = (
     "InstanceNormalization",
     "LayerNormalization",
 )
+DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM", "Gather")
+DYNAMIC_MADE = {
+    "MatMulInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeLSTM",
+    "QAttention",
+}
+# Which part of what was seen the range holds. Name -> ONNX Runtime's method, and its options.
+CALIBRATORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "minmax": ("MinMax", {}),
+    "percentile_99.999": ("Percentile", {"CalibPercentile": 99.999}),
+    "percentile_99.99": ("Percentile", {"CalibPercentile": 99.99}),
+    "percentile_99.9": ("Percentile", {"CalibPercentile": 99.9}),
+    "entropy": ("Entropy", {}),
+}
 
 
 @dataclass(frozen=True)
@@ -47,11 +63,14 @@ def quantize_onnx(
     *,
     scheme: str = "auto",
     facts: Mapping[str, Any] | None = None,
+    calibrator: str = "minmax",
+    in_float: Collection[str] = (),
 ) -> Quantized:
-    """Write ``source`` in INT8 to ``destination``; ranges are minimum and maximum over ``calibration``.
+    """Write ``source`` in INT8 to ``destination``, with activation ranges of ``calibration``.
 
-    ``facts``: of the device that will run it, for ``auto``; this machine's by default. Raises ConfigError
-    for calibration data that do not fit, StageFailed when ONNX Runtime cannot quantize the file.
+    ``facts``: of the device that will run it, for ``auto``; this machine's by default. ``calibrator``: one of
+    ``CALIBRATORS``. ``in_float``: nodes by name that stay in FP32. Raises ConfigError for calibration data that do
+    not fit, StageFailed when ONNX Runtime cannot quantize the file.
     """
     from onnxruntime import quantization
 
@@ -61,7 +80,8 @@ def quantize_onnx(
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".quantize-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         notes = _prepare(source, prepared)
-        in_float = _repair(prepared)
+        excluded = [*_repair(prepared), *in_float]
+        method, options = CALIBRATORS[calibrator]
         try:
             with _without_warnings():
                 quantization.quantize_static(
@@ -73,8 +93,9 @@ def quantize_onnx(
                     weight_type=quantization.QuantType[types.weight],
                     per_channel=True,
                     reduce_range=types.reduce_range,
-                    calibrate_method=quantization.CalibrationMethod.MinMax,
-                    nodes_to_exclude=in_float,
+                    calibrate_method=quantization.CalibrationMethod[method],
+                    nodes_to_exclude=excluded,
+                    extra_options={**options, "ActivationSymmetric": types.symmetric},
                 )
         except ConfigError:
             raise
@@ -85,6 +106,41 @@ def quantize_onnx(
                 f"{source.name} cannot be quantized: {type(error).__name__}: {error}"
             ) from error
     return Quantized(destination, resolved, feeds.samples, notes)
+
+
+def quantize_dynamic_onnx(source: Path, destination: Path) -> Quantized:
+    """Write ``source`` to ``destination`` with INT8 weights of matrix products and recurrent layers.
+
+    Their inputs are quantized as they come, each with its own range: nothing is calibrated, and what stands between
+    them stays in FP32. Raises StageFailed when ONNX Runtime cannot do it, or there is nothing to quantize.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".quantize-") as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        notes = _prepare(source, prepared)
+        _repair(prepared)
+        try:
+            with _without_warnings():
+                quantization.quantize_dynamic(
+                    prepared,
+                    destination,
+                    op_types_to_quantize=[*DYNAMIC],
+                    per_channel=True,
+                    weight_type=quantization.QuantType.QInt8,
+                    extra_options={"MatMulConstBOnly": True},
+                )
+        except Exception as error:  # as above
+            raise StageFailed(
+                f"{source.name} cannot be quantized: {type(error).__name__}: {error}"
+            ) from error
+    made = {node.op_type for node in onnx.load(destination, load_external_data=False).graph.node}
+    if not made & DYNAMIC_MADE:
+        raise StageFailed(
+            f"{source.name} has no {', '.join(DYNAMIC)} with constant weights: nothing to quantize"
+        )
+    return Quantized(destination, "dynamic", 0, notes)
 
 
 @contextmanager

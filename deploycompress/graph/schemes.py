@@ -16,14 +16,22 @@ class Scheme:
 
     activation: str  # a QuantType of onnxruntime
     weight: str
-    reduce_range: bool  # 7-bit weights
+    reduce_range: bool = False  # 7-bit weights
+    symmetric: bool = False  # activations too
 
 
 SCHEMES = {
-    "u8s8": Scheme("QUInt8", "QInt8", reduce_range=False),
-    "s8s8": Scheme("QInt8", "QInt8", reduce_range=False),
+    "u8s8": Scheme("QUInt8", "QInt8"),
+    "s8s8": Scheme("QInt8", "QInt8"),
     "u8s8_reduced": Scheme("QUInt8", "QInt8", reduce_range=True),
+    "s8s8_symmetric": Scheme("QInt8", "QInt8", symmetric=True),
 }
+
+
+def known_schemes(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that are worth trying on a processor in ONNX Runtime, the one that it wants first."""
+    first = choose_scheme("auto", facts)
+    return (first, *(other for other in ("s8s8", "u8s8") if other != first and first != "u8s8_reduced"))
 
 
 def choose_scheme(scheme: str, facts: Mapping[str, Any]) -> str:

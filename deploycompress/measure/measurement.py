@@ -40,7 +40,10 @@ class Measurement:
     threads: int
     batch_size: int
     latency_ms: Latency
-    speedup: Speedup | None = None  # None for the baseline itself
+    speedup: Speedup | None = None  # over the baseline in the same runtime; None for that one itself
+    speedup_vs_target: Speedup | None = (
+        None  # over the baseline in the target's runtime, where that is another
+    )
     peak_memory_bytes: int | None = None
     load_ms: float | None = None
     first_inference_ms: float | None = None
@@ -53,12 +56,9 @@ class Measurement:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Measurement:
-        speedup = document["speedup"]
-        return cls(
-            **{
-                **document,
-                "latency_ms": Latency(**document["latency_ms"]),
-                "speedup": None if speedup is None else Speedup(**speedup),
-                "notes": tuple(document["notes"]),
-            }
-        )
+        speedups = {
+            name: None if document[name] is None else Speedup(**document[name])
+            for name in ("speedup", "speedup_vs_target")
+        }
+        latency, notes = Latency(**document["latency_ms"]), tuple(document["notes"])
+        return cls(**{**document, **speedups, "latency_ms": latency, "notes": notes})

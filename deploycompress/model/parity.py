@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VARIES = 1e-5  # of max|y|: less than this between samples is rounding, not an answer to the input
+# Between the outputs of an artefact and of what it was made of, by its precision: these are not judged by elements.
+LOWEST_COSINE = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.99, "int8": 0.9}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploycompress.artifact import Artifact
-from deploycompress.config.schema import AccuracyGate, Gate, LatencyGate, SizeGate, ThroughputGate
+from deploycompress.config.schema import (
+    AccuracyGate,
+    Gate,
+    LatencyGate,
+    PlacementGate,
+    SizeGate,
+    ThroughputGate,
+)
 from deploycompress.measure.measurement import Measurement
 from deploycompress.report.accuracy import on_accuracy, on_worst_class
 from deploycompress.report.figures import figure, significant
@@ -26,8 +33,10 @@ def verdicts(metric: str, gate: Gate, evidence: Evidence) -> Iterator[Verdict]:
         yield from _throughput(metric, gate, evidence)
     elif isinstance(gate, SizeGate):
         yield from _size(metric, gate, evidence)
+    elif isinstance(gate, PlacementGate):
+        yield _placement(metric, gate, evidence)
     else:
-        yield absent(metric, "allow", None, "", f"nothing in this run measured {metric}")
+        yield absent(metric, "max", None, "", f"nothing in this run measured {metric}")
 
 
 # ---------------------------------------------------------------- speed
@@ -67,8 +76,12 @@ def _limit(metric: str, bound: str, limit: float, unit: str, evidence: Evidence)
 
 
 def _speedup(metric: str, limit: float, evidence: Evidence) -> Verdict:
-    """The interval of the paired block ratios decides; where it straddles the limit, nothing does."""
-    speedup = None if evidence.measurement is None else evidence.measurement.speedup
+    """The interval of the paired block ratios decides; where it straddles the limit, nothing does.
+
+    Against the baseline at the target, also where the artefact runs in another runtime: that is what it replaces.
+    """
+    row = evidence.measurement
+    speedup = None if row is None else row.speedup_vs_target or row.speedup
     if speedup is None:
         return absent(metric, "min_speedup", limit, "x", "no speed-up was measured against the baseline")
     verdict: Ruling = "pass" if speedup.low >= limit else "fail" if speedup.high < limit else "inconclusive"
@@ -87,6 +100,30 @@ def _throughput(metric: str, gate: ThroughputGate, evidence: Evidence) -> Iterat
     rate = 1000 * row.batch_size / row.latency_ms.mean
     message = f"{significant(rate)} inferences a second at batch size {row.batch_size}, one call at a time"
     yield Verdict(metric, "min", gate.min, rate, "/s", ruling(rate >= gate.min), message)
+
+
+# ---------------------------------------------------------------- placement
+
+
+def _placement(metric: str, gate: PlacementGate, evidence: Evidence) -> Verdict:
+    """The operators that fell back or only reformat, and are not allowed to by role, operator or provider."""
+    rows = evidence.placement.get(evidence.artifact.id) if evidence.artifact is not None else None
+    if rows is None:
+        return absent(metric, "allow", 0, "", "the runtime does not tell where its operators run")
+    against = [r for r in rows if r["role"] and not {r["role"], r["op"], r["provider"]} & set(gate.allow)]
+    whole_ms = sum(r["ms"] for r in rows)
+    if not against:
+        message = f"none of {len(rows)} operators falls back or reformats beyond what is allowed"
+        return Verdict(metric, "allow", 0, 0, "", "pass", message)
+    share = sum(r["ms"] for r in against) / whole_ms if whole_ms else 0.0
+    longest = sorted(against, key=lambda r: -r["ms"])[:3]
+    named = ", ".join(f"{r['op']} {r['node']} ({r['role']}, {r['provider']})" for r in longest)
+    more = f" and {len(against) - 3} more" if len(against) > 3 else ""
+    message = (
+        f"{len(against)} of {len(rows)} operators, {figure(share, 'ratio')} of the time: {named}{more}; allow them by "
+        "role (fallback, reformat), operator or provider"
+    )
+    return Verdict(metric, "allow", 0, float(len(against)), "", "fail", message)
 
 
 # ---------------------------------------------------------------- bytes

@@ -15,10 +15,12 @@ from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import MetricInfo, Note
 from deploycompress.errors import ConfigError, GateFailed, StageFailed
 from deploycompress.measure.measurement import Measurement
+from deploycompress.report.figures import figure
 from deploycompress.report.gates import Judgement, at_target, judge
 from deploycompress.report.paired import difference
 from deploycompress.report.shipping import selection
 from deploycompress.report.story import Step, lineage, of_zeros, purchases, validation, widths
+from deploycompress.report.tried import rows_of
 from deploycompress.report.verdict import Verdict
 
 SCHEMA = 1
@@ -52,6 +54,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         details.get("by_class"),
         {name: MetricInfo(**info) for name, info in details.get("figures", {}).items()},
         _scores(bench, "corrupted"),
+        _scores(bench, "placement"),
     )
     error = _error(run)
     verdict, exit_code = _outcome(error, judged)
@@ -90,9 +93,11 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "by_class": details.get("by_class", {}),
         "stages": _stages(run, steps),
         "rehearsal": run.get("rehearsal"),
+        "placement": _scores(bench, "placement"),
         "waterfall": purchases(chain, baseline, artifacts, here, primary.name),
         "validation": validation(steps, chain, primary.name),
         "widths": widths([s for s in steps if s.id not in undone]),
+        "tried": rows_of(step.manifest for step in steps if step.id not in undone),
         "environment": _environment(bench, steps),
     }
     document["ships"] = selection(document)
@@ -121,7 +126,8 @@ def _read(run_dir: Path) -> tuple[Mapping[str, Any], list[Step]]:
 def _scores(bench: Step | None, which: str = "scores") -> Mapping[str, Any]:
     """Scores on the test split, a sample each, by artefact id; empty where the task has none.
 
-    ``which``: the file that ``details`` names so; "corrupted" has them by metric under each artefact id.
+    ``which``: the file that ``details`` names so; "corrupted" has them by metric under each artefact id, and
+    "placement" has operators.
     """
     name = None if bench is None else bench.manifest["details"].get(which)
     if bench is None or not name:
@@ -183,6 +189,8 @@ def _artifact(artifact: Artifact, run_dir: Path, row: Measurement | None) -> dic
 def _measurement(row: Measurement, step: Step, here: bool, remarks: Mapping[str, str]) -> dict[str, Any]:
     samples = None if row.samples is None else f"{step.folder.name}/{row.samples}"
     notes = [*row.notes, *([remarks[row.artifact]] if here and row.artifact in remarks else [])]
+    if row.speedup_vs_target is not None and row.speedup is not None:
+        notes.append(f"{figure(row.speedup.value, 'x')} the speed of the baseline in {row.runtime}")
     return row.to_json() | {"samples": samples, "at_target": here, "notes": notes}
 
 

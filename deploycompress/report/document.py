@@ -88,6 +88,7 @@ class Row(Part):
     batch_size: int
     latency_ms: Latency
     speedup: Speedup | None = None
+    speedup_vs_target: Speedup | None = None
     peak_memory_bytes: Count | None = None
     load_ms: float | None = None
     first_inference_ms: float | None = None
@@ -96,6 +97,35 @@ class Row(Part):
     metrics: dict[Text, float] = {}
     notes: tuple[Text, ...] = ()
     at_target: bool = True
+
+    @property
+    def gain(self) -> Speedup | None:
+        """Over the baseline at the target, which is what an artefact of another runtime replaces as well."""
+        return self.speedup_vs_target or self.speedup
+
+
+class Tried(Part):
+    """A candidate that ``compile`` looked at; ``reason``: why it was not kept, empty where it was."""
+
+    recipe: Text
+    threads: int
+    metric: float | None = None
+    loss: float | None = None  # of the primary metric against the stage's source, on the validation split
+    cosine: float | None = None
+    p50_ms: float | None = None
+    speedup: Speedup | None = None  # over the source
+    reason: Text = ""
+
+
+class Operator(Part):
+    """Where one operator of an artefact runs, and its median time in an inference."""
+
+    node: Text
+    op: Text
+    provider: Text
+    precision: Text
+    role: Text = ""  # fallback, reformat, or empty
+    ms: float
 
 
 class Gate(Part):
@@ -216,6 +246,8 @@ class Report(Part):
     validation: tuple[Validated, ...] = ()
     widths: tuple[Width, ...] = ()
     ships: tuple[Shipped, ...] = ()
+    tried: tuple[Tried, ...] = ()
+    placement: dict[Text, tuple[Operator, ...]] = {}  # by artefact
 
     def row(self, artifact: str | None) -> Row | None:
         """The artefact's measurement at the target."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from deploycompress.artifact import Artifact
 from deploycompress.config.schema import Gate, TargetConfig
@@ -42,6 +43,7 @@ def judge(
     by_class: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     figures: Mapping[str, MetricInfo] | None = None,
     other_scores: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    placement: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Judgement:
     """Judge ``gates`` on the best artefact measured at ``target``.
 
@@ -53,7 +55,8 @@ def judge(
 
     ``scores``: artefact id -> one score a test sample, in one order for all. ``per_class``: artefact
     id -> class -> figure; ``by_class`` the same for every figure. ``figures``: what is known of the metrics besides
-    the primary one, ``other_scores`` their scores, by artefact id and metric.
+    the primary one, ``other_scores`` their scores, by artefact id and metric. ``placement``: artefact id -> its
+    operators.
     """
     by_id = {a.id: a for a in artifacts}
     rows = {m.artifact: m for m in measurements if at_target(m, by_id.get(m.artifact), target)}
@@ -66,6 +69,7 @@ def judge(
         by_class=by_class or {},
         figures=figures or {},
         other_scores=other_scores or {},
+        placement=placement or {},
     )
     judged = {
         id: _all_verdicts(gates, replace(common, artifact=by_id[id], measurement=rows[id]))
@@ -83,15 +87,14 @@ def judge(
 def at_target(row: Measurement, artifact: Artifact | None, target: TargetConfig) -> bool:
     """Whether ``artifact`` was measured as the target says; its own precision may be any.
 
-    What only one runtime opens, an engine, counts in that runtime.
+    What was made for one runtime and number of threads, an engine or what ``compile`` chose, counts in those.
     """
-    if artifact is None:
+    if artifact is None or (row.device, row.batch_size) != (target.device, target.batch_size):
         return False
-    if (row.device, row.threads, row.batch_size) != (target.device, target.threads, target.batch_size):
-        return False
-    if artifact.kind != "onnx" and artifact.details.get("runtime") == row.runtime:
-        return True
-    return (row.runtime, row.provider) == (target.runtime, target.provider)
+    own = artifact.details
+    if "runtime" in own:
+        return (row.runtime, row.threads) == (own["runtime"], own.get("threads", target.threads))
+    return (row.runtime, row.provider, row.threads) == (target.runtime, target.provider, target.threads)
 
 
 def _all_verdicts(gates: Mapping[str, Gate], evidence: Evidence) -> tuple[Verdict, ...]:
@@ -113,7 +116,7 @@ def _choose(
 
     def latency_ms(id: str) -> float:
         # Blocks beside the baseline's: what disturbs the machine for a while disturbs both, and no p50 knows that.
-        speedup = rows[id].speedup
+        speedup = rows[id].speedup_vs_target or rows[id].speedup
         return rows[id].latency_ms.p50 if speedup is None or base_ms is None else base_ms / speedup.value
 
     def badness(id: str) -> tuple[float, float]:

@@ -14,6 +14,8 @@ from markupsafe import Markup
 from deploycompress.report import bars, metrics, scatter, sentences, view
 from deploycompress.report.document import Report
 from deploycompress.report.figures import figure, shortened
+from deploycompress.report.placed import placements
+from deploycompress.report.tried import tried_views
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_WIDTHS = 40  # layers shown at once; the others unfold
@@ -83,6 +85,8 @@ def _common(report: Report) -> dict[str, Any]:
         "headline": sentences.headline(report),
         "warnings": view.warnings(report),
         "row_notes": view.row_notes(report),
+        "tried": tried_views(report),
+        "placements": placements(report),
         "circumstances": sentences.circumstances(report),
         "conditions": sentences.conditions(report),
         "gates": [view.gate_view(gate) for gate in report.gates],

@@ -65,7 +65,7 @@ def scatter(report: Report, width: int, height: int) -> Scatter | None:
     for row in rows:
         x, y = row.latency_ms.p50, row.metrics[name]
         x_span, y_span = (x, x), (y, y)
-        speedup, paired = row.speedup, report.differences.get(row.artifact)
+        speedup, paired = row.gain, report.differences.get(row.artifact)
         if base is not None and speedup is not None and speedup.low > 0 and speedup.high > 0:
             x_span = (base.latency_ms.p50 / speedup.high, base.latency_ms.p50 / speedup.low)
         if paired is not None and row.artifact != report.baseline:

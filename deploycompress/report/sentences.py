@@ -27,9 +27,9 @@ def _outcome(report: Report) -> str:
         return "nothing was measured at the target."
     latency = figure(row.latency_ms.p50, "ms")
     parts = [f"{row.artifact} takes {latency} an inference"]
-    if row.speedup is not None and base is not None:
+    if row.gain is not None and base is not None:
         parts = [
-            f"{row.artifact} is {figure(row.speedup.value, 'x')} as fast as the baseline "
+            f"{row.artifact} is {figure(row.gain.value, 'x')} as fast as the baseline "
             f"({latency} against {figure(base.latency_ms.p50, 'ms')})"
         ]
     ours, theirs = report.artefact(row.artifact), report.artefact(report.baseline)

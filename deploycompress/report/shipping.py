@@ -12,6 +12,7 @@ from typing import Any
 from deploycompress.artifact import MANIFEST, digest_file, publish, remove, walk_files, write_json, write_text
 from deploycompress.errors import StageFailed
 from deploycompress.report.document import check
+from deploycompress.report.example import FILE, example
 from deploycompress.runtimes import onnx_file
 
 FOLDER = "artifacts"
@@ -57,7 +58,7 @@ def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def ship(report: Mapping[str, Any], run_dir: Path) -> None:
-    """Make ``run_dir``/artifacts anew: copies of what ships, manifest.json and a model card.
+    """Make ``run_dir``/artifacts anew: copies of what ships, manifest.json, a model card and an example.
 
     What an earlier run left there is taken away, also when nothing ships. Raises StageFailed when a
     file is not the one that was recorded.
@@ -73,8 +74,12 @@ def ship(report: Mapping[str, Any], run_dir: Path) -> None:
         by_id = {artifact["id"]: artifact for artifact in report["artifacts"]}
         for shipped in report["ships"]:
             _copy(by_id[shipped["artifact"]], run_dir, workdir / shipped["file"])
-        write_json(workdir / MANIFEST, _manifest(report, workdir))
+        manifest = _manifest(report, workdir)
+        write_json(workdir / MANIFEST, manifest)
         write_text(workdir / CARD, card(report))
+        program = example(manifest["artifacts"], report["target"])
+        if program is not None:
+            write_text(workdir / FILE, program)
         publish(workdir, destination)
 
 
@@ -87,7 +92,8 @@ def card(report: Mapping[str, Any]) -> str:
 
 def _is_slower(row: Mapping[str, Any] | None) -> bool:
     """Whether the whole interval of its speed-up lies below 1."""
-    return row is not None and row["speedup"] is not None and row["speedup"]["high"] < 1
+    gain = None if row is None else row.get("speedup_vs_target") or row["speedup"]
+    return gain is not None and gain["high"] < 1
 
 
 def _rank(
@@ -159,6 +165,7 @@ def _manifest(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             "metrics": artifact["metrics"],
             "latency_ms": None if row is None else row["latency_ms"],
             "speedup": None if row is None else row["speedup"],
+            "speedup_vs_target": None if row is None else row.get("speedup_vs_target"),
         }
 
     return {

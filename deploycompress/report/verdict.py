@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from deploycompress.artifact import Artifact
 from deploycompress.contracts import MetricInfo
@@ -51,6 +51,9 @@ class Evidence:
     other_scores: Mapping[str, Mapping[str, Sequence[float]]] = field(
         default_factory=dict
     )  # artefact id -> metric -> one a sample; of metrics that are not the primary one
+    placement: Mapping[str, Sequence[Mapping[str, Any]]] = field(
+        default_factory=dict
+    )  # artefact id -> its operators, as devices.placement has them
 
 
 def absent(metric: str, bound: str, limit: float | None, unit: str, why: str) -> Verdict:

@@ -131,7 +131,7 @@ def artefact_views(report: Report, at_target: bool = True) -> list[ArtefactView]
 
 def _artefact_view(report: Report, row: Row) -> ArtefactView:
     artefact, base = report.artefact(row.artifact), report.artefact(report.baseline)
-    latency, speedup, unit = row.latency_ms, row.speedup, report.change_unit
+    latency, speedup, unit = row.latency_ms, row.gain, report.change_unit
     difference = report.differences.get(row.artifact)
     ratio = (
         artefact.bytes / base.bytes

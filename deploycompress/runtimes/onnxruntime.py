@@ -28,6 +28,16 @@ ORT_GRAPH_LEVELS = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+ORT_PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # others by ONNX Runtime's name
+ORT_REFORMATS = {
+    "ReorderInput",
+    "ReorderOutput",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Cast",
+    "MemcpyToHost",
+    "MemcpyFromHost",
+}
 ORT_KERNEL = "_kernel_time"  # the profile also has events around a kernel
 
 
@@ -53,10 +63,12 @@ class OnnxRuntime:
 
     def profile(
         self, path: Path, options: Mapping[str, Any], feed: Mapping[str, np.ndarray], calls: int
-    ) -> dict[str, list[int]]:
-        """Operator, by the name it has after ONNX Runtime's optimisation -> nanoseconds of each call.
+    ) -> dict[str, dict[str, Any]]:
+        """Operator, by the name it has after ONNX Runtime's optimisation -> what it is and takes.
 
-        ONNX Runtime counts in whole microseconds. Raises RuntimeError as ``open`` does.
+        ``op``: its type; ``provider``; ``precision`` of its first output; ``role``: "fallback" where another provider
+        took it, "reformat" where it only turns one layout or type into another; ``ns``: nanoseconds of each call,
+        counted by ONNX Runtime in whole microseconds. Raises RuntimeError as ``open`` does.
         """
         session = self._session(path, options, profiled=True)
         for _ in range(calls):
@@ -64,17 +76,29 @@ class OnnxRuntime:
         written = Path(session.end_profiling())
         events = json.loads(written.read_text(encoding="utf-8"))
         written.unlink()
-        found: dict[str, list[int]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith(ORT_KERNEL):
-                found.setdefault(event["name"][: -len(ORT_KERNEL)], []).append(1000 * int(event["dur"]))
+                told = event["args"]
+                types = [of for output in told.get("output_type_shape", ())[:1] for of in output]
+                operator = found.setdefault(
+                    event["name"][: -len(ORT_KERNEL)],
+                    {
+                        "op": told.get("op_name", ""),
+                        "provider": told.get("provider", ""),
+                        "precision": ORT_PRECISIONS.get(types[0], types[0]) if types else "",
+                        "role": _ort_role(told, _ort_provider(options)),
+                        "ns": [],
+                    },
+                )
+                operator["ns"].append(1000 * int(event["dur"]))
         return found
 
     def _session(self, path: Path, options: Mapping[str, Any], profiled: bool = False) -> Any:
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(4)
-        provider = ORT_PROVIDERS.get(options.get("provider", "cpu"), str(options.get("provider")))
+        provider = _ort_provider(options)
         available = onnxruntime.get_available_providers()
         if provider not in available:
             raise RuntimeError(
@@ -129,6 +153,16 @@ class OrtSession:
         """The outputs of the last call, by name; copies."""
         values = self._binding.copy_outputs_to_cpu()
         return {name: np.array(values[i]) for i, name in enumerate(self._outputs)}
+
+
+def _ort_provider(options: Mapping[str, Any]) -> str:
+    return ORT_PROVIDERS.get(options.get("provider", "cpu"), str(options.get("provider")))
+
+
+def _ort_role(told: Mapping[str, Any], provider: str) -> str:
+    if told.get("op_name") in ORT_REFORMATS:
+        return "reformat"
+    return "" if told.get("provider") in ("", None, provider) else "fallback"
 
 
 def _ort_options(onnxruntime: Any, options: Mapping[str, Any]) -> Any:

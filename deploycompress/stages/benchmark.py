@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from deploycompress.registry import DEVICES, RUNTIMES
 if TYPE_CHECKING:
     from deploycompress.devices.jobs import Candidate
 
-SCORES, CORRUPTED = "scores.json", "scores.corrupted.json"
+SCORES, CORRUPTED, PLACEMENT = "scores.json", "scores.corrupted.json", "placement.json"
 EMIT_EVERY_S = 1.0
 SPARSE = 0.3  # share of zeros from which on it is asked what they bring
 
@@ -108,6 +108,7 @@ class Benchmark(Stage):
             )
             measurements.extend(measured)
             notes.extend(left_out)
+        write_json(workdir / PLACEMENT, self._placement(settings[0], artifacts, context))
         sparse = self._sparse(settings[0], artifacts, workdir, context)
         if not measurements:
             raise ConfigError(
@@ -131,6 +132,7 @@ class Benchmark(Stage):
             "scores": SCORES,
             "corrupted": CORRUPTED,
             "sparse": sparse,
+            "placement": PLACEMENT,
             "per_class": {id: dict(e.per_class) for id, e in evaluations.items() if e.per_class},
             "by_class": {id: e.by_class for id, e in evaluations.items() if e.by_class},
         }
@@ -169,16 +171,38 @@ class Benchmark(Stage):
         if not candidates:
             return [], notes
         reference = next((c.id for c, a in candidates if a is baseline), None)
+        others = list(_in_other_runtimes(setting, [c for c, _ in candidates], baseline))
+        candidates += [(candidate, baseline) for candidate in others if baseline is not None]
         measured = measure(
             open_device(setting.device),
             [candidate for candidate, _ in candidates],
             baseline=reference,
+            references={candidate.runtime: candidate.id for candidate in others},
             feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
             workdir=workdir,
             progress=progress,
             **asdict(length),
         )
         return [replace(measured[c.id], artifact=a.id) for c, a in candidates], notes
+
+    def _placement(
+        self, setting: Setting, artifacts: Sequence[Artifact], context: RunContext
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Artefact id -> where each of its operators runs at the target, where the runtime tells."""
+        from deploycompress.devices.jobs import open_device
+        from deploycompress.devices.placement import placement
+        from deploycompress.graph.feeds import take
+        from deploycompress.model.parity import to_numpy
+
+        if context.rehearsal:
+            return {}
+        candidates, _ = _candidates(setting, artifacts, at_target=True)
+        feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
+        found = {
+            artifact.id: placement(open_device(setting.device), candidate, feed, _progress(context, 0, 1))
+            for candidate, artifact in candidates
+        }
+        return {id: rows for id, rows in found.items() if rows is not None}
 
     def _sparse(
         self, setting: Setting, artifacts: Sequence[Artifact], workdir: Path, context: RunContext
@@ -237,8 +261,9 @@ def _candidates(
     found: list[tuple[Candidate, Artifact]] = []
     notes: list[Note] = []
     for number, artifact in enumerate(artifacts):
-        runtime, provider = _runtime_for(artifact, setting)
-        if runtime is None or (runtime != setting.runtime and not at_target):
+        own = artifact.details if at_target and "runtime" in artifact.details else {}
+        runtime, provider = _runtime_for(artifact, setting, own)
+        if runtime is None:
             continue
         fixed = fixed_batch_of(artifact.main_file)
         if fixed not in (None, setting.batch_size):
@@ -246,18 +271,39 @@ def _candidates(
             notes.append(Note("skipped", reason, artifact.id))
             continue
         id = f"{number}-{artifact.id or 'model'}.{setting}"
+        threads, options = own.get("threads", setting.threads), own.get("options", {})
         found.append(
-            (Candidate(id, artifact.path, runtime, provider, setting.threads, artifact.precision), artifact)
+            (
+                Candidate(id, artifact.path, runtime, provider, threads, artifact.precision, options),
+                artifact,
+            )
         )
     return found, notes
 
 
-def _runtime_for(artifact: Artifact, setting: Setting) -> tuple[str | None, str]:
-    """The runtime that opens the artefact, with its provider; None where there is none."""
-    if artifact.kind in RUNTIMES.load(setting.runtime).accepts:
-        return setting.runtime, setting.provider
-    own = artifact.details.get("runtime")
-    return (own, "cuda") if own is not None and artifact.kind in RUNTIMES.load(own).accepts else (None, "")
+def _runtime_for(artifact: Artifact, setting: Setting, own: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The runtime that opens the artefact, with its provider; None where there is none.
+
+    ``own``: what it was made for, which counts at the target.
+    """
+    if own and artifact.kind in RUNTIMES.load(own["runtime"]).accepts:
+        return str(own["runtime"]), str(own.get("provider", "cuda"))
+    opens = artifact.kind in RUNTIMES.load(setting.runtime).accepts
+    return (setting.runtime, setting.provider) if opens else (None, "")
+
+
+def _in_other_runtimes(
+    setting: Setting, candidates: Sequence[Candidate], baseline: Artifact | None
+) -> Iterator[Candidate]:
+    """The baseline in each runtime besides the setting's that opens it: what is faster there by compression alone."""
+    from deploycompress.devices.jobs import Candidate
+
+    if baseline is None:
+        return
+    for runtime in dict.fromkeys(c.runtime for c in candidates if c.runtime != setting.runtime):
+        if baseline.kind in RUNTIMES.load(runtime).accepts:
+            id = f"baseline.{setting}.{runtime}"
+            yield Candidate(id, baseline.path, runtime, setting.provider, setting.threads, baseline.precision)
 
 
 def _progress(context: RunContext, number: int, settings: int) -> Callable[[float, str], None]:

@@ -15,7 +15,6 @@ from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, S
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.registry import RUNTIMES
 
-LOWEST_COSINE = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.99, "int8": 0.9}  # by the precision of the ONNX file
 LARGEST_CHECKED_BATCH = 16
 
 
@@ -91,7 +90,7 @@ class BuildEngine(Stage):
             return {}
         from deploycompress.graph.execution import fixed_batch_of, run_onnx
         from deploycompress.graph.feeds import take
-        from deploycompress.model.parity import compare, to_numpy, worst
+        from deploycompress.model.parity import LOWEST_COSINE, compare, to_numpy, worst
 
         source, engine = inputs["source"][0], outcome.artifacts[0]
         fixed = fixed_batch_of(source.main_file)
@@ -104,7 +103,7 @@ class BuildEngine(Stage):
                 found.append(session.fetch())
         expected = run_onnx(source.main_file, feeds)
         parity = worst([compare(e, f) for e, f in zip(expected, found, strict=True)])
-        lowest = LOWEST_COSINE.get(source.precision, 0.99)
+        lowest = LOWEST_COSINE[source.precision]
         if parity.cosine < lowest and not context.rehearsal:
             raise StageFailed(
                 f"the engine differs from the ONNX file: cosine {parity.cosine:.4f}, expected at least {lowest}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,11 +13,6 @@ from deploycompress.artifact import Artifact
 from deploycompress.config.base import StrictModel
 from deploycompress.contracts import Event, Inputs, Outcome, RunContext, Stage
 from deploycompress.errors import EnvironmentMissing, StageFailed
-
-if TYPE_CHECKING:
-    import numpy as np
-
-LOWEST_COSINE = 0.9  # between outputs of INT8 and its source; a sound INT8 model is above 0.99
 
 
 class Quantize(Stage):
@@ -50,11 +44,14 @@ class Quantize(Stage):
         return choose_scheme(self.config.scheme, open_device(context.target.device).facts())
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.graph.calibration import calibration_feeds
         from deploycompress.graph.quantization import quantize_onnx
 
         source = inputs["source"][0]
         path = workdir / "model.onnx"
-        feeds = self._calibration(source, context)
+        feeds = calibration_feeds(
+            context.data.loader("calibration"), source.main_file, self.config.calibration
+        )
         quantized = quantize_onnx(source.main_file, path, feeds, scheme=self._scheme(context))
         before, after = (_validated(file, context) for file in (source.main_file, path))
         details = {
@@ -80,39 +77,25 @@ class Quantize(Stage):
         from deploycompress.graph.bisect import first_difference
         from deploycompress.graph.execution import fixed_batch_of, run_onnx
         from deploycompress.graph.feeds import PARITY_BATCHES, take
-        from deploycompress.model.parity import compare, to_numpy, worst
+        from deploycompress.model.parity import LOWEST_COSINE, compare, to_numpy, worst
 
+        lowest = LOWEST_COSINE[self.config.precision]
         source, quantized = inputs["source"][0].main_file, outcome.artifacts[0].main_file
         fixed = fixed_batch_of(source)
         sizes = (fixed,) if fixed else PARITY_BATCHES
         feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
         pairs = zip(run_onnx(source, feeds), run_onnx(quantized, feeds), strict=True)
         parity = worst([compare(before, after) for before, after in pairs])
-        if parity.cosine < LOWEST_COSINE and not context.rehearsal:
-            begins = first_difference(source, quantized, feeds[0], lambda found: found.cosine < LOWEST_COSINE)
+        if parity.cosine < lowest and not context.rehearsal:
+            begins = first_difference(source, quantized, feeds[0], lambda found: found.cosine < lowest)
             raise StageFailed(
                 f"INT8 differs from its source: cosine {parity.cosine:.3f} between their outputs, expected at least "
-                f"{LOWEST_COSINE}{f'; {begins}' if begins else ''}; give more calibration data, or leave quantize out"
+                f"{lowest}{f'; {begins}' if begins else ''}; give more calibration data, or leave quantize out"
             )
         figures = {"quantize_cosine": parity.cosine}
         if parity.top1_agreement is not None:
             figures["quantize_top1_agreement"] = parity.top1_agreement
         return figures
-
-    def _calibration(self, source: Artifact, context: RunContext) -> Iterator[Mapping[str, np.ndarray]]:
-        """At most as many samples as configured; a fixed batch is never cut."""
-        from deploycompress.graph.execution import fixed_batch_of
-        from deploycompress.graph.feeds import regroup
-        from deploycompress.model.parity import to_numpy
-
-        fixed, given = fixed_batch_of(source.main_file), 0
-        wanted = self.config.calibration or sys.maxsize
-        for _, feed in regroup(context.data.loader("calibration"), fixed):
-            if given >= wanted:
-                return
-            taken = to_numpy(feed if fixed else {name: t[: wanted - given] for name, t in feed.items()})
-            given += len(next(iter(taken.values())))
-            yield taken
 
 
 def _validated(path: Path, context: RunContext) -> Mapping[str, float]:

@@ -20,15 +20,15 @@ def test_is_one_file_for_python_3_8_with_nothing_of_ours(runtime: str) -> None:
     tree = ast.parse(bundle(runtime), feature_version=(3, 8))
     imported = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
     assert not [line for line in imported if "deploycompress" in line]
-    allowed = {"numpy", "onnxruntime", "tensorrt", "__future__"} | set(sys.stdlib_module_names)
+    allowed = {"numpy", "onnxruntime", "openvino", "tensorrt", "__future__"} | set(sys.stdlib_module_names)
     assert {line.split()[1].split(".")[0] for line in imported} <= allowed
 
 
 def test_runs_from_an_empty_folder_in_an_isolated_interpreter(tmp_path: Path) -> None:
     runner, job = tmp_path / "runner.py", tmp_path / "job"
     job.mkdir()
-    runner.write_text(bundle("onnxruntime"))
-    document = {"files": {}, "feed": {}, "candidates": [], "blocks": 1, "deadline_s": 10}
+    runner.write_text(bundle("onnxruntime", "openvino"))
+    document = {"do": "measure", "files": {}, "feed": {}, "candidates": [], "blocks": 1, "deadline_s": 10}
     (job / "job.json").write_text(json.dumps(document))
     ended = subprocess.run(
         [sys.executable, "-I", str(runner), str(job)],
@@ -51,7 +51,9 @@ def test_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "homesick_runtime.py").write_text("from deploycompress import errors\n\nclass R:\n    pass\n")
     with pytest.raises(ConfigError, match="travels to devices and must not import deploycompress"):
         bundle("homesick_runtime:R")
-    with pytest.raises(ConfigError, match="unknown runtime 'onxruntime'; known: onnxruntime, tensorrt"):
+    with pytest.raises(
+        ConfigError, match="unknown runtime 'onxruntime'; known: onnxruntime, openvino, tensorrt"
+    ):
         bundle("onxruntime")
     with pytest.raises(ConfigError, match="the module not_there is not to be found"):
         bundle("not_there:R")

@@ -286,8 +286,14 @@ def test_jobs_share_a_runtime_and_the_baseline() -> None:
     def of(runtime: str, *ids: str) -> list[Candidate]:
         return [Candidate(id, Path("x"), runtime) for id in ids]
 
-    found = split([*of("a", "1", "2", "3", "4", "5"), *of("b", "e"), *of("a", "base")], "base")
-    assert [[c.id for c in job] for job in found] == [["base", "1", "2", "3", "4"], ["base", "5"], ["e"]]
+    both = [*of("a", "1", "2", "3", "4", "5"), *of("b", "e", "reference"), *of("a", "base")]
+    found = split(both, "base", {"a": "base", "b": "reference"})
+    assert [[c.id for c in job] for job in found] == [
+        ["base", "1", "2", "3", "4"],
+        ["base", "5"],
+        ["reference", "base", "e"],
+    ]
+    assert [[c.id for c in job] for job in split(of("a", "base"), "base", {})] == [["base"]]
 
 
 def test_disturbances_are_told() -> None:

@@ -25,8 +25,12 @@ def catalogue(tmp_path):
 def test_each_operator_has_its_own_time(catalogue):
     path, feed = catalogue
     found = profile(Local(), Candidate("c", path, "onnxruntime"), feed, calls=12)
-    small, large = ([v for k, v in found.items() if k.startswith(prefix)] for prefix in ("p0_", "p1_"))
+    small, large = ([v.ns for k, v in found.items() if k.startswith(prefix)] for prefix in ("p0_", "p1_"))
     assert all(len(samples) == 12 for samples in (*small, *large))
+    assert {(of.provider, of.precision, of.role) for of in found.values()} == {
+        ("CPUExecutionProvider", "fp32", "")
+    }
+    assert {"MatMul", "Gemm"} & {of.op for of in found.values()}
     # 512 times the multiply-accumulates.
     assert statistics.median(large[0]) > 20 * max(1, statistics.median(small[0]))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploycompress.errors import StageFailed
-from deploycompress.stages import quantize
+from deploycompress.model.parity import LOWEST_COSINE
 from deploycompress.stages.quantize import Quantize
 
 
@@ -39,7 +39,7 @@ def test_calibrates_with_as_many_samples_as_asked(
 def test_a_result_that_is_far_off_fails_except_in_the_rehearsal(
     run_context, exported_of, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(quantize, "LOWEST_COSINE", 1.1)
+    monkeypatch.setitem(LOWEST_COSINE, "int8", 1.1)
     for rehearsal in (True, False):
         context = run_context(rehearsal=rehearsal)
         stage, inputs = Quantize(Quantize.Config()), {"source": (exported_of(context),)}

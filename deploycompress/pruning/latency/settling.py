@@ -17,7 +17,7 @@ BRACKET = 1.003  # what two predictions differ by, so that there may be a plan b
 CLOSE = 0.97  # of the target, that a plan has to reach: what is below gave away accuracy for nothing
 AIM = 0.985  # of the target, in the middle
 FILLED = (0.7, 1.0, 1.3)  # of what a plan is below the middle, that is given back to it
-FILLS = 2  # times at the end, where what loses least is below the window: it would lose less yet inside of it
+FILLS = 4  # times at the end, where what loses least is below the window: it would lose less yet inside of it
 NEAR = 0.02  # of the limit: a plan this far outside of the window may be inside when measured for longer
 BLOCKS, BLOCK_MS = 12, 40.0
 # One process may differ from the next by 2 % for as long as it runs, so that a longer measurement takes several.

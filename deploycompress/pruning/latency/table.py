@@ -16,6 +16,7 @@ from deploycompress.artifact import read_json, write_json
 from deploycompress.contracts import Store
 from deploycompress.devices.jobs import Progress
 from deploycompress.devices.profiles import profile
+from deploycompress.devices.results import OperatorProfile
 from deploycompress.graph.catalogue import write_catalogue
 from deploycompress.graph.operators import Operator
 from deploycompress.graph.quantization import quantize_onnx
@@ -99,13 +100,13 @@ def _measure_catalogue(points: Sequence[Operator], place: Place, folder: Path) -
     return {point: _latency_ms(number, taken) for number, point in enumerate(points)}
 
 
-def _latency_ms(number: int, taken: Mapping[str, Sequence[int]]) -> float:
+def _latency_ms(number: int, taken: Mapping[str, OperatorProfile]) -> float:
     """Of all that the runtime made of one point; a runtime may split or join what the file has.
 
     A mean, because ONNX Runtime's profiler counts whole microseconds, and small operators take three of them.
     """
     prefix = f"p{number}_"
-    steady = [samples[UNSTEADY:] for name, samples in taken.items() if name.startswith(prefix)]
+    steady = [operator.ns[UNSTEADY:] for name, operator in taken.items() if name.startswith(prefix)]
     return sum(float(trim_mean(samples, TRIMMED)) for samples in steady if samples) / 1e6
 
 

@@ -1,0 +1,1 @@
+"""The arbiter between artefacts: builds candidates, checks and measures them, and chooses."""

@@ -1,0 +1,257 @@
+"""One decision between artefacts: what is built, what of it is still right, and what of that is faster."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploycompress.artifact import Artifact
+from deploycompress.config.quantities import Quantity
+from deploycompress.config.schema import AccuracyGate, SizeGate
+from deploycompress.contracts import Event, Note, Outcome, RunContext
+from deploycompress.devices.jobs import Candidate, open_device
+from deploycompress.devices.results import Failed
+from deploycompress.errors import DeployCompressError, Interrupted
+from deploycompress.graph.arbiter import telling
+from deploycompress.graph.arbiter.building import build_apart, save_feeds
+from deploycompress.graph.arbiter.checking import Checker, loss
+from deploycompress.graph.arbiter.choosing import Contender, choose
+from deploycompress.graph.arbiter.entries import Entry, entries
+from deploycompress.graph.arbiter.racing import Raced, race
+from deploycompress.graph.arbiter.wanted import Wanted
+from deploycompress.graph.calibration import calibration_feeds
+from deploycompress.graph.execution import inspect_onnx
+from deploycompress.graph.feeds import take
+from deploycompress.model.parity import to_numpy
+from deploycompress.registry import RUNTIMES
+
+SOURCE = "the source"
+BUILDING = 0.6  # share of the budget after which nothing more is built: the rest is for measuring
+DEFAULT_DROP = 0.01  # of a metric that is a share, where nothing says it
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the candidates are held against."""
+
+    wanted: Sequence[Wanted] | None  # None: all that can be built here
+    threads: tuple[int, ...]
+    budget: Quantity  # for building and measuring
+    max_drop: Quantity | None  # of the primary metric on the validation split; None: what the gates say
+    calibration: int | None  # samples; None: the whole calibration split
+
+
+class Arbiter:
+    """Builds, checks and races the candidates of one source."""
+
+    def __init__(
+        self, terms: Terms, source: Artifact, baseline: Artifact, folder: Path, context: RunContext
+    ) -> None:
+        self._terms, self._source, self._baseline = terms, source, baseline
+        self._folder, self._context = folder, context
+        self._device = open_device(context.target.device)
+        self._started = time.monotonic()
+        facts, operators = self._device.facts(), inspect_onnx(source.main_file)["ops"]
+        self._entries = list(entries(terms.wanted, context.target, terms.threads, facts, operators))
+
+    def decide(self, workdir: Path) -> Outcome:
+        """What is kept, the best under the gates first, written to ``workdir``; and what became of the others."""
+        target = self._context.target
+        source = self._candidate(SOURCE, self._source.main_file, "fp32", self._runtime, target.threads)
+        checker = Checker(self._device, source, self._context)
+        allowed, warnings = self._allowance(checker, source)
+        self._build()
+        for entry in self._entries:
+            self._check(entry, checker, allowed)
+        raced, dropped = self._race(source)
+        kept, refused = self._choose(raced)
+        dropped.update(refused)
+        told = tuple(telling.notes(self._entries, raced, kept, dropped))
+        self._context.emit(Event("decision", " ".join(filter(None, (told[0].subject, told[0].message)))))
+        metric = self._context.task.primary.name
+        return Outcome(
+            self._artifacts(kept, workdir),
+            notes=(*warnings, *told),
+            details={
+                "candidates": telling.table(self._entries, raced, dropped, self._source_id, metric),
+                "allowed_drop": allowed,
+            },
+        )
+
+    # ---------------------------------------------------------------- the source, and what may be lost
+
+    @property
+    def _runtime(self) -> str:
+        """Where the source is measured: in the target's runtime, or where that opens no ONNX file in ONNX Runtime."""
+        runtime = self._context.target.runtime
+        return runtime if "onnx" in RUNTIMES.load(runtime).accepts else "onnxruntime"
+
+    @property
+    def _source_id(self) -> str:
+        """The candidate that is the source itself, run as the target says."""
+        same = [e for e in self._entries if e.recipe.name == f"{self._runtime}/fp32" and not e.recipe.options]
+        return same[0].id(self._context.target.threads) if same else ""
+
+    def _allowance(self, checker: Checker, source: Candidate) -> tuple[float | None, tuple[Note, ...]]:
+        """How much worse than the source the primary metric may be, in its unit; None: nothing is asked."""
+        if self._terms.max_drop is not None:
+            return float(self._terms.max_drop.value), ()
+        gate, primary = self._context.gates.get("accuracy"), self._context.task.primary
+        asked = gate.max_loss if isinstance(gate, AccuracyGate) else None
+        if asked is None:
+            return (DEFAULT_DROP if primary.unit == "share" else None), ()
+        if self._baseline.sha256 == self._source.sha256:
+            return asked.value, ()
+        before = replace(source, id="the baseline", path=self._baseline.main_file)
+        spent = loss(self._context, Checker(self._device, before, self._context).source, checker.source)
+        left = asked.value - max(0.0, spent or 0.0)
+        if left > 0:
+            return left, ()
+        message = (
+            f"on the validation split the source has already lost {spent:.4g} of the {asked} that the accuracy gate "
+            "allows: nothing that loses more is kept"
+        )
+        return 0.0, (Note("warning", message),)
+
+    # ---------------------------------------------------------------- the way of a candidate
+
+    def _build(self) -> None:
+        source, calibration = self._source.main_file, self._folder / "calibration"
+        loader = self._context.data.loader("calibration")
+        save_feeds(calibration_feeds(loader, source, self._terms.calibration), calibration)
+        for number, entry in enumerate(self._entries):
+            self._tell(0.5 * number / len(self._entries), f"building {entry.recipe.name}")
+            if self._left_s(BUILDING) <= 0:
+                entry.reason = f"not built: {self._late}"
+                continue
+            place = self._folder / str(number)
+            try:
+                entry.built = build_apart(entry.recipe, source, place, calibration, self._left_s(BUILDING))
+            except DeployCompressError as error:
+                entry.reason = f"not built: {error}"
+
+    def _check(self, entry: Entry, checker: Checker, allowed: float | None) -> None:
+        if entry.built is None:
+            return
+        recipe, primary = entry.recipe, self._context.task.primary
+        self._tell(0.6, f"checking {recipe.name}")
+        if self._left_s(BUILDING) <= 0:
+            entry.reason = f"not checked: {self._late}"
+            return
+        candidate = self._candidate(
+            recipe.name, entry.built.path, recipe.precision, recipe.runtime, entry.threads[0], recipe.options
+        )
+        try:
+            entry.checked = checker.check(candidate, self._left_s(BUILDING))
+        except DeployCompressError as error:
+            entry.reason = f"dropped: {error}"
+            return
+        lost, samples = entry.checked.loss, entry.checked.evaluation.samples
+        if allowed is not None and lost is not None and lost > allowed:
+            entry.reason = (
+                f"dropped: it loses {lost:.4g} of {primary.name} on {samples} validation samples, "
+                f"and may lose {allowed:.4g}"
+            )
+
+    def _race(self, source: Candidate) -> tuple[dict[str, Raced], dict[str, str]]:
+        """Those that are right, measured; and why others were not, by id."""
+        candidates = [
+            self._candidate(id, e.built.path, e.recipe.precision, e.recipe.runtime, threads, e.recipe.options)
+            for e in self._entries
+            if e.built is not None and not e.reason
+            for threads in e.threads
+            if (id := e.id(threads)) != self._source_id
+        ]
+        feed = take(self._context.data.loader("val"), self._context.target.batch_size)
+        found = race(
+            self._device,
+            source,
+            candidates,
+            to_numpy(feed),
+            in_time=lambda: self._left_s() > 0,
+            progress=lambda done, message: self._tell(0.7 + 0.3 * done, message),
+        )
+        dropped = {id: f"dropped: {of.message}" for id, of in found.items() if isinstance(of, Failed)}
+        dropped.update({c.id: f"not measured: {self._late}" for c in candidates if c.id not in found})
+        return {id: of for id, of in found.items() if not isinstance(of, Failed)}, dropped
+
+    # ---------------------------------------------------------------- the choice
+
+    def _choose(self, raced: Mapping[str, Raced]) -> tuple[list[str], dict[str, str]]:
+        """Ids of what is kept, the best under the gates first; and why each of the others is not."""
+        contenders = [Contender(SOURCE, 1.0, 0.0, 1.0)]
+        for id, of in raced.items():
+            checked = self._by_id[id][0].checked
+            assert checked is not None
+            contenders.append(Contender(id, 1 / of.speedup.value, checked.loss or 0.0, checked.parity.cosine))
+        kept, refused = choose(contenders)
+        refused.pop(SOURCE, None)  # it is there all the same
+        names = [contender.name for contender in kept if contender.name != SOURCE]
+        return sorted(names, key=lambda id: not self._small_enough(self._by_id[id][0])), refused
+
+    @property
+    def _by_id(self) -> dict[str, tuple[Entry, int]]:
+        return {entry.id(threads): (entry, threads) for entry in self._entries for threads in entry.threads}
+
+    def _small_enough(self, entry: Entry) -> bool:
+        gate = self._context.gates.get("artifact_size")
+        limits = [gate.max, gate.max_ratio] if isinstance(gate, SizeGate) else []
+        size = sum(path.stat().st_size for path in entry.files)
+        return all(
+            size <= limit.value * (1 if limit.dimension == "bytes" else self._baseline.bytes)
+            for limit in limits
+            if limit is not None
+        )
+
+    def _artifacts(self, kept: Sequence[str], workdir: Path) -> tuple[Artifact, ...]:
+        made = []
+        for id in kept:
+            entry, threads = self._by_id[id]
+            assert entry.built is not None
+            place = workdir / id / entry.built.path.name
+            place.parent.mkdir()
+            copy = shutil.copytree if entry.built.path.is_dir() else shutil.copyfile
+            copy(entry.built.path, place)
+            details = {
+                **self._source.details,
+                "recipe": entry.recipe.name,
+                "runtime": entry.recipe.runtime,
+                "provider": self._context.target.provider,
+                "threads": threads,
+                "options": dict(entry.recipe.options),
+            }
+            made.append(
+                Artifact.of(id, entry.built.kind, place, precision=entry.recipe.precision, details=details)
+            )
+        return tuple(made)
+
+    # ---------------------------------------------------------------- small things
+
+    def _candidate(
+        self,
+        id: str,
+        path: Path,
+        precision: str,
+        runtime: str,
+        threads: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> Candidate:
+        return Candidate(id, path, runtime, self._context.target.provider, threads, precision, options or {})
+
+    def _left_s(self, share: float = 1.0) -> float:
+        """Of this share of the budget."""
+        return share * self._terms.budget.value / 1000 - (time.monotonic() - self._started)
+
+    @property
+    def _late(self) -> str:
+        return f"the budget of {self._terms.budget} was used up"
+
+    def _tell(self, done: float, message: str) -> None:
+        if self._context.stopping():
+            raise Interrupted(signal.SIGTERM)
+        self._context.emit(Event("progress", message, done=done))

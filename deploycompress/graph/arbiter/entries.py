@@ -1,0 +1,70 @@
+"""The candidates: what was asked for and what can be built here, each with what was found out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploycompress.config.schema import TargetConfig
+from deploycompress.graph.arbiter.building import compiler_of
+from deploycompress.graph.arbiter.wanted import Wanted
+from deploycompress.graph.compilers.recipe import Built, Recipe
+from deploycompress.registry import COMPILERS, RUNTIMES
+
+if TYPE_CHECKING:
+    from deploycompress.graph.arbiter.checking import Checked
+
+
+@dataclass
+class Entry:
+    """One candidate on its way: each step fills in what it found, ``reason`` says where the way ended."""
+
+    recipe: Recipe
+    threads: tuple[int, ...]
+    built: Built | None = None
+    checked: Checked | None = None
+    reason: str = ""
+
+    def id(self, threads: int) -> str:
+        """Also the name of its folder: onnxruntime-int8-u8s8.t2."""
+        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.recipe.name)
+        told = {key: value for key, value in self.recipe.options.items() if key != "computes_in"}
+        return f"{name}{''.join(f'.{key}-{value}' for key, value in told.items())}.t{threads}"
+
+    @property
+    def files(self) -> list[Path]:
+        if self.built is None:
+            return []
+        path = self.built.path
+        return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+
+
+def missing(runtime: str) -> str | None:
+    """Why artefacts of that runtime cannot be built and run here; None when they can."""
+    reason: str | None = RUNTIMES.load(runtime)().missing() or compiler_of(runtime).missing()
+    return reason
+
+
+def entries(
+    wanted: Sequence[Wanted] | None,
+    target: TargetConfig,
+    threads: Sequence[int],
+    facts: Mapping[str, Any],
+    operators: Mapping[str, int],
+) -> Iterator[Entry]:
+    """Each candidate once, for a file with these ``operators``; ``wanted`` None: all that can be built here."""
+    if wanted is None:
+        known = dict.fromkeys((*COMPILERS, target.runtime))
+        wanted = [Wanted(runtime=name) for name in known if not missing(name)]
+    seen: list[tuple[Recipe, tuple[int, ...]]] = []
+    for one in wanted:
+        for recipe in compiler_of(one.runtime).recipes(target.provider, facts, operators):
+            identity = (
+                replace(recipe, options={**recipe.options, **one.options}),
+                one.threads or tuple(threads),
+            )
+            if one.fits(recipe) and identity not in seen:
+                seen.append(identity)
+                yield Entry(*identity)

@@ -1,0 +1,81 @@
+"""Measures artefacts beside the source: all of them briefly, then those that may be the fastest for longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploycompress.contracts import Device
+from deploycompress.devices.jobs import Candidate, Plan, Progress, failure_of, run_job, split
+from deploycompress.devices.results import Failed, Timing
+from deploycompress.measure.intervals import paired_speedup
+from deploycompress.measure.measurement import Speedup
+
+FIRST = Plan(blocks=6, block_ms=110.0, warmup_ms=200.0, least_samples=12, enough_samples=200)
+FINAL = Plan(blocks=20, block_ms=110.0, warmup_ms=200.0, least_samples=40, enough_samples=200)
+FINALISTS = 4  # one job
+# Slower by more than this than the fastest in a brief measurement, none was the fastest in a long one.
+BEHIND = 1.25
+
+
+@dataclass(frozen=True)
+class Raced:
+    """Beside the source, which ran in the same blocks; ``speedup``: over the source."""
+
+    p50_ms: float
+    speedup: Speedup
+    peak_memory_bytes: int | None
+
+
+def race(
+    device: Device,
+    source: Candidate,
+    candidates: Sequence[Candidate],
+    feed: Mapping[str, np.ndarray],
+    *,
+    in_time: Callable[[], bool],
+    progress: Progress = lambda done, message: None,
+) -> dict[str, Raced | Failed]:
+    """By candidate id; one that was not measured because ``in_time`` said no is left out.
+
+    Raises EnvironmentMissing when the device fails, or the source itself is not measured there.
+    """
+    found: dict[str, Raced | Failed] = {}
+    for group in split([source, *candidates], source.id, {source.runtime: source.id}):
+        if not in_time():
+            break
+        found.update(_measured(device, source, group, feed, FIRST, progress))
+    raced = {id: of for id, of in found.items() if isinstance(of, Raced)}
+    best = max((of.speedup.value for of in raced.values()), default=0.0)
+    order = sorted(raced, key=lambda id: -raced[id].speedup.value)
+    finalists = [id for id in order if best <= BEHIND * raced[id].speedup.value][:FINALISTS]
+    if finalists and in_time():
+        group = [source, *(c for c in candidates if c.id in finalists)]
+        found.update(_measured(device, source, group, feed, FINAL, progress))
+    return found
+
+
+def _measured(
+    device: Device,
+    source: Candidate,
+    group: Sequence[Candidate],
+    feed: Mapping[str, np.ndarray],
+    plan: Plan,
+    progress: Progress,
+) -> dict[str, Raced | Failed]:
+    entries = run_job(device, group, feed=feed, plan=plan, progress=progress).candidates
+    before = entries[source.id]
+    if isinstance(before, Failed):
+        raise failure_of(before, "the source was not measured")
+    return {id: _raced(entry, before) for id, entry in entries.items() if id != source.id}
+
+
+def _raced(entry: Timing | Failed, source: Timing) -> Raced | Failed:
+    if isinstance(entry, Failed):
+        return entry
+    if not entry.finite:
+        return Failed("run", "it gives NaN or infinite outputs")
+    p50_ms = float(np.median(np.concatenate([np.asarray(b) for b in entry.blocks_ns]))) / 1e6
+    return Raced(p50_ms, paired_speedup(source.blocks_ns, entry.blocks_ns), entry.peak_memory_bytes)

@@ -1,0 +1,76 @@
+"""OpenVINO's artefacts: its own files in FP32, which also run in BF16, and in INT8 by NNCF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.graph.compilers.recipe import Built, Recipe
+from deploycompress.graph.execution import Feed, inspect_onnx
+
+RUNTIME = "openvino"
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+ATTENTION = {"Softmax", "LayerNormalization"}  # both in one file: a transformer
+
+
+class OpenVinoCompiler:
+    """What computes in BF16 is chosen when the file is loaded, where the processor has it."""
+
+    def missing(self) -> str | None:
+        absent = [name for name in ("openvino", "nncf") if find_spec(name) is None]
+        return (
+            f"{' and '.join(absent)} not installed; pip install 'deploycompress[openvino]'"
+            if absent
+            else None
+        )
+
+    def recipes(
+        self, provider: str, facts: Mapping[str, Any], operators: Mapping[str, int]
+    ) -> tuple[Recipe, ...]:
+        if provider not in ("cpu", "gpu", "npu"):
+            return ()
+        half = ("bf16",) if provider == "cpu" and BF16_FLAGS & set(facts.get("flags", ())) else ()
+        half = ("fp16",) if provider == "gpu" else half
+        return (
+            *(Recipe(RUNTIME, precision, options={"computes_in": precision}) for precision in half),
+            Recipe(RUNTIME, "int8"),
+            *(Recipe(RUNTIME, "int8", precision, {"computes_in": precision}) for precision in half),
+            Recipe(RUNTIME, "fp32"),
+        )
+
+    def build(self, recipe: Recipe, source: Path, folder: Path, calibration: Iterable[Feed]) -> Built:
+        import openvino
+
+        place = folder / "model"
+        place.mkdir()
+        try:
+            model = openvino.convert_model(source)
+        except Exception as error:  # OpenVINO raises RuntimeError, and its front ends classes of their own
+            raise StageFailed(f"OpenVINO does not read {source.name}: {error}") from error
+        if recipe.precision == "int8":
+            transformer = set(inspect_onnx(source)["ops"]) >= ATTENTION
+            model = _quantized(model, transformer, calibration)
+        openvino.save_model(model, place / "model.xml", compress_to_fp16=False)
+        return Built(place, "openvino")
+
+
+def _quantized(model: Any, transformer: bool, calibration: Iterable[Feed]) -> Any:
+    import nncf
+
+    feeds = [dict(feed) for feed in calibration]
+    if not feeds:
+        raise ConfigError("there are no calibration data")
+    names = {name for port in model.inputs for name in port.get_names()}
+    wanted = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
+    try:
+        return nncf.quantize(
+            model,
+            nncf.Dataset(wanted),
+            subset_size=len(wanted),
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        )
+    except Exception as error:  # NNCF raises whatever happens to fail
+        raise StageFailed(f"NNCF does not quantize the model: {type(error).__name__}: {error}") from error

@@ -1,0 +1,158 @@
+"""OpenVINO: opens an ONNX file or OpenVINO's own on one device, in a fixed precision and with a fixed number of threads.
+
+It travels to devices inside the runner: the standard library, numpy and openvino, Python 3.8 syntax.
+The caller has put an ONNX file through ``onnx_file.check`` before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Iterator, Mapping
+
+import numpy as np
+
+# What floating-point operators compute in. Left to itself, OpenVINO takes bfloat16 where the processor has it.
+OV_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVino:
+    """Options: ``threads`` (1), ``provider`` ("cpu", "gpu", "npu"), ``computes_in`` ("fp32"; "bf16", "fp16").
+
+    And ``shapes``, input name -> sizes: fixed when the file is loaded, where the file leaves some open.
+    """
+
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "openvino"})
+    libraries: ClassVar[tuple[str, ...]] = ("openvino", "numpy")
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("openvino") is None:
+            return "OpenVINO is not installed; install it with: pip install 'deploycompress[openvino]'"
+        return None
+
+    @contextlib.contextmanager
+    def open(self, path: Path, options: Mapping[str, Any]) -> Iterator[OvSession]:
+        """Raises RuntimeError when the device is not there or the file does not load."""
+        yield OvSession(_ov_compile(path, options))
+
+    def profile(
+        self, path: Path, options: Mapping[str, Any], feed: Mapping[str, np.ndarray], calls: int
+    ) -> dict[str, dict[str, Any]]:
+        """Operator, by the name that OpenVINO gives it -> what it is and takes, of those that run.
+
+        ``op``: its type; ``provider``: the kernel; ``precision`` of its computation, as the kernel's name tells it;
+        ``role``: "fallback" where that is the plain reference one, "reformat" where it only turns one layout or type
+        into another; ``ns``: nanoseconds of each call. Raises RuntimeError as ``open`` does.
+        """
+        compiled = _ov_compile(path, options, {"PERF_COUNT": True})
+        session = OvSession(compiled)
+        call = session.bind(feed)
+        found: dict[str, dict[str, Any]] = {}
+        for _ in range(calls):
+            call()
+            for told in session.request.profiling_info:
+                if str(told.status).endswith("EXECUTED"):
+                    kernel, _, precision = told.exec_type.rpartition("_")
+                    operator = found.setdefault(
+                        told.node_name,
+                        {
+                            "op": told.node_type,
+                            "provider": kernel or told.exec_type,
+                            "precision": _ov_precision(precision),
+                            "role": _ov_role(told.node_type, told.exec_type),
+                            "ns": [],
+                        },
+                    )
+                    operator["ns"].append(int(1e9 * told.real_time.total_seconds()))
+        return found
+
+
+class OvSession:
+    """A compiled model with one inference request."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self.request = compiled.create_infer_request()
+        self._feed: dict[str, Any] = {}
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Name -> (element type such as "f32", shape with -1 for dynamic dimensions)."""
+        return {
+            _ov_name(i): (
+                i.get_element_type().get_type_name(),
+                tuple(d.get_length() if d.is_static else -1 for d in i.get_partial_shape()),
+            )
+            for i in self._compiled.inputs
+        }
+
+    def bind(self, feed: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        """Inputs in host memory, which OpenVINO reads in place; the call waits for the result."""
+        import openvino
+
+        self._feed = {}
+        for port in self._compiled.inputs:
+            array = np.ascontiguousarray(feed[_ov_name(port)])
+            tensor = openvino.Tensor(array, shared_memory=True)
+            self._feed[_ov_name(port)] = (array, tensor)  # kept: not copied
+            self.request.set_tensor(port, tensor)
+        request = self.request
+
+        def call() -> None:
+            request.start_async()
+            request.wait()
+
+        return call
+
+    def fetch(self) -> Mapping[str, np.ndarray]:
+        """The outputs of the last call, by name; copies."""
+        return {_ov_name(o): np.array(self.request.get_tensor(o).data) for o in self._compiled.outputs}
+
+
+def _ov_compile(path: Path, options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> Any:
+    import openvino
+
+    core = openvino.Core()
+    device = str(options.get("provider", "cpu")).upper()
+    if device.partition(".")[0] not in core.available_devices:
+        there = ", ".join(core.available_devices)
+        raise RuntimeError(f"OpenVINO {openvino.__version__} has no device {device} here; it has {there}")
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": OV_PRECISIONS[options.get("computes_in", "fp32")],
+        **(more or {}),
+    }
+    if device == "CPU":
+        settings.update({"INFERENCE_NUM_THREADS": int(options.get("threads", 1)), "NUM_STREAMS": 1})
+    try:
+        model = core.read_model(str(path))
+        shapes = options.get("shapes")
+        if shapes:
+            model.reshape({name: [int(size) for size in sizes] for name, sizes in shapes.items()})
+        return core.compile_model(model, device, settings)
+    except Exception as error:  # RuntimeError with pages of C++ places, and others
+        raise RuntimeError(f"OpenVINO does not load {path.name}: {_ov_reason(error)}") from error
+
+
+def _ov_reason(error: Exception) -> str:
+    """The last line that says something; those above are places in OpenVINO's own source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join((told or lines or [type(error).__name__])[-2:])[:500]
+
+
+def _ov_name(port: Any) -> str:
+    """The name that the file gives; a port without one has its operator's."""
+    names = sorted(port.get_names())
+    return str(names[0] if names else port.get_node().get_friendly_name())
+
+
+def _ov_role(op: str, kernel: str) -> str:
+    if op in ("Reorder", "Convert"):
+        return "reformat"
+    return "fallback" if kernel.startswith("ref") else ""
+
+
+def _ov_precision(told: str) -> str:
+    return {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}.get(told.lower(), told.lower())

@@ -1,0 +1,94 @@
+"""The compile stage: artefacts for several runtimes and precisions, of which the fastest that are still right are kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from deploycompress.config.base import StrictModel
+from deploycompress.config.quantities import Duration, Points
+from deploycompress.contracts import Inputs, Outcome, Ref, RunContext, Stage
+from deploycompress.errors import ConfigError, EnvironmentMissing
+from deploycompress.graph.arbiter.wanted import Wanted
+from deploycompress.registry import COMPILERS
+
+EVERYTHING = {"MatMul": 1, "Conv": 1}  # operators of a file that is not there yet
+
+
+class Compile(Stage):
+    """In place of quantize and build_engine. What it decides by measurement is kept with what it made."""
+
+    accepts = frozenset({"onnx"})
+    produces = frozenset({"onnx", "openvino", "engine"})
+    libraries = ("onnxruntime", "onnx", "numpy", "openvino", "nncf", "tensorrt")
+    compresses = True
+
+    class Config(StrictModel):
+        candidates: Literal["auto"] | tuple[Wanted, ...] = Field(
+            "auto", description="auto: all that this machine can build for the target's provider"
+        )
+        threads: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+            (), description="What each candidate is tried with; empty: one, and as many as the target has"
+        )
+        budget: Duration = Field(
+            "10 min", validate_default=True, description="For building and measuring all of them"
+        )
+        max_drop: Points | None = Field(
+            None,
+            description="On the validation split; else what the accuracy gate leaves, else 1 pp of a share",
+        )
+        calibration: Annotated[int, Field(ge=1)] | None = None  # samples; None: the whole calibration split
+
+    def inputs(self) -> Mapping[str, Ref]:
+        return {"source": "last", "baseline": "baseline"}
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"target", "gates"})
+
+    def depends(self, context: RunContext) -> Mapping[str, Any]:
+        """Another processor decides otherwise."""
+        from deploycompress.devices.jobs import open_device
+
+        facts = open_device(context.target.device).facts()
+        missing = {name: COMPILERS.load(name)().missing() for name in COMPILERS}
+        return {"facts": {key: facts.get(key) for key in ("cpu", "cores", "flags")}, "missing": missing}
+
+    def requires(self, context: RunContext) -> None:
+        from deploycompress.devices.jobs import open_device
+        from deploycompress.graph.arbiter.building import compiler_of
+        from deploycompress.graph.arbiter.entries import missing
+
+        facts = open_device(context.target.device).facts()
+        for wanted in () if self.config.candidates == "auto" else self.config.candidates:
+            reason = missing(wanted.runtime)
+            if reason:
+                raise EnvironmentMissing(f"compile: {wanted.runtime} cannot run here: {reason}")
+            recipes = compiler_of(wanted.runtime).recipes(context.target.provider, facts, EVERYTHING)
+            if not any(wanted.fits(recipe) for recipe in recipes):
+                known = ", ".join(recipe.name for recipe in recipes) or "nothing"
+                asked = "-".join(filter(None, (wanted.precision, wanted.scheme))) or "any precision"
+                raise ConfigError(
+                    f"compile: {wanted.runtime} has no recipe for {asked} on this processor with provider "
+                    f"{context.target.provider}; it has {known}"
+                )
+
+    def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        if context.rehearsal:  # whatever fails here is only dropped, so there is nothing to learn
+            return Outcome()
+        from deploycompress.graph.arbiter.decision import Arbiter, Terms
+
+        source = inputs["source"][0]
+        baseline = inputs["baseline"][0] if inputs.get("baseline") else source
+        terms = Terms(
+            None if self.config.candidates == "auto" else self.config.candidates,
+            self.config.threads or tuple(sorted({1, context.target.threads}, reverse=True)),
+            self.config.budget,
+            self.config.max_drop,
+            self.config.calibration,
+        )
+        with tempfile.TemporaryDirectory(dir=workdir, prefix=".compile-") as folder:
+            return Arbiter(terms, source, baseline, Path(folder), context).decide(workdir)

@@ -1,0 +1,89 @@
+"""OpenVINO behind the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from deploycompress.contracts import Session
+from deploycompress.runtimes.openvino import OpenVino
+
+
+@pytest.fixture
+def product(tmp_path: Path) -> Path:
+    """y = x @ w, s = the sum of y, for x[batch, 64]."""
+    weight = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["y"], name="product"),
+            helper.make_node("ReduceSum", ["y"], ["s"], name="sum", keepdims=0),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32]),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, []),
+        ],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path = tmp_path / "model.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    np.save(tmp_path / "weight.npy", weight)
+    return path
+
+
+def test_runs_what_is_bound_at_any_batch_size_and_fetches_it_by_name(product: Path) -> None:
+    assert OpenVino().missing() is None
+    weight = np.load(product.with_name("weight.npy"))
+    with OpenVino().open(product, {"threads": 2}) as session:
+        assert isinstance(session, Session)
+        assert session.inputs == {"x": ("f32", (-1, 64))}
+        for batch in (2, 5, 1):
+            feed = np.random.default_rng(batch).random((batch, 64), dtype=np.float32)
+            call = session.bind({"x": feed, "not asked for": feed})
+            call()
+            found = session.fetch()
+            np.testing.assert_allclose(found["y"], feed @ weight, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(found["s"], (feed @ weight).sum(), rtol=1e-4, atol=1e-3)
+
+
+def test_computes_in_the_precision_that_was_asked_for(product: Path) -> None:
+    """Left to itself it takes bfloat16 where the processor has it; FP32 has to mean FP32."""
+    weight = np.load(product.with_name("weight.npy"))
+    feed = np.random.default_rng(1).random((4, 64), dtype=np.float32)
+    errors = {}
+    for precision in ("fp32", "bf16"):
+        with OpenVino().open(product, {"computes_in": precision}) as session:
+            session.bind({"x": feed})()
+            errors[precision] = float(np.abs(session.fetch()["y"] - feed @ weight).max())
+    assert errors["fp32"] < 1e-4
+    if errors["bf16"] < 1e-4:
+        pytest.skip("this processor does not multiply in bfloat16")
+    assert errors["bf16"] < 0.5
+
+
+def test_the_profile_names_operators_kernels_and_precisions(product: Path) -> None:
+    feed = {"x": np.ones((3, 64), np.float32)}
+    found = OpenVino().profile(product, {}, feed, calls=5)
+    products = [of for of in found.values() if of["op"] in ("FullyConnected", "MatMul")]
+    assert len(products) == 1 and len(products[0]["ns"]) == 5
+    assert products[0]["precision"] == "fp32" and products[0]["provider"]
+
+
+def test_fixed_shapes_are_fixed(product: Path) -> None:
+    with OpenVino().open(product, {"shapes": {"x": [2, 64]}}) as session:
+        assert session.inputs == {"x": ("f32", (2, 64))}
+
+
+def test_an_absent_device_and_a_broken_file_say_so(product: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"has no device NPU here; it has CPU"):
+        with OpenVino().open(product, {"provider": "npu"}):
+            pass
+    product.write_bytes(b"no ONNX file")
+    with pytest.raises(RuntimeError, match=r"OpenVINO does not load model.onnx: "):
+        with OpenVino().open(product, {}):
+            pass

@@ -1,0 +1,268 @@
+"""The compile stage: what it builds, refuses and keeps, with runtimes whose calls take a known time."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploycompress.config.quantities import Quantity
+from deploycompress.config.schema import AccuracyGate, SizeGate
+from deploycompress.contracts import Event
+from deploycompress.devices.jobs import Plan
+from deploycompress.errors import ConfigError, EnvironmentMissing
+from deploycompress.graph.arbiter import racing
+from deploycompress.graph.arbiter.checking import Checked
+from deploycompress.graph.arbiter.decision import Arbiter, Terms
+from deploycompress.graph.arbiter.racing import Raced
+from deploycompress.graph.arbiter.wanted import Wanted
+from deploycompress.graph.compilers.recipe import Built
+from deploycompress.graph.evaluation import Evaluation
+from deploycompress.measure.measurement import Speedup
+from deploycompress.model.parity import Parity
+from deploycompress.stages.compile import Compile
+
+RUNTIME = '''
+"""ONNX Runtime, with calls that last as long as they are told to, or go wrong."""
+import contextlib
+import os
+import signal
+import time
+
+import numpy as np
+import onnxruntime
+
+
+class Timed:
+    accepts = frozenset({"onnx"})
+    libraries = ("onnxruntime",)
+
+    def missing(self):
+        return None
+
+    @contextlib.contextmanager
+    def open(self, path, options):
+        yield TimedSession(onnxruntime.InferenceSession(str(path)), options)
+
+
+class TimedSession:
+    def __init__(self, session, options):
+        self.session, self.options = session, options
+        self.inputs = {i.name: None for i in session.get_inputs()}
+
+    def bind(self, feed):
+        self.feed = {name: feed[name] for name in self.inputs}
+        return self.call
+
+    def call(self):
+        fail = self.options.get("fail")
+        if fail == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if fail == "raise":
+            raise RuntimeError("the device was lost")
+        end = time.perf_counter_ns() + int(float(self.options.get("busy_ms", 4)) * 1e6)
+        self.outputs = self.session.run(None, self.feed)
+        if fail == "wrong":
+            self.outputs = [o[:, ::-1].copy() for o in self.outputs]
+        if fail == "worse":
+            self.outputs = [o + 0.5 * np.roll(o, 1, axis=1) for o in self.outputs]
+        while time.perf_counter_ns() < end:
+            pass
+
+    def fetch(self):
+        return {o.name: v for o, v in zip(self.session.get_outputs(), self.outputs)}
+'''
+
+
+@pytest.fixture
+def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "timed_runtime.py").write_text(textwrap.dedent(RUNTIME))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timed_runtime", raising=False)  # another test's
+    brief = Plan(blocks=4, block_ms=20.0, warmup_ms=10.0, least_samples=8, enough_samples=200)
+    monkeypatch.setattr(racing, "FIRST", brief)
+    monkeypatch.setattr(racing, "FINAL", brief)
+    return "timed_runtime:Timed"
+
+
+def compiled(context, source, workdir: Path, **config):
+    stage = Compile(Compile.Config.model_validate({"threads": [1], **config}))
+    workdir.mkdir()
+    stage.requires(context)
+    return stage.run({"source": (source,), "baseline": (source,)}, workdir, context)
+
+
+def test_keeps_the_fastest_that_is_right_and_says_what_became_of_the_others(
+    run_context, exported_of, timed: str, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    context = run_context(runtime=timed, events=events)
+    options = [
+        {"busy_ms": 1},
+        {"busy_ms": 2},
+        {"busy_ms": 3.96},
+        {"busy_ms": 1.5, "fail": "wrong"},
+        {"busy_ms": 1.5, "fail": "crash"},
+        {"busy_ms": 1.5, "fail": "raise"},
+    ]
+    candidates = [{"runtime": timed, "options": {k: str(v) for k, v in o.items()}} for o in options]
+    outcome = compiled(context, exported_of(context), tmp_path / "work", candidates=candidates)
+    (made,) = outcome.artifacts  # the same file twice is as accurate, so the slower one is refused
+    assert made.kind == "onnx" and made.details["options"] == {"busy_ms": "1"}
+    assert (made.details["runtime"], made.details["threads"]) == (timed, 1)
+    assert made.path.is_file() and made.path.is_relative_to(tmp_path / "work")
+    rows = {row["id"]: row for row in outcome.details["candidates"]}
+    reasons = {
+        id.removeprefix("timed_runtime-Timed-fp32.busy_ms-"): row["reason"] for id, row in rows.items()
+    }
+    assert reasons["1.t1"] == ""
+    assert "not at least 3% faster than" in reasons["2.t1"]
+    assert "not at least 3% faster than" in reasons["3.96.t1"]
+    assert "its outputs differ from the source's: cosine" in reasons["1.5.fail-wrong.t1"]
+    assert "was ended by SIGSEGV" in reasons["1.5.fail-crash.t1"]
+    assert "the device was lost" in reasons["1.5.fail-raise.t1"]
+    best = rows[made.id]
+    assert 3 < best["speedup"]["low"] <= best["speedup"]["value"] < 5 and best["cosine"] == 1.0
+    (decision,) = (note for note in outcome.notes if note.kind == "decision")
+    assert decision.subject == made.id and "times as fast as the source" in decision.message
+    assert any(event.kind == "decision" and made.id in event.message for event in events)
+    assert [p.name for p in (tmp_path / "work").iterdir()] == [made.id]  # nothing else is left
+
+
+def test_a_source_that_nothing_beats_goes_on_as_it_is(
+    run_context, exported_of, timed: str, tmp_path: Path
+) -> None:
+    context = run_context(runtime=timed)
+    slower = [{"runtime": timed, "options": {"busy_ms": "6"}}]
+    outcome = compiled(context, exported_of(context), tmp_path / "work", candidates=slower)
+    assert outcome.artifacts == ()
+    assert [n.message for n in outcome.notes if n.kind == "decision"] == [
+        "nothing is faster than the source and still right: it goes on as it is"
+    ]
+
+
+def arbiter_of(context, source, baseline, folder: Path, max_drop: str | None = None) -> Arbiter:
+    wanted = [
+        Wanted(runtime="onnxruntime", precision="fp32"),
+        Wanted(runtime="onnxruntime", precision="int8", scheme="s8s8"),
+    ]
+    drop = None if max_drop is None else Quantity.parse(max_drop, "points")
+    terms = Terms(wanted, (2,), Quantity.parse("1 min", "time"), drop, None)
+    return Arbiter(terms, source, baseline, folder, context)
+
+
+def test_the_allowance_is_its_own_or_what_is_left_of_the_gates(
+    run_context, exported_of, tmp_path: Path
+) -> None:
+    from deploycompress.devices.jobs import Candidate, open_device
+    from deploycompress.graph.arbiter.checking import Checker
+
+    context = run_context()
+    source = exported_of(context)
+    candidate = Candidate("the source", source.main_file, "onnxruntime")
+    checker = Checker(open_device("local"), candidate, context)
+    gated = replace(context, gates={"accuracy": AccuracyGate(max_drop="3 pp")})
+    asked = [
+        arbiter_of(of, source, source, tmp_path, drop)._allowance(checker, candidate)
+        for of, drop in ((context, None), (gated, None), (gated, "2 pp"))
+    ]
+    assert asked == [(0.01, ()), (0.03, ()), (0.02, ())]
+    # A baseline that is better than the source by more than the gate allows.
+    better = replace(checker.source, metrics={"accuracy": checker.source.metrics["accuracy"] - 0.5})
+    checker.source = better
+    other = replace(source, sha256="other")
+    left, (note,) = arbiter_of(gated, source, other, tmp_path)._allowance(checker, candidate)
+    assert left == 0.0 and note.kind == "warning"
+    assert "has already lost 0.5 of the 3 pp that the accuracy gate allows" in note.message
+
+
+def test_what_loses_more_than_is_allowed_is_dropped(run_context, exported_of, tmp_path: Path) -> None:
+    class Loses:
+        """A checker whose candidate is two points worse."""
+
+        def check(self, candidate: object, deadline_s: float) -> Checked:
+            return Checked(Parity(0.1, 0.1, 0.99, 1.0), Evaluation({"accuracy": 0.9}, None, {}, 180), 0.02)
+
+    context = run_context()
+    source = exported_of(context)
+    arbiter = arbiter_of(context, source, source, tmp_path)
+    reasons = {}
+    for allowed in (0.03, 0.01, None):
+        entry = arbiter._entries[1]
+        entry.reason, entry.built = "", Built(source.main_file, "onnx")
+        arbiter._check(entry, Loses(), allowed)  # type: ignore[arg-type]
+        reasons[allowed] = entry.reason
+    assert reasons == {
+        0.03: "",
+        None: "",
+        0.01: "dropped: it loses 0.02 of accuracy on 180 validation samples, and may lose 0.01",
+    }
+
+
+def test_what_is_small_enough_comes_first(run_context, exported_of, tmp_path: Path) -> None:
+    """Although it is slower: the gate on the size would fail with the other."""
+    context = replace(run_context(), gates={"artifact_size": SizeGate(max="1 KB")})
+    source = exported_of(context)
+    arbiter = arbiter_of(context, source, source, tmp_path)
+    raced = {}
+    for entry, size, speed, lost in zip(arbiter._entries, (2000, 500), (2.0, 1.5), (0.01, 0.0), strict=True):
+        path = tmp_path / entry.id(2)
+        path.write_bytes(b"0" * size)
+        entry.built = Built(path, "onnx")
+        parity = Parity(0.0, 0.0, 1.0 - lost, None)
+        entry.checked = Checked(parity, Evaluation({}, None, {}, 1), lost)
+        raced[entry.id(2)] = Raced(1.0, Speedup(speed, speed, speed), None)
+    kept, refused = arbiter._choose(raced)
+    assert kept == ["onnxruntime-int8-s8s8.t2", "onnxruntime-fp32.t2"] and not refused
+
+
+def test_the_budget_bounds_it_and_the_best_so_far_is_delivered(
+    run_context, exported_of, timed: str, tmp_path: Path
+) -> None:
+    context = run_context(runtime=timed)
+    candidates = [{"runtime": timed, "options": {"busy_ms": "1"}}, {"runtime": "openvino"}]
+    outcome = compiled(
+        context, exported_of(context), tmp_path / "work", candidates=candidates, budget="10 ms"
+    )
+    assert outcome.artifacts == ()
+    skipped = [n.message for n in outcome.notes if n.kind == "skipped"]
+    assert skipped and all("the budget of 10 ms was used up" in message for message in skipped)
+
+
+def test_every_runtime_here_takes_part_by_itself(
+    run_context, exported_of, tmp_path: Path, monkeypatch
+) -> None:
+    brief = Plan(blocks=3, block_ms=5.0, warmup_ms=5.0, least_samples=5, enough_samples=50)
+    monkeypatch.setattr(racing, "FIRST", brief)
+    monkeypatch.setattr(racing, "FINAL", brief)
+    context = run_context(threads=1)
+    outcome = compiled(context, exported_of(context), tmp_path / "work", max_drop="100 pp", calibration=16)
+    recipes = {row["recipe"] for row in outcome.details["candidates"]}
+    assert {"openvino/fp32", "openvino/int8", "onnxruntime/int8-s8s8", "onnxruntime/int8-dynamic"} <= recipes
+    assert "onnxruntime/fp32" not in recipes  # that is the source itself
+    assert not [row["reason"] for row in outcome.details["candidates"] if row["reason"].startswith("not ")]
+    for made in outcome.artifacts:
+        assert made.details["recipe"] in recipes and made.main_file.is_file()
+
+
+def test_what_is_not_there_is_refused_before_anything_runs(run_context, monkeypatch) -> None:
+    def refusal(**wanted: str) -> None:
+        Compile(Compile.Config.model_validate({"candidates": [wanted]})).requires(run_context())
+
+    with pytest.raises(
+        ConfigError,
+        match=r"compile: openvino has no recipe for fp16 .* it has .*openvino/int8, .*openvino/fp32",
+    ):
+        refusal(runtime="openvino", precision="fp16")
+    monkeypatch.setattr("deploycompress.runtimes.openvino.OpenVino.missing", lambda self: "install it")
+    with pytest.raises(EnvironmentMissing, match="compile: openvino cannot run here: install it"):
+        refusal(runtime="openvino")
+
+
+def test_the_rehearsal_builds_nothing(run_context, exported_of, tmp_path: Path) -> None:
+    context = run_context(rehearsal=True)
+    outcome = compiled(context, exported_of(context), tmp_path / "work")
+    assert outcome.artifacts == () and not list((tmp_path / "work").iterdir())
