@@ -23,7 +23,8 @@ outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, in
 """
 OPENVINO = """\
 settings = {{"INFERENCE_NUM_THREADS": {threads}, "INFERENCE_PRECISION_HINT": {hint}}}
-model = openvino.compile_model(folder / {file} / "model.xml", {device}, settings)
+model = openvino.Core().read_model(folder / {file} / "model.xml")
+{reshape}model = openvino.compile_model(model, {device}, settings)
 outputs = {{port.get_any_name(): value for port, value in model(inputs).items()}}
 """
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -88,6 +89,9 @@ def _openvino(entry: Mapping[str, Any], target: Mapping[str, Any]) -> str:
         threads=int(details.get("threads", target["threads"])),
         file=repr(entry["file"]),
         device=repr(str(details.get("provider", "cpu")).upper()),
+        reshape="model.reshape({name: value.shape for name, value in inputs.items()})\n"
+        if details.get("options", {}).get("static_shapes")
+        else "",
         hint=repr(HINTS[details.get("options", {}).get("computes_in", "fp32")]),
     )
 

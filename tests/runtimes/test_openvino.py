@@ -74,9 +74,14 @@ def test_the_profile_names_operators_kernels_and_precisions(product: Path) -> No
     assert products[0]["precision"] == "fp32" and products[0]["provider"]
 
 
-def test_fixed_shapes_are_fixed(product: Path) -> None:
-    with OpenVino().open(product, {"shapes": {"x": [2, 64]}}) as session:
-        assert session.inputs == {"x": ("f32", (2, 64))}
+def test_static_shapes_are_those_of_the_feed(product: Path) -> None:
+    weight = np.load(product.with_name("weight.npy"))
+    with OpenVino().open(product, {"static_shapes": True}) as session:
+        for batch in (2, 2, 3):
+            feed = np.random.default_rng(batch).random((batch, 64), dtype=np.float32)
+            session.bind({"x": feed})()
+            assert session.inputs == {"x": ("f32", (batch, 64))}
+            np.testing.assert_allclose(session.fetch()["y"], feed @ weight, rtol=1e-5, atol=1e-5)
 
 
 def test_an_absent_device_and_a_broken_file_say_so(product: Path) -> None:

@@ -191,7 +191,7 @@ def test_what_loses_more_than_is_allowed_is_dropped(run_context, exported_of, tm
     arbiter = arbiter_of(context, source, source, tmp_path)
     reasons = {}
     for allowed in (0.03, 0.01, None):
-        entry = arbiter._entries[1]
+        entry = arbiter.entries[1]
         entry.reason, entry.built = "", Built(source.main_file, "onnx")
         arbiter._check(entry, Loses(), allowed)  # type: ignore[arg-type]
         reasons[allowed] = entry.reason
@@ -208,7 +208,7 @@ def test_what_is_small_enough_comes_first(run_context, exported_of, tmp_path: Pa
     source = exported_of(context)
     arbiter = arbiter_of(context, source, source, tmp_path)
     raced = {}
-    for entry, size, speed, lost in zip(arbiter._entries, (2000, 500), (2.0, 1.5), (0.01, 0.0), strict=True):
+    for entry, size, speed, lost in zip(arbiter.entries, (2000, 500), (2.0, 1.5), (0.01, 0.0), strict=True):
         path = tmp_path / entry.id(2)
         path.write_bytes(b"0" * size)
         entry.built = Built(path, "onnx")

@@ -57,7 +57,7 @@ class Arbiter:
         self._device = open_device(context.target.device)
         self._started = time.monotonic()
         facts, operators = self._device.facts(), inspect_onnx(source.main_file)["ops"]
-        self._entries = list(entries(terms.wanted, context.target, terms.threads, facts, operators))
+        self.entries = list(entries(terms.wanted, context.target, terms.threads, facts, operators))
 
     def decide(self, workdir: Path) -> Outcome:
         """What is kept, the best under the gates first, written to ``workdir``; and what became of the others."""
@@ -66,19 +66,19 @@ class Arbiter:
         checker = Checker(self._device, source, self._context)
         allowed, warnings = self._allowance(checker, source)
         self._build()
-        for entry in self._entries:
+        for entry in self.entries:
             self._check(entry, checker, allowed)
         raced, dropped = self._race(source)
         kept, refused = self._choose(raced)
         dropped.update(refused)
-        told = tuple(telling.notes(self._entries, raced, kept, dropped))
+        told = tuple(telling.notes(self.entries, raced, kept, dropped))
         self._context.emit(Event("decision", " ".join(filter(None, (told[0].subject, told[0].message)))))
         metric = self._context.task.primary.name
         return Outcome(
             self._artifacts(kept, workdir),
             notes=(*warnings, *told),
             details={
-                "candidates": telling.table(self._entries, raced, dropped, self._source_id, metric),
+                "candidates": telling.table(self.entries, raced, dropped, self._source_id, metric),
                 "allowed_drop": allowed,
             },
         )
@@ -94,7 +94,7 @@ class Arbiter:
     @property
     def _source_id(self) -> str:
         """The candidate that is the source itself, run as the target says."""
-        same = [e for e in self._entries if e.recipe.name == f"{self._runtime}/fp32" and not e.recipe.options]
+        same = [e for e in self.entries if e.recipe.name == f"{self._runtime}/fp32" and not e.recipe.options]
         return same[0].id(self._context.target.threads) if same else ""
 
     def _allowance(self, checker: Checker, source: Candidate) -> tuple[float | None, tuple[Note, ...]]:
@@ -124,8 +124,8 @@ class Arbiter:
         source, calibration = self._source.main_file, self._folder / "calibration"
         loader = self._context.data.loader("calibration")
         save_feeds(calibration_feeds(loader, source, self._terms.calibration), calibration)
-        for number, entry in enumerate(self._entries):
-            self._tell(0.5 * number / len(self._entries), f"building {entry.recipe.name}")
+        for number, entry in enumerate(self.entries):
+            self._tell(0.5 * number / len(self.entries), f"building {entry.recipe.name}")
             if self._left_s(BUILDING) <= 0:
                 entry.reason = f"not built: {self._late}"
                 continue
@@ -162,7 +162,7 @@ class Arbiter:
         """Those that are right, measured; and why others were not, by id."""
         candidates = [
             self._candidate(id, e.built.path, e.recipe.precision, e.recipe.runtime, threads, e.recipe.options)
-            for e in self._entries
+            for e in self.entries
             if e.built is not None and not e.reason
             for threads in e.threads
             if (id := e.id(threads)) != self._source_id
@@ -196,7 +196,7 @@ class Arbiter:
 
     @property
     def _by_id(self) -> dict[str, tuple[Entry, int]]:
-        return {entry.id(threads): (entry, threads) for entry in self._entries for threads in entry.threads}
+        return {entry.id(threads): (entry, threads) for entry in self.entries for threads in entry.threads}
 
     def _small_enough(self, entry: Entry) -> bool:
         gate = self._context.gates.get("artifact_size")

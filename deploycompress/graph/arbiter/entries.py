@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from deploycompress.graph.arbiter.checking import Checked
 
 
+USUAL = (
+    "computes_in",
+    "static_shapes",
+)  # options that the recipe's name tells, or that all of a runtime have
+
+
 @dataclass
 class Entry:
     """One candidate on its way: each step fills in what it found, ``reason`` says where the way ended."""
@@ -30,7 +36,7 @@ class Entry:
     def id(self, threads: int) -> str:
         """Also the name of its folder: onnxruntime-int8-u8s8.t2."""
         name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.recipe.name)
-        told = {key: value for key, value in self.recipe.options.items() if key != "computes_in"}
+        told = {key: value for key, value in self.recipe.options.items() if key not in USUAL}
         return f"{name}{''.join(f'.{key}-{value}' for key, value in told.items())}.t{threads}"
 
     @property

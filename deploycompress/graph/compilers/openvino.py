@@ -32,13 +32,14 @@ class OpenVinoCompiler:
     ) -> tuple[Recipe, ...]:
         if provider not in ("cpu", "gpu", "npu"):
             return ()
+        static = {"static_shapes": True}
         half = ("bf16",) if provider == "cpu" and BF16_FLAGS & set(facts.get("flags", ())) else ()
         half = ("fp16",) if provider == "gpu" else half
         return (
-            *(Recipe(RUNTIME, precision, options={"computes_in": precision}) for precision in half),
-            Recipe(RUNTIME, "int8"),
-            *(Recipe(RUNTIME, "int8", precision, {"computes_in": precision}) for precision in half),
-            Recipe(RUNTIME, "fp32"),
+            *(Recipe(RUNTIME, of, options={"computes_in": of, **static}) for of in half),
+            Recipe(RUNTIME, "int8", options=static),
+            *(Recipe(RUNTIME, "int8", of, {"computes_in": of, **static}) for of in half),
+            Recipe(RUNTIME, "fp32", options=static),
         )
 
     def build(self, recipe: Recipe, source: Path, folder: Path, calibration: Iterable[Feed]) -> Built:
