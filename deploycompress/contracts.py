@@ -359,7 +359,10 @@ class Loss(Protocol):
 
 @runtime_checkable
 class Session(Protocol):
-    """One loaded artefact. ``bind`` prepares a feed; the call it gives back is what is timed."""
+    """One loaded artefact. ``bind`` prepares a feed; the call it gives back is what is timed.
+
+    The call keeps the session, and what is bound, alive: it may be all that its user holds.
+    """
 
     @property
     def inputs(self) -> Mapping[str, Any]: ...

@@ -142,12 +142,10 @@ class OrtSession:
             binding.bind_cpu_input(name, array)
         for name in self._outputs:
             binding.bind_output(name, "cpu")
-        run = self._session.run_with_iobinding
+        return self._call
 
-        def call() -> None:
-            run(binding)
-
-        return call
+    def _call(self) -> None:
+        self._session.run_with_iobinding(self._binding)
 
     def fetch(self) -> Mapping[str, np.ndarray]:
         """The outputs of the last call, by name; copies."""

@@ -109,13 +109,11 @@ class OvSession:
             tensor = openvino.Tensor(array, shared_memory=True)
             self._feed[_ov_name(port)] = (array, tensor)  # kept: not copied
             self.request.set_tensor(port, tensor)
-        request = self.request
+        return self._call
 
-        def call() -> None:
-            request.start_async()
-            request.wait()
-
-        return call
+    def _call(self) -> None:
+        self.request.start_async()
+        self.request.wait()
 
     def fetch(self) -> Mapping[str, np.ndarray]:
         """The outputs of the last call, by name; copies."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,17 @@ def test_a_file_that_does_not_load(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"does not load model\.onnx"):
         with OnnxRuntime().open(tmp_path / "model.onnx", {}):
             pass
+
+
+def test_the_call_keeps_what_it_needs_alive(doubled: Path) -> None:
+    """The session goes out of sight: a candidate's process holds nothing but the call."""
+    context = OnnxRuntime().open(doubled, {})
+    session = context.__enter__()
+    call = session.bind({"x": np.ones((2, 3), np.float32)})
+    gone = weakref.ref(session)
+    del session
+    gc.collect()
+    assert gone() is not None
+    call()
+    assert gone().fetch()["y"].shape[0] == 2
+    del call, context

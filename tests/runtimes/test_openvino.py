@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +94,17 @@ def test_an_absent_device_and_a_broken_file_say_so(product: Path) -> None:
     with pytest.raises(RuntimeError, match=r"OpenVINO does not load model.onnx: "):
         with OpenVino().open(product, {}):
             pass
+
+
+def test_the_call_keeps_what_it_needs_alive(product: Path) -> None:
+    """The session goes out of sight: a candidate's process holds nothing but the call."""
+    context = OpenVino().open(product, {})
+    session = context.__enter__()
+    call = session.bind({"x": np.ones((2, 64), np.float32)})
+    gone = weakref.ref(session)
+    del session
+    gc.collect()
+    assert gone() is not None
+    call()
+    assert gone().fetch()["y"].shape[0] == 2
+    del call, context
