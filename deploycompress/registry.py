@@ -50,6 +50,7 @@ STAGES = Table(
         "quantize": "deploycompress.stages.quantize:Quantize",
         "build_engine": "deploycompress.stages.build_engine:BuildEngine",
         "compile": "deploycompress.stages.compile:Compile",
+        "pack": "deploycompress.stages.pack:Pack",
         "benchmark": "deploycompress.stages.benchmark:Benchmark",
     },
 )
@@ -110,6 +111,7 @@ COMPILERS = Table(
     {
         "onnxruntime": "deploycompress.graph.compilers.onnxruntime:OnnxRuntimeCompiler",
         "openvino": "deploycompress.graph.compilers.openvino:OpenVinoCompiler",
+        "tensorrt": "deploycompress.graph.compilers.tensorrt:TensorRTCompiler",
     },
 )
 

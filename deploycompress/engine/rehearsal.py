@@ -9,7 +9,7 @@ from deploycompress.artifact import Artifact, canonical_json
 from deploycompress.contracts import Event, RunContext
 from deploycompress.engine.plan import Step
 from deploycompress.engine.record import signed
-from deploycompress.errors import DeployCompressError, Interrupted
+from deploycompress.errors import DeployCompressError, Interrupted, StageFailed
 
 
 def rehearse(steps: tuple[Step, ...], workdir: Path, context: RunContext) -> None:
@@ -33,7 +33,10 @@ def rehearse(steps: tuple[Step, ...], workdir: Path, context: RunContext) -> Non
 
 
 def artifacts_for(step: Step, name: str, made: dict[str, tuple[Artifact, ...]]) -> tuple[Artifact, ...]:
-    """What ``step`` reads as its input ``name``: only kinds it accepts, each artefact once."""
+    """What ``step`` reads as its input ``name``: only kinds it accepts, each artefact once.
+
+    Raises StageFailed where its one source gave nothing of the kind: a package alone, for example.
+    """
     source = step.sources[name]
     if isinstance(source, Path):
         return (Artifact.of(source.stem, "onnx" if source.suffix == ".onnx" else "checkpoint", source),)
@@ -44,4 +47,10 @@ def artifacts_for(step: Step, name: str, made: dict[str, tuple[Artifact, ...]]) 
                 # Equal files that are meant to be run in another way are not the same.
                 run = {key: artifact.details.get(key) for key in ("runtime", "threads", "options")}
                 found.setdefault((artifact.sha256, canonical_json(run)), artifact)
+    if name == "source" and not found and len(source) == 1:
+        reads, made_there = " or ".join(sorted(step.stage.accepts)), {a.kind for a in made[source[0]]}
+        raise StageFailed(
+            f"{step.id} reads {reads}, and {source[0]} made {' and '.join(sorted(made_there)) or 'nothing'} this time; "
+            "name an earlier step with `from`"
+        )
     return tuple(found.values())

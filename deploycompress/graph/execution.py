@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deploycompress.contracts import Runtime
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.runtimes.onnx_file import check
 from deploycompress.runtimes.onnxruntime import OnnxRuntime
@@ -15,8 +16,10 @@ from deploycompress.runtimes.onnxruntime import OnnxRuntime
 Feed = Mapping[str, np.ndarray]
 
 
-def run_onnx(path: Path, feeds: Iterable[Feed], threads: int = 1) -> list[dict[str, np.ndarray]]:
-    """Outputs by name for each feed, from ONNX Runtime on the CPU.
+def run_onnx(
+    path: Path, feeds: Iterable[Feed], threads: int = 1, runtime: Runtime | None = None
+) -> list[dict[str, np.ndarray]]:
+    """Outputs by name for each feed, from ONNX Runtime on the CPU, or another ``runtime``.
 
     Raises ConfigError when the reader refuses the file or a feed lacks an input, StageFailed when ONNX
     Runtime does not load or run it.
@@ -24,14 +27,15 @@ def run_onnx(path: Path, feeds: Iterable[Feed], threads: int = 1) -> list[dict[s
     described = inspect_onnx(path)
     results = []
     try:
-        with OnnxRuntime().open(path, {"threads": threads}) as session:
+        with (runtime or OnnxRuntime()).open(path, {"threads": threads}) as session:
             for feed in feeds:
                 session.bind(select(feed, described["inputs"], path))()
                 results.append(dict(session.fetch()))
     except (ConfigError, StageFailed):
         raise
     except Exception as error:  # onnxruntime's own classes, one for each status code
-        raise StageFailed(f"{path.name} does not run in ONNX Runtime: {error}") from error
+        name = type(runtime).__name__ if runtime is not None else "ONNX Runtime"
+        raise StageFailed(f"{path.name} does not run in {name}: {error}") from error
     return results
 
 

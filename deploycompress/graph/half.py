@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploycompress.errors import StageFailed
+from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.execution import inspect_onnx
 
 if TYPE_CHECKING:
     import onnx
 
+OLDEST_BF16 = 22  # opset
 # Sums over many values, and what is divided by them: FP16 has three digits and ends at 65504, BF16 has two.
 IN_FLOAT = (
     "LayerNormalization",
@@ -33,13 +34,18 @@ def to_half(source: Path, destination: Path, precision: str) -> None:
     """Write ``source`` in "fp16" or "bf16" to ``destination``; inputs and outputs stay as they are.
 
     Operators that sum many values stay in FP32, and so does what ONNX Runtime's converter leaves in it. Raises
-    ConfigError when the reader refuses the file, StageFailed when it cannot be converted.
+    ConfigError when the reader refuses the file or its opset is too old, StageFailed when it cannot be converted.
     """
     import onnx
     import onnx_ir
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    inspect_onnx(source)
+    opset = int(inspect_onnx(source)["opset"])
+    if precision == "bf16" and opset < OLDEST_BF16:
+        raise ConfigError(
+            f"{source.name} has opset {opset}, and convolutions in BF16 are there from {OLDEST_BF16} on; export with "
+            f"opset: {OLDEST_BF16}"
+        )
     try:
         model = onnx.load(source)
         originals = {t.name: onnx.TensorProto.FromString(t.SerializeToString()) for t in _floats(model.graph)}

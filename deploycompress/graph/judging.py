@@ -108,10 +108,10 @@ def _judged(
 
 def _reader_of(artifact: Artifact) -> tuple[str | None, str]:
     """Accuracy is the artefact's own, so it is read where the file says what is computed."""
-    if artifact.kind == "onnx":
-        return "onnxruntime", "cpu"
     own = artifact.details.get("runtime")
-    return (own, artifact.details.get("provider", "cuda")) if own is not None else (None, "")
+    if own is None:
+        return ("onnxruntime", "cpu") if artifact.kind == "onnx" else (None, "")
+    return own, artifact.details.get("provider", "cuda")
 
 
 def _profiled_batch(artifact: Artifact) -> int | None:

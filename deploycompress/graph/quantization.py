@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deploycompress.contracts import Note
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.calibration import CalibrationFeeds
@@ -65,11 +67,13 @@ def quantize_onnx(
     facts: Mapping[str, Any] | None = None,
     calibrator: str = "minmax",
     in_float: Collection[str] = (),
+    scales: Mapping[str, Any] | None = None,
 ) -> Quantized:
     """Write ``source`` in INT8 to ``destination``, with activation ranges of ``calibration``.
 
     ``facts``: of the device that will run it, for ``auto``; this machine's by default. ``calibrator``: one of
-    ``CALIBRATORS``. ``in_float``: nodes by name that stay in FP32. Raises ConfigError for calibration data that do
+    ``CALIBRATORS``. ``in_float``: nodes by name that stay in FP32. ``scales``: of activations that are known already, by tensor in
+    ONNX Runtime's form (``ladder.scales``); what is not among them is taken from ``calibration``. Raises ConfigError for calibration data that do
     not fit, StageFailed when ONNX Runtime cannot quantize the file.
     """
     from onnxruntime import quantization
@@ -82,6 +86,8 @@ def quantize_onnx(
         notes = _prepare(source, prepared)
         excluded = [*_repair(prepared), *in_float]
         method, options = CALIBRATORS[calibrator]
+        if method != "MinMax":  # histograms are of batches of one size
+            feeds = CalibrationFeeds(_even(calibration), inspect_onnx(source)["inputs"])
         try:
             with _without_warnings():
                 quantization.quantize_static(
@@ -95,7 +101,11 @@ def quantize_onnx(
                     reduce_range=types.reduce_range,
                     calibrate_method=quantization.CalibrationMethod[method],
                     nodes_to_exclude=excluded,
-                    extra_options={**options, "ActivationSymmetric": types.symmetric},
+                    extra_options={
+                        **options,
+                        "ActivationSymmetric": types.symmetric,
+                        **({"TensorQuantOverrides": dict(scales)} if scales else {}),
+                    },
                 )
         except ConfigError:
             raise
@@ -106,6 +116,15 @@ def quantize_onnx(
                 f"{source.name} cannot be quantized: {type(error).__name__}: {error}"
             ) from error
     return Quantized(destination, resolved, feeds.samples, notes)
+
+
+def _even(feeds: Iterable[Feed]) -> Iterator[Feed]:
+    """Batches as large as the first one: samples of a smaller one come again, and those of a larger one are left."""
+    size = 0
+    for feed in feeds:
+        count = len(next(iter(feed.values())))
+        size = size or count
+        yield {name: array[np.arange(size) % count] for name, array in feed.items()}
 
 
 def quantize_dynamic_onnx(source: Path, destination: Path) -> Quantized:

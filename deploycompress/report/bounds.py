@@ -131,8 +131,8 @@ def _placement(metric: str, gate: PlacementGate, evidence: Evidence) -> Verdict:
 
 def _size(metric: str, gate: SizeGate, evidence: Evidence) -> Iterator[Verdict]:
     """Bytes, as they are and against the baseline's; a limit in bytes under ``max_ratio`` is absolute."""
-    value = _bytes(metric, evidence.artifact, evidence.measurement)
-    before = _bytes(metric, evidence.baseline, evidence.baseline_measurement)
+    value = _bytes(metric, evidence.artifact, evidence.measurement, evidence)
+    before = _bytes(metric, evidence.baseline, evidence.baseline_measurement, evidence)
     for wanted in (q for q in (gate.max, gate.max_ratio) if q is not None):
         bound, unit = ("max", "bytes") if wanted.dimension == "bytes" else ("max_ratio", "ratio")
         if value is None or (bound == "max_ratio" and not before):
@@ -146,7 +146,13 @@ def _size(metric: str, gate: SizeGate, evidence: Evidence) -> Iterator[Verdict]:
         yield Verdict(metric, bound, wanted.value, found, unit, ruling(found <= wanted.value), message)
 
 
-def _bytes(metric: str, artifact: Artifact | None, measurement: Measurement | None) -> int | None:
+def _bytes(
+    metric: str, artifact: Artifact | None, measurement: Measurement | None, evidence: Evidence
+) -> int | None:
+    """A baseline is not packed: a package is held against the bytes that it spares whoever downloads it."""
+    if metric == "packed_size" and artifact is not None:
+        packed = evidence.packed_bytes.get(artifact.sha256)
+        return artifact.bytes if packed is None and artifact is evidence.baseline else packed
     if metric == "artifact_size":
         return None if artifact is None else artifact.bytes
     if metric == "peak_memory":

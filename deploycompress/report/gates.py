@@ -70,6 +70,7 @@ def judge(
         figures=figures or {},
         other_scores=other_scores or {},
         placement=placement or {},
+        packed_bytes={a.details["of"]: a.bytes for a in artifacts if a.kind == "package"},
     )
     judged = {
         id: _all_verdicts(gates, replace(common, artifact=by_id[id], measurement=rows[id]))

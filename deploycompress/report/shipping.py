@@ -108,6 +108,8 @@ def _file(artifact: Mapping[str, Any], only_one: bool) -> str:
     kind, precision = artifact["kind"], artifact["precision"]
     plain = precision == "fp32" or (kind == "engine" and only_one)
     stem = "model" if plain else f"model.{precision}"
+    if kind == "package":
+        return stem + "".join(Path(artifact["path"]).suffixes)
     if _is_file(artifact):
         return stem + Path(artifact["path"]).suffix
     return stem if kind == "onnx" else f"{stem}.{kind}"

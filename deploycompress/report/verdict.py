@@ -54,6 +54,9 @@ class Evidence:
     placement: Mapping[str, Sequence[Mapping[str, Any]]] = field(
         default_factory=dict
     )  # artefact id -> its operators, as devices.placement has them
+    packed_bytes: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of the package, by what it holds: its digest
 
 
 def absent(metric: str, bound: str, limit: float | None, unit: str, why: str) -> Verdict:

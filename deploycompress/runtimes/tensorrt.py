@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import ctypes.util
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Iterator, Mapping, Sequence
@@ -43,13 +44,7 @@ class TensorRT:
         """Raises RuntimeError when the engine does not fit this GPU or this version of TensorRT."""
         trt = _trt_import()
         device = TrtDevice(_trt_ordinal(str(options.get("provider", "cuda"))))
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
-        if engine is None:
-            raise RuntimeError(
-                f"TensorRT {trt.__version__} does not load {Path(path).name}: an engine runs on the version and "
-                "the GPU that it was built with; build it there"
-            )
+        engine = _trt_engine(trt, path)
         session = TrtSession(trt, engine, device, transfers=bool(options.get("transfers", True)))
         try:
             yield session
@@ -60,8 +55,9 @@ class TensorRT:
         """Build an engine from an ONNX file, whose tensors and Q/DQ nodes decide the precision.
 
         Options: ``profile`` (input name -> three shapes: least, usual, most), ``workspace_bytes``,
-        ``optimization_level`` (0..5), ``timing_cache`` (a file, read and written). Gives what was built:
-        version and layers. Raises ValueError when the parser refuses a node, RuntimeError when the builder
+        ``optimization_level`` (0..5), ``timing_cache`` (a file, read and written), ``version_compatible`` (runs on
+        later versions too), ``hardware_compatibility`` (a name of TensorRT's levels: AMPERE_PLUS). Gives what was
+        built: version and layers. Raises ValueError when the parser refuses a node, RuntimeError when the builder
         finds no engine.
         """
         trt = _trt_import()
@@ -79,15 +75,57 @@ class TensorRT:
             known = Path(cache_file).read_bytes() if Path(cache_file).is_file() else b""
             cache = config.create_timing_cache(known)
             config.set_timing_cache(cache, False)
-        serialized = builder.build_serialized_network(network, config)
+        serialized = builder.build_serialized_network(
+            network, config
+        )  # with the calls that it times in the cache
         if serialized is None:
             raise RuntimeError(
                 f"TensorRT {trt.__version__} finds no engine for {source.name}; see the log above"
             )
         Path(destination).write_bytes(bytes(serialized))
         if cache is not None:
-            Path(cache_file).write_bytes(bytes(cache.serialize()))
+            aside = Path(cache_file + ".tmp")
+            aside.write_bytes(bytes(cache.serialize()))
+            os.replace(str(aside), cache_file)
         return {"tensorrt": trt.__version__, "layers": int(network.num_layers)}
+
+    def profile(
+        self, path: Path, options: Mapping[str, Any], feed: Mapping[str, np.ndarray], calls: int
+    ) -> dict[str, dict[str, Any]]:
+        """Layer, by the name that it has in the engine -> what it is and takes.
+
+        ``op``: its type; ``provider``: "tensorrt"; ``precision`` of its first output; ``role``: "reformat" where it only
+        turns one layout or type into another; ``ns``: nanoseconds of each call. Raises RuntimeError as ``open`` does.
+        """
+        trt = _trt_import()
+        device = TrtDevice(_trt_ordinal(str(options.get("provider", "cuda"))))
+        engine = _trt_engine(trt, path)
+        times = _trt_times(trt)
+        session = TrtSession(trt, engine, device, transfers=False, profiler=times)
+        call = session.bind(feed)
+        for _ in range(calls):
+            call()
+        session.close()
+        told = {layer["Name"]: layer for layer in _trt_layers(trt, engine) if isinstance(layer, dict)}
+        return {
+            name: {
+                "op": str(told.get(name, {}).get("LayerType", "")),
+                "provider": "tensorrt",
+                "precision": _trt_precision(told.get(name, {})),
+                "role": "reformat" if "Reformat" in name else "",
+                "ns": ns,
+            }
+            for name, ns in times.ns.items()
+        }
+
+    def inspect(self, path: Path) -> dict[str, Any]:
+        """What TensorRT's inspector tells of an engine, layer by layer: tactics, formats and precisions.
+
+        Raises RuntimeError as ``open`` does.
+        """
+        trt = _trt_import()
+        engine = _trt_engine(trt, path)
+        return {"layers": _trt_layers(trt, engine)}
 
 
 def _trt_import() -> Any:
@@ -99,6 +137,55 @@ def _trt_import() -> Any:
             f"TensorRT {tensorrt.__version__} is too old, expected 10.12 or later; {TRT_INSTALL}"
         )
     return tensorrt
+
+
+def _trt_engine(trt: Any, path: Path) -> Any:
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
+    if engine is None:
+        raise RuntimeError(
+            f"TensorRT {trt.__version__} does not load {Path(path).name}: an engine runs on the version and "
+            "the GPU that it was built with; build it there"
+        )
+    return engine
+
+
+def _trt_layers(trt: Any, engine: Any) -> list[Any]:
+    """What the inspector tells of each layer; a name alone where the engine keeps no more."""
+    inspector = engine.create_engine_inspector()
+    told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return list(told.get("Layers", []))
+
+
+def _trt_precision(layer: Mapping[str, Any]) -> str:
+    """By the format of the first output, such as "Half NHWC8" or "Int8 NC/32HW32"."""
+    outputs = layer.get("Outputs") or [{}]
+    form = str(outputs[0].get("Format/Datatype", "")).lower()
+    known = (
+        ("bfloat16", "bf16"),
+        ("bf16", "bf16"),
+        ("half", "fp16"),
+        ("fp16", "fp16"),
+        ("int8", "int8"),
+        ("fp8", "fp8"),
+    )
+    return next(
+        (name for word, name in known if word in form), "fp32" if "float" in form or "fp32" in form else ""
+    )
+
+
+def _trt_times(trt: Any) -> Any:
+    """A profiler that keeps the nanoseconds of each layer's calls."""
+
+    class Times(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.ns: dict[str, list[int]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.ns.setdefault(layer_name, []).append(int(ms * 1e6))
+
+    return Times()
 
 
 def _trt_network_flags(trt: Any) -> int:
@@ -121,6 +208,11 @@ def _trt_config(trt: Any, builder: Any, options: Mapping[str, Any]) -> Any:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options["workspace_bytes"]))
     config.builder_optimization_level = int(options.get("optimization_level", 3))
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer names, for the inspector
+    if options.get("version_compatible"):
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.get("hardware_compatibility"):
+        level = str(options["hardware_compatibility"]).upper()
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     shapes: Mapping[str, Sequence[Sequence[int]]] = options.get("profile", {})
     if shapes:
         profile = builder.create_optimization_profile()
@@ -133,10 +225,14 @@ def _trt_config(trt: Any, builder: Any, options: Mapping[str, Any]) -> Any:
 class TrtSession:
     """A deserialised engine with its execution context and its device memory."""
 
-    def __init__(self, trt: Any, engine: Any, device: TrtDevice, transfers: bool) -> None:
+    def __init__(
+        self, trt: Any, engine: Any, device: TrtDevice, transfers: bool, profiler: Any = None
+    ) -> None:
         self._trt = trt
         self._engine = engine
         self._context = engine.create_execution_context()
+        if profiler is not None:
+            self._context.profiler = profiler
         self._device = device
         self._transfers = transfers
         self._stream = device.stream()

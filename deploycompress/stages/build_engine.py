@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from deploycompress.artifact import Artifact
+from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Size
 from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, Stage
@@ -16,6 +17,7 @@ from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.registry import RUNTIMES
 
 LARGEST_CHECKED_BATCH = 16
+INSPECTED = "layers.json"
 
 
 class BuildEngine(Stage):
@@ -32,6 +34,10 @@ class BuildEngine(Stage):
         workspace: Size | None = None
         optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
         largest_batch: Annotated[int, Field(ge=1)] | None = None  # of the profile; None: 16, or the target's
+        version_compatible: bool = Field(False, description="The engine also runs on later versions")
+        hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
+            "none", description="The engine also runs on other GPUs, and may be slower for it"
+        )
         dimensions: dict[str, tuple[int, int, int]] = {}  # other named dimensions: least, usual, most
 
     def reads(self) -> frozenset[str]:
@@ -69,6 +75,11 @@ class BuildEngine(Stage):
             "profile": profile,
             "workspace_bytes": self.config.workspace.value if self.config.workspace else None,
             "optimization_level": 0 if context.rehearsal else self.config.optimization_level,
+            "timing_cache": str(self._timing_cache(context)),
+            "version_compatible": self.config.version_compatible,
+            "hardware_compatibility": ""
+            if self.config.hardware_compatibility == "none"
+            else self.config.hardware_compatibility,
         }
         try:
             built = runtime.build(source.main_file, path, options)
@@ -82,7 +93,15 @@ class BuildEngine(Stage):
             "gpu": _gpu(),
         }
         artifact = Artifact.of("", "engine", path, precision=source.precision, details=details)
-        return Outcome((artifact,), {"bytes": float(artifact.bytes)}, details=built)
+        write_json(workdir / INSPECTED, runtime.inspect(path))
+        return Outcome(
+            (artifact,), {"bytes": float(artifact.bytes)}, details={**built, "inspected": INSPECTED}
+        )
+
+    def _timing_cache(self, context: RunContext) -> Path:
+        """Of this GPU and version, in the store: what was timed once is not timed again."""
+        key = {"gpu": _gpu(), "tensorrt": _version()}
+        return context.store.folder("timing_cache", key, lambda folder: None) / "timing.cache"
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
         """The engine is loaded again, run, and compared with ONNX Runtime on the same file."""
@@ -136,6 +155,13 @@ class BuildEngine(Stage):
             if any(low != high for low, _, high in bounds):
                 profile[name] = [[b[i] for b in bounds] for i in range(3)]
         return profile
+
+
+def _version() -> str | None:
+    try:
+        return version("tensorrt")
+    except PackageNotFoundError:
+        return None
 
 
 def _gpu() -> str | None:

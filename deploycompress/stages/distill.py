@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from deploycompress.artifact import Artifact
 from deploycompress.config.schema import Network
@@ -38,6 +39,10 @@ class Distill(Stage):
     class Config(Recipe, Teaching):
         regularization: Regularization | None = None
         soft_prune: SoftPrune | None = None
+        quantized: Literal["auto", "u8s8", "s8s8", "u8s8_reduced", "s8s8_symmetric"] | None = Field(
+            None,
+            description="Learn with the values of INT8 in this scheme, whose scales quantize then takes over",
+        )
 
         @model_validator(mode="after")
         def _spread_by_one_process(self) -> Self:
@@ -66,6 +71,17 @@ class Distill(Stage):
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
         """Versions of the packages that the networks come from; a user's own code is in every key."""
+        return {**self._packages(), **self._scheme(context)}
+
+    def _scheme(self, context: RunContext) -> dict[str, str]:
+        if self.config.quantized is None:
+            return {}
+        from deploycompress.devices.jobs import open_device
+        from deploycompress.graph.schemes import choose_scheme
+
+        return {"scheme": choose_scheme(self.config.quantized, open_device(context.target.device).facts())}
+
+    def _packages(self) -> dict[str, Any]:
         modules = {network.build.rpartition(":")[0] for network in self.config.networks()}
         places = {module.partition(".")[0] for module in modules if not module.endswith(".py")}
         if not places:
@@ -93,19 +109,41 @@ class Distill(Stage):
             before = _validated(student, context)
             reestimate(student, context, config.trainable)
             reestimated = _validated(student, context)
-            history = fit(student, distillation, config, context, shaping.after_epoch, shaping.penalty)
-        reestimate(student, context, config.trainable)
-        after = _validated(student, context)
+            with self._rounded(student, context) as details:
+                history = fit(student, distillation, config, context, shaping.after_epoch, shaping.penalty)
+                reestimate(student, context, config.trainable)
+                after = _validated(student, context)
         folder = workdir / "model"
         checkpoint.save(student.to("cpu"), folder, context.model)
         return Outcome(
-            (Artifact.of("", "checkpoint", folder),),
+            (Artifact.of("", "checkpoint", folder, details=details),),
             {f"val_{name}": value for name, value in after.items()}
             | {f"val_{name}_before": value for name, value in before.items()}
             | _sparsity(student)
             | (_cost(student, context) if config.student is not None else {}),
             details={"epochs": history, "val_reestimated": reestimated},
         )
+
+    @contextmanager
+    def _rounded(self, student: nn.Module, context: RunContext) -> Iterator[dict[str, Any]]:
+        """The values of INT8, where that is asked for; what the quantizer has to know of them, for the artefact."""
+        if self.config.quantized is None:
+            yield {}
+            return
+        from deploycompress.graph.schemes import SCHEMES
+        from deploycompress.recovery.evaluation import device_of
+        from deploycompress.recovery.fake_quantization import calibrated, fake_quantized
+
+        scheme = self._scheme(context)["scheme"]
+        types, where = SCHEMES[scheme], device_of(student)
+        batches = (batch.to(where) for batch in context.data.loader("calibration"))
+        scales = calibrated(student, context.model, batches, types.symmetric)
+        context.emit(
+            Event("decision", f"learns with the values of INT8, scheme {scheme}", {"layers": len(scales)})
+        )
+        told = {name: [scale.scale, scale.zero_point] for name, scale in scales.items()}
+        with fake_quantized(student, scales, 63 if types.reduce_range else 127):
+            yield {"input_scales": {"scheme": scheme, "layers": told}}
 
     def _student(self, inputs: Inputs, context: RunContext) -> nn.Module:
         if self.config.student is None:

@@ -15,6 +15,8 @@ from deploycompress.config.base import StrictModel
 from deploycompress.contracts import Event, Inputs, Outcome, RunContext, Stage
 from deploycompress.errors import EnvironmentMissing
 
+CARRIED = ("input_scales",)  # what the checkpoint's maker says to whoever quantizes the file
+
 
 class Export(Stage):
     """Batch normalisation folded, named dimensions dynamic, simplified where that holds."""
@@ -88,6 +90,7 @@ class Export(Stage):
             "opset": described["opset"],
             "simplified": simplified.tool or False,
             "batchnorms_folded": len(exported.folded),
+            **{key: source.details[key] for key in CARRIED if key in source.details},
         }
         artifact = Artifact.of(
             "",

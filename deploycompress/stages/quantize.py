@@ -1,76 +1,180 @@
-"""The quantize stage: an ONNX file in INT8, with ranges from real calibration data."""
+"""The quantize stage: an ONNX file in INT8, with ranges from real calibration data, or in half precision."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from deploycompress.artifact import Artifact
 from deploycompress.config.base import StrictModel
-from deploycompress.contracts import Event, Inputs, Outcome, RunContext, Stage
+from deploycompress.config.quantities import Points
+from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Runtime, Stage
 from deploycompress.errors import EnvironmentMissing, StageFailed
+from deploycompress.registry import RUNTIMES
+
+if TYPE_CHECKING:
+    from deploycompress.graph.evaluation import Evaluation
 
 
 class Quantize(Stage):
-    """ONNX Runtime's static Q/DQ; the scheme follows from the processor of the target, unless it is named."""
+    """By ONNX Runtime; the scheme follows from the processor of the target, unless it is named.
+
+    Where the accuracy gate or ``max_drop`` says what may be lost, what loses more is repaired: other ranges, equalised
+    channels, corrected biases, and at last layers in FP32. What none of that helps is made all the same, with a warning.
+    """
 
     accepts = frozenset({"onnx"})
     produces = frozenset({"onnx"})
-    version = 2
+    version = 3
     libraries = ("onnxruntime", "onnx", "numpy")
     compresses = True
 
     class Config(StrictModel):
-        precision: Literal["int8"] = "int8"
-        scheme: Literal["auto", "u8s8", "s8s8", "u8s8_reduced"] = "auto"
+        precision: Literal["int8", "fp16", "bf16"] = "int8"
+        scheme: Literal["auto", "u8s8", "s8s8", "u8s8_reduced", "s8s8_symmetric", "dynamic"] = Field(
+            "auto", description="Of INT8; dynamic: matrix products alone, with ranges taken as they come"
+        )
+        calibrator: Literal[
+            "minmax", "percentile_99.999", "percentile_99.99", "percentile_99.9", "entropy"
+        ] = "minmax"
         calibration: Annotated[int, Field(ge=1)] | None = None  # samples; None: the whole calibration split
+        repair: bool = True
+        max_drop: Points | None = Field(
+            None, description="On the validation split; else what the accuracy gate leaves"
+        )
+
+    def inputs(self) -> Mapping[str, Ref]:
+        return {"source": "last", "baseline": "baseline"}
+
+    def reads(self) -> frozenset[str]:
+        return frozenset({"gates"})
 
     def requires(self, context: RunContext) -> None:
         for name in ("onnx", "onnxruntime"):
             if find_spec(name) is None:
                 raise EnvironmentMissing(f"quantize needs {name}; install it with: pip install {name}")
+        missing = _reader(self.config.precision).missing()
+        if missing:
+            raise EnvironmentMissing(f"quantize checks {self.config.precision} in another runtime: {missing}")
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
         return {"scheme": self._scheme(context)}
 
     def _scheme(self, context: RunContext) -> str:
+        """Resolved; empty in half precision."""
         from deploycompress.devices.jobs import open_device
         from deploycompress.graph.schemes import choose_scheme
 
+        if self.config.precision != "int8" or self.config.scheme == "dynamic":
+            return "dynamic" if self.config.precision == "int8" else ""
         return choose_scheme(self.config.scheme, open_device(context.target.device).facts())
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        source, scheme = inputs["source"][0], self._scheme(context)
+        path = workdir / "model.onnx"
+        before = _validated(source.main_file, context)
+        details: dict[str, Any] = {}
+        if self.config.precision != "int8":
+            from deploycompress.graph.half import to_half
+
+            to_half(source.main_file, path, self.config.precision)
+            notes: tuple[Note, ...] = ()
+            details = _place(self.config.precision, context)
+        elif scheme == "dynamic":
+            from deploycompress.graph.quantization import quantize_dynamic_onnx
+
+            notes = quantize_dynamic_onnx(source.main_file, path).notes
+            details = {"scheme": scheme}
+        else:
+            details, notes = self._static(inputs, path, scheme, before, context)
+        after = _validated(path, context, self.config.precision)
+        artifact = Artifact.of(
+            "", "onnx", path, precision=self.config.precision, details={**source.details, **details}
+        )
+        told = f"scheme {scheme}" if scheme else self.config.precision
+        context.emit(Event("decision", told, {k: v for k, v in details.items() if isinstance(v, int)}))
+        return Outcome(
+            (artifact,),
+            {f"val_{name}": value for name, value in after.metrics.items()}
+            | {f"val_{name}_before": value for name, value in before.metrics.items()}
+            | {"bytes": float(artifact.bytes)},
+            notes=notes,
+            details=details,
+        )
+
+    def _static(
+        self, inputs: Inputs, path: Path, scheme: str, before: Evaluation, context: RunContext
+    ) -> tuple[dict[str, Any], tuple[Note, ...]]:
+        """Calibrated, and repaired where it is known what may be lost."""
+        from deploycompress.graph.allowance import allowance, loss
         from deploycompress.graph.calibration import calibration_feeds
         from deploycompress.graph.quantization import quantize_onnx
 
-        source = inputs["source"][0]
-        path = workdir / "model.onnx"
-        feeds = calibration_feeds(
-            context.data.loader("calibration"), source.main_file, self.config.calibration
+        source, primary = inputs["source"][0], context.task.primary
+        loader = context.data.loader("calibration")
+        scales, in_float, learned = _learned_scales(source, scheme)
+        quantized = quantize_onnx(
+            source.main_file,
+            path,
+            calibration_feeds(loader, source.main_file, self.config.calibration),
+            scheme=scheme,
+            calibrator=self.config.calibrator,
+            in_float=in_float,
+            scales=scales,
         )
-        quantized = quantize_onnx(source.main_file, path, feeds, scheme=self._scheme(context))
-        before, after = (_validated(file, context) for file in (source.main_file, path))
-        details = {
-            **source.details,
-            "scheme": quantized.scheme,
-            "calibration_samples": quantized.samples,
-        }
-        artifact = Artifact.of("", "onnx", path, precision=self.config.precision, details=details)
+        details = {"scheme": scheme, "calibration_samples": quantized.samples}
+        details |= {"learned_scales": len(scales)} if scales else {}
+
+        def spent() -> float | None:
+            given = inputs.get("baseline", ())
+            if not given or given[0].sha256 == source.sha256:
+                return 0.0
+            return loss(primary, _validated(given[0].main_file, context), before)
+
+        def lost(made: Path) -> float:
+            return loss(primary, before, _validated(made, context)) or 0.0
+
+        notes = (*quantized.notes, *learned)
+        if not self.config.repair or context.rehearsal:
+            return details, notes
+        allowed, warnings = allowance(self.config.max_drop, context.gates, spent)
+        if allowed is None or lost(path) <= allowed:
+            return details, (*notes, *warnings)
+        recipe, told = self._repaired(source, path, scheme, allowed, lost, context)
+        return {**details, "repair": recipe}, (*notes, *warnings, *told)
+
+    def _repaired(
+        self, source: Artifact, path: Path, scheme: str, allowed: float, lost: Any, context: RunContext
+    ) -> tuple[str, tuple[Note, ...]]:
+        """Puts what the ladder found in the place of ``path``; how that was made, in words."""
+        from deploycompress.graph.calibration import calibration_feeds
+        from deploycompress.graph.ladder.climbing import Ladder
+
+        primary = context.task.primary.name
         context.emit(
-            Event("decision", f"scheme {quantized.scheme}", {"calibration_samples": quantized.samples})
+            Event(
+                "decision", f"it loses {lost(path):.4g} of {primary}, and may lose {allowed:.4g}: repairing"
+            )
         )
-        return Outcome(
-            (artifact,),
-            {f"val_{name}": value for name, value in after.items()}
-            | {f"val_{name}_before": value for name, value in before.items()}
-            | {"bytes": float(artifact.bytes)},
-            notes=quantized.notes,
-            details={"scheme": quantized.scheme, "calibration_samples": quantized.samples},
-        )
+        loader = context.data.loader("calibration")
+        feeds = list(calibration_feeds(loader, source.main_file, self.config.calibration))
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".repair-") as folder:
+            ladder = Ladder(source.main_file, feeds, Path(folder), lost, context.target.threads)
+            best, notes = ladder.climb(scheme, self.config.calibrator, allowed)
+            best.path.replace(path)
+        if best.lost > allowed:
+            message = (
+                f"no repair is enough: the best one ({best.recipe}) loses {best.lost:.4g} of {primary} on the validation "
+                f"split, and {allowed:.4g} are allowed"
+            )
+            notes.append(Note("warning", message))
+            context.emit(Event("warning", message))
+        return str(best.recipe), tuple(notes)
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
         """Not by elements: direction and decision. Untrained weights, as in the rehearsal, prove nothing."""
@@ -84,13 +188,15 @@ class Quantize(Stage):
         fixed = fixed_batch_of(source)
         sizes = (fixed,) if fixed else PARITY_BATCHES
         feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
-        pairs = zip(run_onnx(source, feeds), run_onnx(quantized, feeds), strict=True)
+        found = run_onnx(quantized, feeds, runtime=_reader(self.config.precision))
+        pairs = zip(run_onnx(source, feeds), found, strict=True)
         parity = worst([compare(before, after) for before, after in pairs])
         if parity.cosine < lowest and not context.rehearsal:
             begins = first_difference(source, quantized, feeds[0], lambda found: found.cosine < lowest)
+            precision = self.config.precision.upper()
             raise StageFailed(
-                f"INT8 differs from its source: cosine {parity.cosine:.3f} between their outputs, expected at least "
-                f"{lowest}{f'; {begins}' if begins else ''}; give more calibration data, or leave quantize out"
+                f"{precision} differs from its source: cosine {parity.cosine:.3f} between their outputs, expected at "
+                f"least {lowest}{f'; {begins}' if begins else ''}; give more calibration data, or leave quantize out"
             )
         figures = {"quantize_cosine": parity.cosine}
         if parity.top1_agreement is not None:
@@ -98,11 +204,43 @@ class Quantize(Stage):
         return figures
 
 
-def _validated(path: Path, context: RunContext) -> Mapping[str, float]:
+def _learned_scales(source: Artifact, scheme: str) -> tuple[dict[str, Any], list[str], tuple[Note, ...]]:
+    """Of what the layers read, from a training with the values of INT8, with the nodes that stay in FP32 for it.
+
+    A note says so, or that they do not fit the scheme.
+    """
+    from deploycompress.graph.ladder.scales import scales_by_layer
+    from deploycompress.graph.schemes import SCHEMES
+
+    known = source.details.get("input_scales")
+    if known is None:
+        return {}, [], ()
+    trained = SCHEMES[known["scheme"]]
+    types = SCHEMES[scheme]
+    if (trained.reduce_range, trained.symmetric) != (types.reduce_range, types.symmetric):
+        message = f"the network learned with the values of {known['scheme']}, and its file is in {scheme}: calibrated anew"
+        return {}, [], (Note("warning", message),)
+    found, in_float = scales_by_layer(source.main_file, known["layers"], types.activation)
+    message = f"scales of {len(found)} tensors from the training, of {len(known['layers'])} layers"
+    return found, in_float, (Note("decision", message),)
+
+
+def _reader(precision: str) -> Runtime:
+    """What runs the file on this processor: ONNX Runtime has no kernels for BF16 there."""
+    return RUNTIMES.load("openvino" if precision == "bf16" else "onnxruntime")()  # type: ignore[no-any-return]
+
+
+def _place(precision: str, context: RunContext) -> dict[str, Any]:
+    """Where the file is to be run, where that is not the target's runtime."""
+    if precision != "bf16" or context.target.provider != "cpu":
+        return {}
+    return {"runtime": "openvino", "provider": "cpu", "options": {"computes_in": "bf16"}}
+
+
+def _validated(path: Path, context: RunContext, precision: str = "fp32") -> Evaluation:
     from deploycompress.graph.evaluation import evaluate_artifact
     from deploycompress.graph.execution import fixed_batch_of
-    from deploycompress.runtimes.onnxruntime import OnnxRuntime
 
     options = {"threads": context.target.threads}
-    loader = context.data.loader("val")
-    return evaluate_artifact(OnnxRuntime(), path, options, loader, context.task, fixed_batch_of(path)).metrics
+    loader, runtime = context.data.loader("val"), _reader(precision)
+    return evaluate_artifact(runtime, path, options, loader, context.task, fixed_batch_of(path))

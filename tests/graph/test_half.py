@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploycompress.errors import StageFailed
+from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.execution import run_onnx
 from deploycompress.graph.half import to_half
 from deploycompress.model.parity import compare
@@ -36,7 +36,7 @@ def test_bf16_keeps_the_range_that_fp16_has_not(tmp_path: Path) -> None:
         [numpy_helper.from_array(weight, "w")],
     )
     source, path = tmp_path / "source.onnx", tmp_path / "half.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), source)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), source)
     to_half(source, path, "bf16")
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -78,3 +78,10 @@ def test_what_cannot_be_converted_says_so(exported: Path, tmp_path: Path, monkey
     monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", fails)
     with pytest.raises(StageFailed, match=r"model.onnx cannot be converted to fp16: KeyError: 'Loop'"):
         to_half(exported, tmp_path / "half.onnx", "fp16")
+
+
+def test_bf16_wants_an_opset_that_has_it(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model.onnx has opset 18, .* there from 22 on; export with opset: 22"
+    ):
+        to_half(exported, tmp_path / "half.onnx", "bf16")

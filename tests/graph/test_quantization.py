@@ -30,7 +30,7 @@ def test_stays_close_and_uses_the_types_of_its_scheme(
         assert compare(wanted, found).cosine > 0.99
     zeros = [i for i in onnx.load(path).graph.initializer if i.name == "image_zero_point"]
     assert [z.data_type for z in zeros] == [
-        onnx.TensorProto.INT8 if scheme == "s8s8" else onnx.TensorProto.UINT8
+        onnx.TensorProto.INT8 if SCHEMES[scheme].activation == "QInt8" else onnx.TensorProto.UINT8
     ]
     weights = [i for i in onnx.load(path).graph.initializer if i.name.endswith("weight_quantized")]
     largest = max(int(np.abs(onnx.numpy_helper.to_array(w).astype(int)).max()) for w in weights)

@@ -296,7 +296,6 @@ def test_peak_memory() -> None:
         ("energy", SizeGate(max=amount("1 KB"))),
         ("packed_size", SizeGate(max_ratio=amount("50%"))),
         ("peak_memory", SizeGate(max_ratio=amount("50%"))),
-        ("placement", PlacementGate(allow=("gpu",))),
     ],
 )
 def test_a_gate_whose_metric_is_absent_fails(metric: str, gate: Gate) -> None:
@@ -389,3 +388,71 @@ def test_the_fastest_is_told_by_the_paired_speedup_and_not_by_a_disturbed_p50() 
     ]
     best = judged({}, rows, {"smaller": 100}).best
     assert best == Best("smaller", "onnxruntime")
+
+
+def operator(node: str, op: str, role: str = "", ms: float = 0.1) -> dict[str, Any]:
+    return {"node": node, "op": op, "provider": "CPU", "precision": "fp32", "role": role, "ms": ms}
+
+
+@pytest.mark.parametrize(
+    ("allow", "expected", "value"),
+    [
+        ((), "fail", 2.0),
+        (("fallback",), "fail", 1.0),
+        (("reformat", "Resize"), "pass", 0.0),
+        (("CPU",), "pass", 0.0),
+    ],
+)
+def test_placement_counts_what_fell_back_or_only_reformats(
+    allow: tuple[str, ...], expected: str, value: float
+) -> None:
+    rows = [
+        operator("a", "Conv", ms=0.6),
+        operator("b", "Resize", "fallback", 0.3),
+        operator("c", "Cast", "reformat"),
+    ]
+    verdict = only({"placement": PlacementGate(allow=allow)}, placement={"small": rows})
+    assert (verdict.verdict, verdict.value) == (expected, value)
+    if value == 2.0:
+        assert (
+            "2 of 3 operators, 40.0 % of the time: Resize b (fallback, CPU), Cast c (reformat, CPU)"
+            in verdict.message
+        )
+    unknown = only({"placement": PlacementGate(allow=allow)}, placement={"baseline": rows})
+    assert unknown.verdict == "fail" and "does not tell where its operators run" in unknown.message
+
+
+def test_a_package_is_held_against_the_file_that_it_spares() -> None:
+    gate = {"packed_size": SizeGate(max_ratio=Quantity(0.25, "percent", "25%"))}
+    held = replace(artifact("small", 250), sha256="1" * 64)
+    package = replace(artifact("pack/package", 100), kind="package", details={"of": "1" * 64})
+    rows = [row("baseline", 1.0), row("small", 0.25, (4.0, 3.8, 4.2))]
+    found = judge(gate, [artifact("baseline"), held, package], rows, {}, "baseline", ACCURACY, TARGET)
+    assert [(v.verdict, v.value) for v in found.verdicts] == [("pass", 0.1)]
+    without = judge(gate, [artifact("baseline"), held], rows, {}, "baseline", ACCURACY, TARGET)
+    assert [v.verdict for v in without.verdicts] == ["fail"]
+
+
+def test_what_was_made_for_another_runtime_counts_there_and_against_the_target() -> None:
+    """Twice as fast as the baseline there, three times as fast as the one that it replaces."""
+    details = {"runtime": "openvino", "threads": 1}
+    there = replace(artifact("small", 250), kind="openvino", details=details)
+    gates = {"latency_p50": LatencyGate(min_speedup=2.5)}
+    rows = [
+        row("baseline", 1.0),
+        row("baseline", 0.7, runtime="openvino"),
+        row(
+            "small",
+            0.33,
+            (2.0, 1.9, 2.1),
+            runtime="openvino",
+            threads=1,
+            speedup_vs_target=Speedup(3.0, 2.9, 3.1),
+        ),
+    ]
+    found = judge(gates, [artifact("baseline"), there], rows, {}, "baseline", ACCURACY, TARGET)
+    assert found.best == Best("small", "openvino")
+    assert [(v.verdict, v.value) for v in found.verdicts] == [("pass", 3.0)]
+    elsewhere = [rows[0], replace(rows[2], threads=2)]  # with other threads than it was made for
+    found = judge(gates, [artifact("baseline"), there], elsewhere, {}, "baseline", ACCURACY, TARGET)
+    assert found.best == Best("baseline", "onnxruntime")

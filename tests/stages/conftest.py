@@ -82,12 +82,10 @@ def checkpoint_of(tmp_path: Path) -> Callable[[RunContext], Artifact]:
 
 
 @pytest.fixture
-def exported_of(
-    tmp_path: Path, checkpoint_of: Callable[[RunContext], Artifact]
-) -> Callable[[RunContext], Artifact]:
-    """The untrained network as an ONNX file."""
+def exported_of(tmp_path: Path, checkpoint_of: Callable[[RunContext], Artifact]) -> Callable[..., Artifact]:
+    """The untrained network as an ONNX file; ``opset`` may be given."""
 
-    def make(context: RunContext) -> Artifact:
+    def make(context: RunContext, **options: Any) -> Artifact:
         from deploycompress.graph.export import export_onnx
         from deploycompress.graph.feeds import parity_feeds
         from deploycompress.model import checkpoint
@@ -95,7 +93,11 @@ def exported_of(
         module = checkpoint.load(checkpoint_of(context).path, context.model)
         path = tmp_path / "exported" / "model.onnx"
         export_onnx(
-            module, context.model, path, feeds=parity_feeds(context.model, context.data.loader("val"))
+            module,
+            context.model,
+            path,
+            feeds=parity_feeds(context.model, context.data.loader("val")),
+            **options,
         )
         return Artifact.of("export", "onnx", path)
 

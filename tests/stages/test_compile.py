@@ -125,7 +125,9 @@ def test_keeps_the_fastest_that_is_right_and_says_what_became_of_the_others(
     assert "was ended by SIGSEGV" in reasons["1.5.fail-crash.t1"]
     assert "the device was lost" in reasons["1.5.fail-raise.t1"]
     best = rows[made.id]
-    assert 3 < best["speedup"]["low"] <= best["speedup"]["value"] < 5 and best["cosine"] == 1.0
+    assert (
+        best["speedup"]["low"] > 2 and best["cosine"] == 1.0
+    )  # 4 ms beside 1 ms, however busy the machine is
     (decision,) = (note for note in outcome.notes if note.kind == "decision")
     assert decision.subject == made.id and "times as fast as the source" in decision.message
     assert any(event.kind == "decision" and made.id in event.message for event in events)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
+from deploycompress.config.schema import AccuracyGate
 from deploycompress.errors import StageFailed
+from deploycompress.graph.evaluation import Evaluation
+from deploycompress.graph.ladder.scales import scales_of
 from deploycompress.model.parity import LOWEST_COSINE
+from deploycompress.stages import quantize
+from deploycompress.stages.distill import Distill
+from deploycompress.stages.export import Export
 from deploycompress.stages.quantize import Quantize
 
 
@@ -59,3 +68,98 @@ def test_a_result_that_is_far_off_fails_except_in_the_rehearsal(
 def test_the_scheme_of_this_processor_is_in_the_key(run_context) -> None:
     assert Quantize(Quantize.Config(scheme="s8s8")).depends(run_context()) == {"scheme": "s8s8"}
     assert Quantize(Quantize.Config()).depends(run_context())["scheme"] in ("u8s8", "s8s8", "u8s8_reduced")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_is_half_the_bytes(run_context, exported_of, tmp_path: Path, precision: str) -> None:
+    context = run_context()
+    source = exported_of(context, opset=22)
+    stage, inputs = Quantize(Quantize.Config(precision=precision)), {"source": (source,)}
+    stage.requires(context)
+    outcome = stage.run(inputs, tmp_path, context)
+    (made,) = outcome.artifacts
+    assert made.precision == precision and "scheme" not in made.details
+    assert made.details.get("runtime") == ("openvino" if precision == "bf16" else None)  # which can run it
+    assert stage.ensures(inputs, outcome, context)["quantize_cosine"] > 0.999
+    assert stage.depends(context) == {"scheme": ""}
+
+
+def test_dynamic_quantizes_what_multiplies_matrices(run_context, exported_of, tmp_path: Path) -> None:
+    context = run_context()
+    stage, inputs = Quantize(Quantize.Config(scheme="dynamic")), {"source": (exported_of(context),)}
+    outcome = stage.run(inputs, tmp_path, context)
+    operators = {node.op_type for node in onnx.load(outcome.artifacts[0].path).graph.node}
+    assert "Conv" in operators and operators & {"MatMulInteger", "DynamicQuantizeMatMul"}
+    assert outcome.details == {"scheme": "dynamic"}
+    assert stage.ensures(inputs, outcome, context)["quantize_cosine"] > 0.99
+
+
+def test_what_loses_more_than_the_gate_allows_is_repaired_or_says_so(
+    run_context, exported_of, tmp_path: Path, monkeypatch
+) -> None:
+    """An untrained network loses nothing that means anything, so what it loses is told by the file here."""
+    context = replace(run_context(), gates={"accuracy": AccuracyGate(max_drop="1 pp")})
+    source = exported_of(context)
+    monkeypatch.setattr(
+        quantize, "_validated", lambda path, *_: Evaluation({"accuracy": reached(path)}, None, {}, 9)
+    )
+
+    def reached(path: Path) -> float:
+        """0.9 in FP32; 0.8 in INT8, and 0.895 where a layer of it is in FP32."""
+        weights = {t.data_type for t in onnx.load(path).graph.initializer if len(t.dims) > 1}
+        return (
+            0.9
+            if onnx.TensorProto.INT8 not in weights
+            else 0.895
+            if onnx.TensorProto.FLOAT in weights
+            else 0.8
+        )
+
+    stage, inputs = Quantize(Quantize.Config(scheme="s8s8")), {"source": (source,), "baseline": (source,)}
+    outcome = stage.run(inputs, tmp_path, context)
+    assert "layers in FP32" in outcome.details["repair"]
+    assert outcome.metrics["val_accuracy"] == 0.895
+    told = [note.message for note in outcome.notes if note.subject == "repair"]
+    assert [message.split(" (")[0] for message in told][:4] == [
+        "as configured",
+        "calibrator",
+        "equalisation",
+        "bias correction",
+    ]
+    assert [p.name for p in tmp_path.glob("*.onnx")] == ["model.onnx"] and not list(tmp_path.glob(".repair*"))
+    strict = replace(context, gates={"accuracy": AccuracyGate(max_drop="0.1 pp")})
+    (tmp_path / "strict").mkdir()
+    outcome = stage.run(inputs, tmp_path / "strict", strict)
+    (warning,) = (note for note in outcome.notes if note.kind == "warning")
+    assert "no repair is enough: the best one (" in warning.message and "0.001 are allowed" in warning.message
+    (tmp_path / "off").mkdir()
+    off = Quantize(Quantize.Config(scheme="s8s8", repair=False)).run(inputs, tmp_path / "off", context)
+    assert "repair" not in off.details and off.metrics["val_accuracy"] == 0.8
+
+
+def test_scales_that_were_trained_with_go_into_the_file(run_context, checkpoint_of, tmp_path: Path) -> None:
+    context = run_context()
+    source = checkpoint_of(context)
+    folders = {name: tmp_path / name for name in ("distill", "export", "same", "other")}
+    for folder in folders.values():
+        folder.mkdir()
+    distill = Distill(Distill.Config(epochs=1, quantized="s8s8"))
+    assert distill.depends(context)["scheme"] == "s8s8"
+    learned = distill.run({"source": (source,), "teacher": (source,)}, folders["distill"], context).artifacts[
+        0
+    ]
+    known = learned.details["input_scales"]
+    assert known["scheme"] == "s8s8" and set(known["layers"]) == {"0", "5"}
+    exported = Export(Export.Config()).run({"source": (learned,)}, folders["export"], context).artifacts[0]
+    outcome = Quantize(Quantize.Config(scheme="s8s8")).run({"source": (exported,)}, folders["same"], context)
+    assert outcome.details["learned_scales"] == 2
+    written = {np.float32(s[0]["scale"]) for s in scales_of(outcome.artifacts[0].path).values()}
+    assert {np.float32(scale) for scale, _ in known["layers"].values()} <= written
+    stage = Quantize(Quantize.Config(scheme="s8s8_symmetric"))
+    other = stage.run({"source": (exported,)}, folders["other"], context)
+    assert "learned_scales" not in other.details
+    (warning,) = other.notes
+    assert (
+        "learned with the values of s8s8, and its file is in s8s8_symmetric: calibrated anew"
+        in warning.message
+    )

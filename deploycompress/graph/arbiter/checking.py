@@ -12,6 +12,7 @@ from deploycompress.contracts import Device, RunContext
 from deploycompress.devices.answers import DEADLINE_S, answers
 from deploycompress.devices.jobs import Candidate
 from deploycompress.errors import StageFailed
+from deploycompress.graph.allowance import loss
 from deploycompress.graph.evaluation import Evaluation, evaluate_answers
 from deploycompress.graph.execution import Feed, fixed_batch_of
 from deploycompress.graph.feeds import PARITY_BATCHES, take
@@ -47,7 +48,7 @@ class Checker:
             raise StageFailed(
                 f"its outputs differ from the source's: cosine {parity.cosine:.3f}, expected at least {lowest}"
             )
-        return Checked(parity, evaluation, loss(self._context, self.source, evaluation))
+        return Checked(parity, evaluation, loss(self._context.task.primary, self.source, evaluation))
 
     def _answered(
         self, candidate: Candidate, deadline_s: float
@@ -62,12 +63,3 @@ class Checker:
 
         loader, task = self._context.data.loader("val"), self._context.task
         return compared, evaluate_answers(answer, candidate.id, loader, task, self._batch)
-
-
-def loss(context: RunContext, before: Evaluation, after: Evaluation) -> float | None:
-    """How much worse the primary metric is; None where it is not defined on these samples."""
-    primary = context.task.primary
-    values = [of.metrics.get(primary.name) for of in (before, after)]
-    if values[0] is None or values[1] is None:
-        return None
-    return values[0] - values[1] if primary.higher_is_better else values[1] - values[0]

@@ -12,20 +12,21 @@ from typing import Any
 
 from deploycompress.artifact import Artifact
 from deploycompress.config.quantities import Quantity
-from deploycompress.config.schema import AccuracyGate, SizeGate
+from deploycompress.config.schema import SizeGate
 from deploycompress.contracts import Event, Note, Outcome, RunContext
 from deploycompress.devices.jobs import Candidate, open_device
 from deploycompress.devices.results import Failed
 from deploycompress.errors import DeployCompressError, Interrupted
+from deploycompress.graph.allowance import allowance, loss
 from deploycompress.graph.arbiter import telling
 from deploycompress.graph.arbiter.building import build_apart, save_feeds
-from deploycompress.graph.arbiter.checking import Checker, loss
+from deploycompress.graph.arbiter.checking import Checker
 from deploycompress.graph.arbiter.choosing import Contender, choose
 from deploycompress.graph.arbiter.entries import Entry, entries
 from deploycompress.graph.arbiter.racing import Raced, race
 from deploycompress.graph.arbiter.wanted import Wanted
 from deploycompress.graph.calibration import calibration_feeds
-from deploycompress.graph.execution import inspect_onnx
+from deploycompress.graph.execution import fixed_batch_of, inspect_onnx
 from deploycompress.graph.feeds import take
 from deploycompress.model.parity import to_numpy
 from deploycompress.registry import RUNTIMES
@@ -99,24 +100,17 @@ class Arbiter:
 
     def _allowance(self, checker: Checker, source: Candidate) -> tuple[float | None, tuple[Note, ...]]:
         """How much worse than the source the primary metric may be, in its unit; None: nothing is asked."""
-        if self._terms.max_drop is not None:
-            return float(self._terms.max_drop.value), ()
-        gate, primary = self._context.gates.get("accuracy"), self._context.task.primary
-        asked = gate.max_loss if isinstance(gate, AccuracyGate) else None
-        if asked is None:
-            return (DEFAULT_DROP if primary.unit == "share" else None), ()
-        if self._baseline.sha256 == self._source.sha256:
-            return asked.value, ()
-        before = replace(source, id="the baseline", path=self._baseline.main_file)
-        spent = loss(self._context, Checker(self._device, before, self._context).source, checker.source)
-        left = asked.value - max(0.0, spent or 0.0)
-        if left > 0:
-            return left, ()
-        message = (
-            f"on the validation split the source has already lost {spent:.4g} of the {asked} that the accuracy gate "
-            "allows: nothing that loses more is kept"
-        )
-        return 0.0, (Note("warning", message),)
+        primary = self._context.task.primary
+
+        def spent() -> float | None:
+            if self._baseline.sha256 == self._source.sha256:
+                return 0.0
+            before = replace(source, id="the baseline", path=self._baseline.main_file)
+            return loss(primary, Checker(self._device, before, self._context).source, checker.source)
+
+        allowed, warnings = allowance(self._terms.max_drop, self._context.gates, spent)
+        default = DEFAULT_DROP if primary.unit == "share" else None
+        return (default if allowed is None else allowed), warnings
 
     # ---------------------------------------------------------------- the way of a candidate
 
@@ -167,7 +161,8 @@ class Arbiter:
             for threads in e.threads
             if (id := e.id(threads)) != self._source_id
         ]
-        feed = take(self._context.data.loader("val"), self._context.target.batch_size)
+        batch = fixed_batch_of(self._source.main_file) or self._context.target.batch_size
+        feed = take(self._context.data.loader("val"), batch)
         found = race(
             self._device,
             source,

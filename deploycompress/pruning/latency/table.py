@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 from deploycompress.artifact import read_json, write_json
 from deploycompress.contracts import Store
 from deploycompress.devices.jobs import Progress
-from deploycompress.devices.profiles import profile
+from deploycompress.devices.profiles import NotProfiled, profile
 from deploycompress.devices.results import OperatorProfile
 from deploycompress.graph.catalogue import write_catalogue
 from deploycompress.graph.operators import Operator
@@ -97,6 +97,11 @@ def _measure_catalogue(points: Sequence[Operator], place: Place, folder: Path) -
             quantize_onnx(path, quantized, [feed], facts=place.device.facts())
             path = quantized
         taken = profile(place.device, place.candidate("latency table", path), feed, calls=CALLS)
+    found = {prefix for name in taken if (prefix := name.partition("_")[0])}
+    if absent := [number for number in range(len(points)) if f"p{number}" not in found]:
+        raise NotProfiled(
+            f"{place.target.runtime} gives {len(absent)} of {len(points)} operators other names than the file does"
+        )
     return {point: _latency_ms(number, taken) for number, point in enumerate(points)}
 
 
