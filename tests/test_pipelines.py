@@ -38,6 +38,9 @@ def test_it_runs_and_passes_its_gates(pipeline, tmp_path):
         assert (tmp_path / "run" / name).stat().st_size > 0
     if pipeline.stem == "quickstart":
         _is_what_the_readme_says(report)
+    if pipeline.stem == "fastest-runtime":
+        _tells_what_was_tried(report, (tmp_path / "run" / "report.html").read_text())
+        _ships_what_runs(tmp_path / "run" / "artifacts" / "infer.py")
 
 
 def _is_what_the_readme_says(report):
@@ -50,3 +53,38 @@ def _is_what_the_readme_says(report):
     assert rows["baseline"]["latency_ms"]["p50"] > 0.2, (
         "a latency of tens of microseconds would prove nothing"
     )
+
+
+def _tells_what_was_tried(report, page):
+    """Each candidate with its figures; what was kept was measured as it was chosen, and where its operators run."""
+    tried = {row["id"]: row for row in report["tried"]}
+    assert {"openvino-fp32.t2", "openvino-int8.t1", "onnxruntime-int8-u8s8.t1", "onnxruntime-fp32.t1"} <= set(
+        tried
+    )
+    assert "onnxruntime-fp32.t2" not in tried  # that is the source itself
+    assert not [
+        row["reason"]
+        for row in tried.values()
+        if row["reason"].startswith("not ") and "faster" not in row["reason"]
+    ]
+    kept = {a["id"].removeprefix("compile/") for a in report["artifacts"] if a["stage"] == "compile"}
+    assert kept == {id for id, row in tried.items() if not row["reason"]}
+    rows = [row for row in report["measurements"] if row["artifact"].startswith("compile/")]
+    for row in rows:
+        (made,) = (a for a in report["artifacts"] if a["id"] == row["artifact"])
+        assert row["at_target"] and row["speedup"] is not None
+        assert (row["runtime"], row["threads"]) == (made["details"]["runtime"], made["details"]["threads"])
+        assert (row["speedup_vs_target"] is None) == (row["runtime"] == "onnxruntime")
+    others = {row["runtime"] for row in report["measurements"] if not row["at_target"]}
+    assert others == {row["runtime"] for row in rows} - {"onnxruntime"}  # the baseline there
+    assert "What was tried" in page and "Where the operators run" in page
+    operators = report["placement"][report["baseline"]]
+    assert any(of["op"] == "Conv" and of["provider"] == "CPUExecutionProvider" for of in operators)
+    assert sum(of["ms"] for of in operators) > 0
+
+
+def _ships_what_runs(program):
+    done = subprocess.run([sys.executable, "-I", str(program)], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "(1, 10)" in done.stdout
+    assert len([line for line in program.read_text().splitlines() if line.strip()]) <= 20

@@ -199,10 +199,11 @@ class SizeGate(Gate):
 
 
 class PlacementGate(Gate):
-    """No operator falls back to another provider or a reference kernel, and none only turns layouts or types."""
+    """No operator falls back to another provider or a reference kernel; with ``allow: []`` none only reformats either."""
 
     allow: tuple[str, ...] = Field(
-        (), description="Exceptions: a role (fallback, reformat), an operator (ReorderInput) or a provider"
+        ("reformat",),
+        description="Exceptions: a role (fallback, reformat), an operator (ReorderInput) or a provider",
     )
 
 

@@ -32,7 +32,7 @@ def step_key(
         "stage": step.stage_name,
         "stage_version": step.stage.version,
         "config": step.stage.config.model_dump(mode="json", exclude=step.stage.incidental or None),
-        "inputs": {name: [a.sha256 for a in artifacts] for name, artifacts in inputs.items()},
+        "inputs": {name: [_identity(a) for a in artifacts] for name, artifacts in inputs.items()},
         "target": config.target.model_dump(mode="json") if "target" in reads else None,
         "gates": {k: g.model_dump(mode="json") for k, g in config.gates.items()}
         if "gates" in reads
@@ -43,6 +43,12 @@ def step_key(
         "digests": dict(digests),
         "libraries": {name: installed(name) for name in step.stage.libraries},
     }
+
+
+def _identity(artifact: Artifact) -> Any:
+    """Its digest; with how it is to be run, where it was made for one way of that."""
+    run = {key: artifact.details[key] for key in ("runtime", "threads", "options") if key in artifact.details}
+    return [artifact.sha256, run] if run else artifact.sha256
 
 
 def rehearsal_fact(

@@ -90,7 +90,8 @@ def _judged(
     corruptions: Sequence[str],
     severities: Sequence[int],
 ) -> Judged:
-    batch = fixed_batch_of(artifact.main_file) or _profiled_batch(artifact)
+    own = artifact.details.get("batch")  # of what was made from a file with a fixed one
+    batch = own or fixed_batch_of(artifact.main_file) or _profiled_batch(artifact)
 
     def evaluation(loader: Loader, words: str) -> Evaluation:
         context.emit(Event("progress", f"test split{words}: {artifact.id}"))

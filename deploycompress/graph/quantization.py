@@ -32,6 +32,8 @@ WITH_BIAS = (
     "InstanceNormalization",
     "LayerNormalization",
 )
+# Of inputs, for histograms: what is inside a network is about a hundred times as much.
+HISTOGRAM_BYTES = 20_000_000
 DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM", "Gather")
 DYNAMIC_MADE = {
     "MatMulInteger",
@@ -84,7 +86,8 @@ def quantize_onnx(
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".quantize-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         notes = _prepare(source, prepared)
-        excluded = [*_repair(prepared), *in_float]
+        # Names are those of ``source``: a product and the sum behind it are one Gemm in what was prepared.
+        excluded = [*_repair(prepared), *in_float, *(f"{name}/MatMulAddFusion" for name in in_float)]
         method, options = CALIBRATORS[calibrator]
         if method != "MinMax":  # histograms are of batches of one size
             feeds = CalibrationFeeds(_even(calibration), inspect_onnx(source)["inputs"])
@@ -119,11 +122,18 @@ def quantize_onnx(
 
 
 def _even(feeds: Iterable[Feed]) -> Iterator[Feed]:
-    """Batches as large as the first one: samples of a smaller one come again, and those of a larger one are left."""
-    size = 0
+    """Batches as large as the first one: samples of a smaller one come again, and those of a larger one are left.
+
+    ONNX Runtime keeps every tensor inside the network for every sample until it is done, so that there are fewer of
+    large samples.
+    """
+    size = given = 0
     for feed in feeds:
         count = len(next(iter(feed.values())))
         size = size or count
+        if given >= HISTOGRAM_BYTES:
+            return
+        given += sum(array.nbytes for array in feed.values())
         yield {name: array[np.arange(size) % count] for name, array in feed.items()}
 
 

@@ -137,3 +137,13 @@ def _first_line(path: Path) -> str | None:
     except OSError:
         return None
     return lines[0].strip().strip("\0") if lines else None
+
+
+def gpu_name() -> str | None:
+    """The name of the first GPU, from the driver's files: asking CUDA would start it."""
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key == "Model":
+                return value.strip()
+    return None

@@ -49,6 +49,7 @@ class Measurement:
     first_inference_ms: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)  # the task's metrics on the test split
     samples: str | None = None  # file with the raw samples (ns), relative to the step's folder
+    at_target: bool = True  # False: with one thing of the target changed
     notes: tuple[str, ...] = ()  # disturbed blocks, a busy machine
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class Measurement:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Measurement:
         speedups = {
-            name: None if document[name] is None else Speedup(**document[name])
+            name: None if document.get(name) is None else Speedup(**document[name])
             for name in ("speedup", "speedup_vs_target")
         }
         latency, notes = Latency(**document["latency_ms"]), tuple(document["notes"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploycompress.report.figures import clean
+from deploycompress.runtimes.onnxruntime import ORT_PROVIDERS
 
 FILE = "infer.py"
 # numpy's name -> an expression for an array of a shape
@@ -28,7 +29,6 @@ model = openvino.Core().read_model(folder / {file} / "model.xml")
 outputs = {{port.get_any_name(): value for port, value in model(inputs).items()}}
 """
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def example(entries: Sequence[Mapping[str, Any]], target: Mapping[str, Any]) -> str | None:
@@ -79,7 +79,7 @@ def _onnxruntime(entry: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     return ONNXRUNTIME.format(
         threads=int(entry["details"].get("threads", target["threads"])),
         file=repr(file),
-        provider=repr(PROVIDERS.get(provider, provider)),
+        provider=repr(ORT_PROVIDERS.get(provider, provider)),
     )
 
 

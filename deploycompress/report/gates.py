@@ -70,7 +70,7 @@ def judge(
         figures=figures or {},
         other_scores=other_scores or {},
         placement=placement or {},
-        packed_bytes={a.details["of"]: a.bytes for a in artifacts if a.kind == "package"},
+        packed_bytes={a.details["of"]: a.bytes for a in artifacts if "of" in a.details},
     )
     judged = {
         id: _all_verdicts(gates, replace(common, artifact=by_id[id], measurement=rows[id]))
@@ -86,11 +86,13 @@ def judge(
 
 
 def at_target(row: Measurement, artifact: Artifact | None, target: TargetConfig) -> bool:
-    """Whether ``artifact`` was measured as the target says; its own precision may be any.
+    """Whether this row of ``artifact`` was measured as the target says; its own precision may be any.
 
     What was made for one runtime and number of threads, an engine or what ``compile`` chose, counts in those.
     """
-    if artifact is None or (row.device, row.batch_size) != (target.device, target.batch_size):
+    if artifact is None or not row.at_target:
+        return False
+    if (row.device, row.batch_size) != (target.device, target.batch_size):
         return False
     own = artifact.details
     if "runtime" in own:

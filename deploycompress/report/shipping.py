@@ -45,7 +45,7 @@ def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = {row["artifact"]: row for row in report["measurements"] if row["at_target"]}
     chosen: dict[tuple[str, str], Mapping[str, Any]] = {}
     for artifact in reversed(report["artifacts"]):
-        if artifact["kind"] not in KINDS or artifact["id"] == report["baseline"]:
+        if artifact["kind"] not in KINDS or artifact["id"] == report["baseline"] or _held(artifact):
             continue
         if _is_slower(rows.get(artifact["id"])):
             continue
@@ -53,8 +53,15 @@ def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
         if slot not in chosen or _rank(artifact, best, rows) < _rank(chosen[slot], best, rows):
             chosen[slot] = artifact
     shipped = sorted(chosen.values(), key=lambda a: _rank(a, best, rows))
+    digests = {artifact["sha256"] for artifact in shipped}
+    shipped += [a for a in report["artifacts"] if _held(a) in digests]  # with what they hold, or not at all
     lone = {kind for kind in KINDS if sum(a["kind"] == kind for a in shipped) == 1}
     return [{"artifact": a["id"], "file": _file(a, a["kind"] in lone)} for a in shipped]
+
+
+def _held(artifact: Mapping[str, Any]) -> str | None:
+    """The digest of what a package holds; None of anything else."""
+    return artifact["details"].get("of") if artifact["kind"] == "package" else None
 
 
 def ship(report: Mapping[str, Any], run_dir: Path) -> None:

@@ -168,9 +168,12 @@ def _ov_reason(error: Exception) -> str:
 
 
 def _ov_name(port: Any) -> str:
-    """The name that the file gives; a port without one has its operator's."""
+    """The name that the file gives. An input's is its operator's: what it passes through unchanged may add others."""
+    node = port.get_node()
     names = sorted(port.get_names())
-    return str(names[0] if names else port.get_node().get_friendly_name())
+    if node.get_type_name() == "Parameter" and node.get_friendly_name() in names:
+        return str(node.get_friendly_name())
+    return str(names[0] if names else node.get_friendly_name())
 
 
 def _ov_role(op: str, kernel: str) -> str:

@@ -15,7 +15,7 @@ from pydantic import Field
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
-from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted
+from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
 from deploycompress.measure.measurement import Measurement
 from deploycompress.registry import DEVICES, RUNTIMES
 
@@ -108,7 +108,9 @@ class Benchmark(Stage):
             )
             measurements.extend(measured)
             notes.extend(left_out)
-        write_json(workdir / PLACEMENT, self._placement(settings[0], artifacts, context))
+        placed, unknown = self._placement(settings[0], artifacts, context)
+        write_json(workdir / PLACEMENT, placed)
+        notes.extend(unknown)
         sparse = self._sparse(settings[0], artifacts, workdir, context)
         if not measurements:
             raise ConfigError(
@@ -183,26 +185,37 @@ class Benchmark(Stage):
             progress=progress,
             **asdict(length),
         )
-        return [replace(measured[c.id], artifact=a.id) for c, a in candidates], notes
+        elsewhere = {candidate.id for candidate in others}
+        return [
+            replace(measured[c.id], artifact=a.id, at_target=at_target and c.id not in elsewhere)
+            for c, a in candidates
+        ], notes
 
     def _placement(
         self, setting: Setting, artifacts: Sequence[Artifact], context: RunContext
-    ) -> dict[str, list[dict[str, Any]]]:
-        """Artefact id -> where each of its operators runs at the target, where the runtime tells."""
+    ) -> tuple[dict[str, list[dict[str, Any]]], list[Note]]:
+        """Artefact id -> where each of its operators runs at the target, where the runtime tells; else a note."""
         from deploycompress.devices.jobs import open_device
         from deploycompress.devices.placement import placement
         from deploycompress.graph.feeds import take
         from deploycompress.model.parity import to_numpy
 
         if context.rehearsal:
-            return {}
+            return {}, []
         candidates, _ = _candidates(setting, artifacts, at_target=True)
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
-        found = {
-            artifact.id: placement(open_device(setting.device), candidate, feed, _progress(context, 0, 1))
-            for candidate, artifact in candidates
-        }
-        return {id: rows for id, rows in found.items() if rows is not None}
+        found: dict[str, list[dict[str, Any]]] = {}
+        notes = []
+        for candidate, artifact in candidates:
+            progress = _progress(context, 0, 1)
+            try:
+                rows = placement(open_device(setting.device), candidate, feed, progress)
+            except (EnvironmentMissing, StageFailed) as error:  # it was measured; this only tells more of it
+                notes.append(Note("skipped", f"where its operators run is not known: {error}", artifact.id))
+                continue
+            if rows is not None:
+                found[artifact.id] = rows
+        return found, notes
 
     def _sparse(
         self, setting: Setting, artifacts: Sequence[Artifact], workdir: Path, context: RunContext
@@ -265,7 +278,7 @@ def _candidates(
         runtime, provider = _runtime_for(artifact, setting, own)
         if runtime is None:
             continue
-        fixed = fixed_batch_of(artifact.main_file)
+        fixed = artifact.details.get("batch") or fixed_batch_of(artifact.main_file)
         if fixed not in (None, setting.batch_size):
             reason = f"not measured at batch size {setting.batch_size}: its batch is fixed at {fixed}"
             notes.append(Note("skipped", reason, artifact.id))
@@ -297,8 +310,9 @@ def _in_other_runtimes(
 ) -> Iterator[Candidate]:
     """The baseline in each runtime besides the setting's that opens it: what is faster there by compression alone."""
     from deploycompress.devices.jobs import Candidate
+    from deploycompress.graph.execution import fixed_batch_of
 
-    if baseline is None:
+    if baseline is None or fixed_batch_of(baseline.main_file) not in (None, setting.batch_size):
         return
     for runtime in dict.fromkeys(c.runtime for c in candidates if c.runtime != setting.runtime):
         if baseline.kind in RUNTIMES.load(runtime).accepts:

@@ -14,6 +14,7 @@ from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Size
 from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
+from deploycompress.measure.environment import gpu_name
 from deploycompress.registry import RUNTIMES
 
 LARGEST_CHECKED_BATCH = 16
@@ -44,7 +45,7 @@ class BuildEngine(Stage):
         return frozenset({"target"})
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
-        return {"missing": self._runtime().missing(), "gpu": _gpu()}
+        return {"missing": self._runtime().missing(), "gpu": gpu_name()}
 
     def requires(self, context: RunContext) -> None:
         runtime = self._runtime()
@@ -90,7 +91,7 @@ class BuildEngine(Stage):
             **built,
             "runtime": self.config.runtime,
             "profile": profile,
-            "gpu": _gpu(),
+            "gpu": gpu_name(),
         }
         artifact = Artifact.of("", "engine", path, precision=source.precision, details=details)
         write_json(workdir / INSPECTED, runtime.inspect(path))
@@ -100,7 +101,7 @@ class BuildEngine(Stage):
 
     def _timing_cache(self, context: RunContext) -> Path:
         """Of this GPU and version, in the store: what was timed once is not timed again."""
-        key = {"gpu": _gpu(), "tensorrt": _version()}
+        key = {"gpu": gpu_name(), "tensorrt": _version()}
         return context.store.folder("timing_cache", key, lambda folder: None) / "timing.cache"
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
@@ -162,13 +163,3 @@ def _version() -> str | None:
         return version("tensorrt")
     except PackageNotFoundError:
         return None
-
-
-def _gpu() -> str | None:
-    """The name of the first GPU, from the driver's files: asking CUDA would start it."""
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key == "Model":
-                return value.strip()
-    return None

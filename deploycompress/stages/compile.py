@@ -14,6 +14,7 @@ from deploycompress.config.quantities import Duration, Points
 from deploycompress.contracts import Inputs, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing
 from deploycompress.graph.arbiter.wanted import Wanted
+from deploycompress.measure.environment import gpu_name
 from deploycompress.registry import COMPILERS
 
 EVERYTHING = {"MatMul": 1, "Conv": 1}  # operators of a file that is not there yet
@@ -55,7 +56,8 @@ class Compile(Stage):
 
         facts = open_device(context.target.device).facts()
         missing = {name: COMPILERS.load(name)().missing() for name in COMPILERS}
-        return {"facts": {key: facts.get(key) for key in ("cpu", "cores", "flags")}, "missing": missing}
+        known = {key: facts.get(key) for key in ("cpu", "cores", "flags")}
+        return {"facts": known, "gpu": gpu_name(), "missing": missing}
 
     def requires(self, context: RunContext) -> None:
         from deploycompress.devices.jobs import open_device

@@ -16,7 +16,7 @@ from deploycompress.artifact import Artifact
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Points
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
-from deploycompress.errors import EnvironmentMissing, StageFailed
+from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 
 MOST_CLUSTERS = 65536
 MORE = 4  # times as many clusters, where those lose too much
@@ -56,6 +56,14 @@ class Pack(Stage):
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         source = inputs["source"][0]
+        if source.path.suffix == ".onnx":
+            from deploycompress.graph.execution import inspect_onnx
+
+            if inspect_onnx(source.path)["external"]:
+                raise ConfigError(
+                    f"{source.path.name} keeps weights in files beside it, which would not be packed; pack what an export "
+                    "step makes of it"
+                )
         clustered, notes, figures = self._clustered(inputs, workdir, context)
         packed = clustered or source
         path = _package(packed, workdir, self.config.level)
@@ -80,20 +88,20 @@ class Pack(Stage):
 
         path = workdir / "model" / "model.onnx"
         path.parent.mkdir()
-        lost, allowed = _judge(inputs, self.config.max_drop, context)
-        while clusters <= MOST_CLUSTERS:
-            tensors = cluster_weights(source.main_file, path, clusters)
+        tensors = cluster_weights(source.main_file, path, clusters)
+        reason, loses = "" if tensors else "it has no large weights in FP32", 0.0
+        if tensors:
+            lost, allowed = _judge(inputs, self.config.max_drop, context)
             loses = lost(path)
-            if not tensors or allowed is None or loses <= allowed or context.rehearsal:
-                break
-            clusters *= MORE
-        if not tensors or clusters > MOST_CLUSTERS:
+            while allowed is not None and loses > allowed and not context.rehearsal:
+                if clusters * MORE > MOST_CLUSTERS:
+                    reason = f"even {clusters} values lose too much"
+                    break
+                clusters *= MORE
+                cluster_weights(source.main_file, path, clusters)
+                loses = lost(path)
+        if reason:
             shutil.rmtree(path.parent)
-            reason = (
-                "it has no large weights in FP32"
-                if not tensors
-                else f"even {MOST_CLUSTERS} values lose too much"
-            )
             return None, (Note("skipped", f"the weights were not clustered: {reason}", source.id),), {}
         notes: tuple[Note, ...] = ()
         if clusters != self.config.clusters:

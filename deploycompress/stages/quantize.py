@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -63,7 +63,7 @@ class Quantize(Stage):
             raise EnvironmentMissing(f"quantize checks {self.config.precision} in another runtime: {missing}")
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
-        return {"scheme": self._scheme(context)}
+        return {"scheme": self._scheme(context), "place": _place(self.config.precision, context)}
 
     def _scheme(self, context: RunContext) -> str:
         """Resolved; empty in half precision."""
@@ -93,6 +93,8 @@ class Quantize(Stage):
         else:
             details, notes = self._static(inputs, path, scheme, before, context)
         after = _validated(path, context, self.config.precision)
+        if scheme in ("", "dynamic"):
+            notes = (*notes, *self._unrepaired(inputs, before, after, context))
         artifact = Artifact.of(
             "", "onnx", path, precision=self.config.precision, details={**source.details, **details}
         )
@@ -107,12 +109,41 @@ class Quantize(Stage):
             details=details,
         )
 
+    def _unrepaired(
+        self, inputs: Inputs, before: Evaluation, after: Evaluation, context: RunContext
+    ) -> Iterator[Note]:
+        """There are repairs of static INT8 alone; of anything else a warning, where it loses more than is allowed."""
+        from deploycompress.graph.allowance import allowance, loss
+
+        primary = context.task.primary
+        lost = loss(primary, before, after) or 0.0
+        allowed, warnings = allowance(
+            self.config.max_drop, context.gates, self._spent(inputs, before, context)
+        )
+        yield from warnings
+        if allowed is not None and lost > allowed and not context.rehearsal:
+            yield Note("warning", f"it loses {lost:.4g} of {primary.name}, and may lose {allowed:.4g}")
+
+    def _spent(self, inputs: Inputs, before: Evaluation, context: RunContext) -> Callable[[], float | None]:
+        """What the source has lost already against the baseline, asked only where it matters."""
+        from deploycompress.graph.allowance import loss
+
+        def spent() -> float | None:
+            given = inputs.get("baseline", ())
+            if not given or given[0].sha256 == inputs["source"][0].sha256:
+                return 0.0
+            return loss(context.task.primary, _validated(given[0].main_file, context), before)
+
+        return spent
+
     def _static(
         self, inputs: Inputs, path: Path, scheme: str, before: Evaluation, context: RunContext
     ) -> tuple[dict[str, Any], tuple[Note, ...]]:
         """Calibrated, and repaired where it is known what may be lost."""
         from deploycompress.graph.allowance import allowance, loss
         from deploycompress.graph.calibration import calibration_feeds
+        from deploycompress.graph.execution import inspect_onnx
+        from deploycompress.graph.ladder.climbing import Ladder, Recipe
         from deploycompress.graph.quantization import quantize_onnx
 
         source, primary = inputs["source"][0], context.task.primary
@@ -130,51 +161,39 @@ class Quantize(Stage):
         details = {"scheme": scheme, "calibration_samples": quantized.samples}
         details |= {"learned_scales": len(scales)} if scales else {}
 
-        def spent() -> float | None:
-            given = inputs.get("baseline", ())
-            if not given or given[0].sha256 == source.sha256:
-                return 0.0
-            return loss(primary, _validated(given[0].main_file, context), before)
-
         def lost(made: Path) -> float:
             return loss(primary, before, _validated(made, context)) or 0.0
 
         notes = (*quantized.notes, *learned)
         if not self.config.repair or context.rehearsal:
             return details, notes
-        allowed, warnings = allowance(self.config.max_drop, context.gates, spent)
-        if allowed is None or lost(path) <= allowed:
-            return details, (*notes, *warnings)
-        recipe, told = self._repaired(source, path, scheme, allowed, lost, context)
-        return {**details, "repair": recipe}, (*notes, *warnings, *told)
-
-    def _repaired(
-        self, source: Artifact, path: Path, scheme: str, allowed: float, lost: Any, context: RunContext
-    ) -> tuple[str, tuple[Note, ...]]:
-        """Puts what the ladder found in the place of ``path``; how that was made, in words."""
-        from deploycompress.graph.calibration import calibration_feeds
-        from deploycompress.graph.ladder.climbing import Ladder
-
-        primary = context.task.primary.name
-        context.emit(
-            Event(
-                "decision", f"it loses {lost(path):.4g} of {primary}, and may lose {allowed:.4g}: repairing"
+        if inspect_onnx(source.main_file)["external"]:
+            return details, (
+                *notes,
+                Note("skipped", "its weights lie beside the file, which is not repaired so"),
             )
+        allowed, warnings = allowance(
+            self.config.max_drop, context.gates, self._spent(inputs, before, context)
         )
-        loader = context.data.loader("calibration")
+        if allowed is None or (loses := lost(path)) <= allowed:
+            return details, (*notes, *warnings)
+        message = f"it loses {loses:.4g} of {primary.name}, and may lose {allowed:.4g}: repairing"
+        context.emit(Event("decision", message))
         feeds = list(calibration_feeds(loader, source.main_file, self.config.calibration))
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".repair-") as folder:
-            ladder = Ladder(source.main_file, feeds, Path(folder), lost, context.target.threads)
-            best, notes = ladder.climb(scheme, self.config.calibrator, allowed)
-            best.path.replace(path)
+            threads = context.target.threads
+            ladder = Ladder(source.main_file, feeds, Path(folder), lost, threads, scales, in_float)
+            best, told = ladder.climb(path, Recipe(scheme, self.config.calibrator), loses, allowed)
+            if best.path != path:
+                best.path.replace(path)
         if best.lost > allowed:
             message = (
-                f"no repair is enough: the best one ({best.recipe}) loses {best.lost:.4g} of {primary} on the validation "
-                f"split, and {allowed:.4g} are allowed"
+                f"no repair is enough: the best one ({best.recipe}) loses {best.lost:.4g} of {primary.name} on the "
+                f"validation split, and {allowed:.4g} are allowed"
             )
-            notes.append(Note("warning", message))
+            told.append(Note("warning", message))
             context.emit(Event("warning", message))
-        return str(best.recipe), tuple(notes)
+        return {**details, "repair": str(best.recipe)}, (*notes, *warnings, *told)
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
         """Not by elements: direction and decision. Untrained weights, as in the rehearsal, prove nothing."""

@@ -55,5 +55,5 @@ def test_two_runtimes_are_measured_in_one_job(device: Local, made, tmp_path: Pat
     assert (found["base"].speedup, found["base"].speedup_vs_target) == (None, None)
     there, small = found["base there"], found["small"]
     assert there.speedup is None and there.speedup_vs_target is not None
-    assert small.speedup is not None and small.speedup.low > 2
+    assert small.speedup is not None and small.speedup.value > 2
     assert small.speedup_vs_target is not None and small.speedup_vs_target.value != small.speedup.value

@@ -456,3 +456,18 @@ def test_what_was_made_for_another_runtime_counts_there_and_against_the_target()
     elsewhere = [rows[0], replace(rows[2], threads=2)]  # with other threads than it was made for
     found = judge(gates, [artifact("baseline"), there], elsewhere, {}, "baseline", ACCURACY, TARGET)
     assert found.best == Best("baseline", "onnxruntime")
+
+
+def test_a_row_with_one_thing_changed_is_never_the_targets() -> None:
+    """Although it is in the runtime and with the threads that the artefact was made for."""
+    made = replace(artifact("small", 250), details={"runtime": "onnxruntime", "threads": 1})
+    gates = {"latency_p50": LatencyGate(min_speedup=1.5)}
+    here = row("small", 0.9, (1.11, 1.1, 1.12), threads=1)
+    elsewhere = row(
+        "small", 0.9, (2.0, 1.9, 2.1), threads=1, at_target=False
+    )  # beside the baseline with one thread
+    for rows in ([here, elsewhere], [elsewhere, here]):
+        found = judge(
+            gates, [artifact("baseline"), made], [row("baseline"), *rows], {}, "baseline", ACCURACY, TARGET
+        )
+        assert [(v.verdict, v.value) for v in found.verdicts] == [("fail", 1.11)]

@@ -81,3 +81,13 @@ def test_the_call_keeps_what_it_needs_alive(doubled: Path) -> None:
     call()
     assert gone().fetch()["y"].shape[0] == 2
     del call, context
+
+
+def test_a_profile_takes_of_the_feed_what_the_file_reads(doubled: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    feed = {"x": np.ones((2, 3), np.float32), "mask": np.ones((2, 3), np.int64)}
+    found = OnnxRuntime().profile(doubled, {}, feed, 3)
+    assert [(of["op"], of["provider"], of["role"], len(of["ns"])) for of in found.values()] == [
+        ("Mul", "CPUExecutionProvider", "", 3)
+    ]
+    assert not list(tmp_path.glob("onnxruntime_profile*"))

@@ -185,7 +185,7 @@ def test_what_loses_more_than_is_allowed_is_dropped(run_context, exported_of, tm
     class Loses:
         """A checker whose candidate is two points worse."""
 
-        def check(self, candidate: object, deadline_s: float) -> Checked:
+        def check(self, candidate: object, deadline_s: float, batch: int | None) -> Checked:
             return Checked(Parity(0.1, 0.1, 0.99, 1.0), Evaluation({"accuracy": 0.9}, None, {}, 180), 0.02)
 
     context = run_context()
@@ -232,22 +232,6 @@ def test_the_budget_bounds_it_and_the_best_so_far_is_delivered(
     assert outcome.artifacts == ()
     skipped = [n.message for n in outcome.notes if n.kind == "skipped"]
     assert skipped and all("the budget of 10 ms was used up" in message for message in skipped)
-
-
-def test_every_runtime_here_takes_part_by_itself(
-    run_context, exported_of, tmp_path: Path, monkeypatch
-) -> None:
-    brief = Plan(blocks=3, block_ms=5.0, warmup_ms=5.0, least_samples=5, enough_samples=50)
-    monkeypatch.setattr(racing, "FIRST", brief)
-    monkeypatch.setattr(racing, "FINAL", brief)
-    context = run_context(threads=1)
-    outcome = compiled(context, exported_of(context), tmp_path / "work", max_drop="100 pp", calibration=16)
-    recipes = {row["recipe"] for row in outcome.details["candidates"]}
-    assert {"openvino/fp32", "openvino/int8", "onnxruntime/int8-s8s8", "onnxruntime/int8-dynamic"} <= recipes
-    assert "onnxruntime/fp32" not in recipes  # that is the source itself
-    assert not [row["reason"] for row in outcome.details["candidates"] if row["reason"].startswith("not ")]
-    for made in outcome.artifacts:
-        assert made.details["recipe"] in recipes and made.main_file.is_file()
 
 
 def test_what_is_not_there_is_refused_before_anything_runs(run_context, monkeypatch) -> None:

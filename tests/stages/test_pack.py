@@ -100,7 +100,7 @@ def test_more_values_where_fewer_lose_too_much(
     monkeypatch.setattr(pack, "_judge", lambda *_: (lambda path: 1.0, 0.0))
     outcome = packed(run_context(), wide, tmp_path / "none", clusters=8)
     assert [a.kind for a in outcome.artifacts] == ["package"]
-    assert "not clustered: even 65536 values lose too much" in outcome.notes[0].message
+    assert "not clustered: even 32768 values lose too much" in outcome.notes[0].message
 
 
 def test_the_gate_says_what_clustering_may_lose(run_context, wide: Artifact, tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ from deploycompress.stages.export import Export
 from deploycompress.stages.quantize import Quantize
 
 
+def replace_target(context, **changes):
+    return context.target.model_copy(update=changes)
+
+
 def test_makes_a_close_int8_file(run_context, exported_of, tmp_path: Path) -> None:
     context = run_context()
     stage, inputs = Quantize(Quantize.Config(scheme="s8s8")), {"source": (exported_of(context),)}
@@ -66,7 +70,7 @@ def test_a_result_that_is_far_off_fails_except_in_the_rehearsal(
 
 
 def test_the_scheme_of_this_processor_is_in_the_key(run_context) -> None:
-    assert Quantize(Quantize.Config(scheme="s8s8")).depends(run_context()) == {"scheme": "s8s8"}
+    assert Quantize(Quantize.Config(scheme="s8s8")).depends(run_context()) == {"scheme": "s8s8", "place": {}}
     assert Quantize(Quantize.Config()).depends(run_context())["scheme"] in ("u8s8", "s8s8", "u8s8_reduced")
 
 
@@ -81,7 +85,11 @@ def test_half_precision_is_half_the_bytes(run_context, exported_of, tmp_path: Pa
     assert made.precision == precision and "scheme" not in made.details
     assert made.details.get("runtime") == ("openvino" if precision == "bf16" else None)  # which can run it
     assert stage.ensures(inputs, outcome, context)["quantize_cosine"] > 0.999
-    assert stage.depends(context) == {"scheme": ""}
+    assert stage.depends(context)["scheme"] == ""
+    elsewhere = replace(
+        context, target=replace_target(context, provider="cuda")
+    )  # runs it in ONNX Runtime itself
+    assert (stage.depends(context) == stage.depends(elsewhere)) == (precision == "fp16")
 
 
 def test_dynamic_quantizes_what_multiplies_matrices(run_context, exported_of, tmp_path: Path) -> None:

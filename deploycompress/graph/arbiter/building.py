@@ -96,7 +96,8 @@ def build_apart(recipe: Recipe, source: Path, folder: Path, calibration: Path, t
     told = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in told:
         raise StageFailed(told["error"])
-    return Built(made / told["path"], told["kind"], tuple(Note(**note) for note in told["notes"]))
+    notes = tuple(Note(**note) for note in told["notes"])
+    return Built(made / told["path"], told["kind"], notes, told["details"])
 
 
 def _main(job: Path) -> None:
@@ -108,7 +109,8 @@ def _main(job: Path) -> None:
             recipe, Path(told["source"]), folder, _saved(Path(told["calibration"]))
         )
         notes = [vars(note) for note in built.notes]
-        answer = {"path": built.path.relative_to(folder).as_posix(), "kind": built.kind, "notes": notes}
+        place = built.path.relative_to(folder).as_posix()
+        answer = {"path": place, "kind": built.kind, "notes": notes, "details": dict(built.details)}
     except DeployCompressError as error:
         answer = {"error": str(error)}
     write_json(job.with_name("answer.json"), answer)

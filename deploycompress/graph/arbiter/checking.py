@@ -37,11 +37,11 @@ class Checker:
         self._batch = fixed_batch_of(source.path)
         sizes = (self._batch,) if self._batch else PARITY_BATCHES
         self._feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
-        self._expected, self.source = self._answered(source, DEADLINE_S)
+        self._expected, self.source = self._answered(source, DEADLINE_S, self._batch)
 
-    def check(self, candidate: Candidate, deadline_s: float) -> Checked:
-        """Raises StageFailed for one that is not right, or not done in time; EnvironmentMissing where it does not load."""
-        found, evaluation = self._answered(candidate, deadline_s)
+    def check(self, candidate: Candidate, deadline_s: float, batch: int | None = None) -> Checked:
+        """``batch``: the largest that it takes, where it has one of its own. Raises StageFailed for one that is not right, or not done in time; EnvironmentMissing where it does not load."""
+        found, evaluation = self._answered(candidate, deadline_s, self._batch or batch)
         parity = worst([compare(e, f) for e, f in zip(self._expected, found, strict=True)])
         lowest = LOWEST_COSINE[candidate.precision]
         if parity.cosine < lowest:
@@ -51,7 +51,7 @@ class Checker:
         return Checked(parity, evaluation, loss(self._context.task.primary, self.source, evaluation))
 
     def _answered(
-        self, candidate: Candidate, deadline_s: float
+        self, candidate: Candidate, deadline_s: float, batch: int | None
     ) -> tuple[list[Mapping[str, np.ndarray]], Evaluation]:
         """What it gives for the inputs that are compared, and its figures on the validation split."""
         compared: list[Mapping[str, np.ndarray]] = []
@@ -62,4 +62,4 @@ class Checker:
             yield from outputs
 
         loader, task = self._context.data.loader("val"), self._context.task
-        return compared, evaluate_answers(answer, candidate.id, loader, task, self._batch)
+        return compared, evaluate_answers(answer, candidate.id, loader, task, batch)

@@ -26,6 +26,7 @@ from deploycompress.graph.arbiter.entries import Entry, entries
 from deploycompress.graph.arbiter.racing import Raced, race
 from deploycompress.graph.arbiter.wanted import Wanted
 from deploycompress.graph.calibration import calibration_feeds
+from deploycompress.graph.compilers.recipe import Built
 from deploycompress.graph.execution import fixed_batch_of, inspect_onnx
 from deploycompress.graph.feeds import take
 from deploycompress.model.parity import to_numpy
@@ -33,6 +34,7 @@ from deploycompress.registry import RUNTIMES
 
 SOURCE = "the source"
 BUILDING = 0.6  # share of the budget after which nothing more is built: the rest is for measuring
+SHORTEST_BUILD_S = 30.0
 DEFAULT_DROP = 0.01  # of a metric that is a share, where nothing says it
 
 
@@ -45,6 +47,12 @@ class Terms:
     budget: Quantity  # for building and measuring
     max_drop: Quantity | None  # of the primary metric on the validation split; None: what the gates say
     calibration: int | None  # samples; None: the whole calibration split
+
+
+def largest_batch(built: Built) -> int | None:
+    """Of an engine's profile; None where there is none."""
+    shapes = list(built.details.get("profile", {}).values())
+    return int(shapes[0][2][0]) if shapes else None
 
 
 class Arbiter:
@@ -66,8 +74,10 @@ class Arbiter:
         source = self._candidate(SOURCE, self._source.main_file, "fp32", self._runtime, target.threads)
         checker = Checker(self._device, source, self._context)
         allowed, warnings = self._allowance(checker, source)
-        self._build()
-        for entry in self.entries:
+        calibration = self._calibration()
+        for number, entry in enumerate(self.entries):
+            self._tell(0.7 * number / len(self.entries), f"building and checking {entry.recipe.name}")
+            self._build(entry, self._folder / str(number), calibration)
             self._check(entry, checker, allowed)
         raced, dropped = self._race(source)
         kept, refused = self._choose(raced)
@@ -114,26 +124,29 @@ class Arbiter:
 
     # ---------------------------------------------------------------- the way of a candidate
 
-    def _build(self) -> None:
-        source, calibration = self._source.main_file, self._folder / "calibration"
-        loader = self._context.data.loader("calibration")
-        save_feeds(calibration_feeds(loader, source, self._terms.calibration), calibration)
-        for number, entry in enumerate(self.entries):
-            self._tell(0.5 * number / len(self.entries), f"building {entry.recipe.name}")
-            if self._left_s(BUILDING) <= 0:
-                entry.reason = f"not built: {self._late}"
-                continue
-            place = self._folder / str(number)
-            try:
-                entry.built = build_apart(entry.recipe, source, place, calibration, self._left_s(BUILDING))
-            except DeployCompressError as error:
-                entry.reason = f"not built: {error}"
+    def _calibration(self) -> Path:
+        """A folder with the samples, which every build reads."""
+        folder, loader = self._folder / "calibration", self._context.data.loader("calibration")
+        save_feeds(calibration_feeds(loader, self._source.main_file, self._terms.calibration), folder)
+        return folder
+
+    def _build(self, entry: Entry, place: Path, calibration: Path) -> None:
+        left_s = self._left_s(BUILDING)
+        if left_s <= 0:
+            entry.reason = f"not built: {self._late}"
+            return
+        try:
+            # One that does not end leaves half of the time to the others.
+            entry.built = build_apart(
+                entry.recipe, self._source.main_file, place, calibration, max(left_s / 2, SHORTEST_BUILD_S)
+            )
+        except DeployCompressError as error:
+            entry.reason = f"not built: {error}"
 
     def _check(self, entry: Entry, checker: Checker, allowed: float | None) -> None:
         if entry.built is None:
             return
         recipe, primary = entry.recipe, self._context.task.primary
-        self._tell(0.6, f"checking {recipe.name}")
         if self._left_s(BUILDING) <= 0:
             entry.reason = f"not checked: {self._late}"
             return
@@ -141,7 +154,7 @@ class Arbiter:
             recipe.name, entry.built.path, recipe.precision, recipe.runtime, entry.threads[0], recipe.options
         )
         try:
-            entry.checked = checker.check(candidate, self._left_s(BUILDING))
+            entry.checked = checker.check(candidate, self._left_s(BUILDING), largest_batch(entry.built))
         except DeployCompressError as error:
             entry.reason = f"dropped: {error}"
             return
@@ -205,6 +218,7 @@ class Arbiter:
 
     def _artifacts(self, kept: Sequence[str], workdir: Path) -> tuple[Artifact, ...]:
         made = []
+        fixed = fixed_batch_of(self._source.main_file)
         for id in kept:
             entry, threads = self._by_id[id]
             assert entry.built is not None
@@ -219,6 +233,8 @@ class Arbiter:
                 "provider": self._context.target.provider,
                 "threads": threads,
                 "options": dict(entry.recipe.options),
+                **({"batch": fixed} if fixed else {}),
+                **entry.built.details,
             }
             made.append(
                 Artifact.of(id, entry.built.kind, place, precision=entry.recipe.precision, details=details)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,13 @@ if TYPE_CHECKING:
     from deploycompress.graph.arbiter.checking import Checked
 
 
-USUAL = (
-    "computes_in",
-    "static_shapes",
-)  # options that the recipe's name tells, or that all of a runtime have
-
-
 @dataclass
 class Entry:
     """One candidate on its way: each step fills in what it found, ``reason`` says where the way ended."""
 
     recipe: Recipe
     threads: tuple[int, ...]
+    changed: Mapping[str, Any] = field(default_factory=dict)  # options that the configuration gives
     built: Built | None = None
     checked: Checked | None = None
     reason: str = ""
@@ -36,8 +31,8 @@ class Entry:
     def id(self, threads: int) -> str:
         """Also the name of its folder: onnxruntime-int8-u8s8.t2."""
         name = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.recipe.name)
-        told = {key: value for key, value in self.recipe.options.items() if key not in USUAL}
-        return f"{name}{''.join(f'.{key}-{value}' for key, value in told.items())}.t{threads}"
+        told = "".join(f".{key}-{value}" for key, value in self.changed.items())
+        return f"{name}{told}.t{threads}"
 
     @property
     def files(self) -> list[Path]:
@@ -64,13 +59,12 @@ def entries(
     if wanted is None:
         known = dict.fromkeys((*COMPILERS, target.runtime))
         wanted = [Wanted(runtime=name) for name in known if not missing(name)]
-    seen: list[tuple[Recipe, tuple[int, ...]]] = []
+    seen: set[str] = set()
     for one in wanted:
         for recipe in compiler_of(one.runtime).recipes(target.provider, facts, operators):
-            identity = (
-                replace(recipe, options={**recipe.options, **one.options}),
-                one.threads or tuple(threads),
-            )
-            if one.fits(recipe) and identity not in seen:
-                seen.append(identity)
-                yield Entry(*identity)
+            made = replace(recipe, options={**recipe.options, **one.options})
+            entry = Entry(made, tuple(dict.fromkeys(one.threads or threads)), one.options)
+            fresh = tuple(n for n in entry.threads if entry.id(n) not in seen)
+            if one.fits(recipe) and fresh:
+                seen.update(entry.id(n) for n in fresh)
+                yield replace(entry, threads=fresh)

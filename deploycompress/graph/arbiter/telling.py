@@ -10,6 +10,8 @@ from deploycompress.contracts import Note
 from deploycompress.graph.arbiter.entries import Entry
 from deploycompress.graph.arbiter.racing import Raced
 
+LATE = "was used up"  # what the reason says of a candidate that there was no time for
+
 
 def notes(
     entries: Sequence[Entry], raced: Mapping[str, Raced], kept: Sequence[str], dropped: Mapping[str, str]
@@ -20,7 +22,13 @@ def notes(
         message = f"{speedup.value:.2f} times as fast as the source ({speedup.low:.2f} to {speedup.high:.2f})"
         yield Note("decision", message, kept[0])
     else:
-        yield Note("decision", "nothing is faster than the source and still right: it goes on as it is")
+        late = sum(
+            not raced.get(entry.id(n)) and LATE in entry.reason for entry in entries for n in entry.threads
+        )
+        within = f", of what could be tried in time ({late} candidates could not)" if late else ""
+        yield Note(
+            "decision", f"nothing is faster than the source and still right{within}: it goes on as it is"
+        )
     for entry in entries:
         if entry.reason:
             yield Note("skipped", entry.reason, entry.recipe.name)

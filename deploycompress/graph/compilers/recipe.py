@@ -39,6 +39,7 @@ class Built:
     path: Path
     kind: Kind
     notes: tuple[Note, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)  # for the artefact: an engine's profile
 
 
 class Compiler(Protocol):

@@ -46,11 +46,12 @@ class TensorRTCompiler:
             quantize_onnx(source, prepared, calibration, scheme=recipe.scheme)
         else:
             prepared = source
+        profile = _profile(source)
         try:
-            TensorRT().build(prepared, path, {"profile": _profile(source)})
+            TensorRT().build(prepared, path, {"profile": profile})
         except (ValueError, RuntimeError) as error:
             raise StageFailed(str(error)) from error
-        return Built(path, "engine")
+        return Built(path, "engine", details={"profile": profile})
 
 
 def _profile(source: Path) -> dict[str, list[list[int]]]:

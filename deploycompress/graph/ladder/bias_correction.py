@@ -6,7 +6,7 @@ from calibration data). A convolution's border is counted as if the input went o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,28 @@ from deploycompress.graph.ladder.statistics import channel_statistics
 LEVELS = {False: 127, True: 63}  # of a symmetric weight, by whether its range is reduced
 
 
-def correct_biases(source: Path, destination: Path, feeds: Iterable[Feed], reduce_range: bool = False) -> int:
-    """Write ``source``, in FP32, with biases for its weights in INT8 to ``destination``; how many layers have one."""
+def correct_biases(
+    source: Path,
+    destination: Path,
+    feeds: Iterable[Feed],
+    reduce_range: bool = False,
+    in_float: Collection[str] = (),
+) -> int:
+    """Write ``source``, in FP32, with biases for its weights in INT8 to ``destination``; how many layers have one.
+
+    ``in_float``: layers by name that stay in FP32, and as they are.
+
+    ``in_float``: layers by name that stay in FP32, and as they are.
+    """
     import onnx
 
     model = onnx.load(source)
     graph = Graph(model.graph)
-    found = [layer for layer in layers(graph) if layer.bias > 0 and _has_own_bias(graph, layer)]
+    found = [
+        layer
+        for layer in layers(graph)
+        if layer.bias > 0 and _has_own_bias(graph, layer) and layer.node.name not in in_float
+    ]
     axes = {layer.reads: layer.channels for layer in found}
     seen = channel_statistics(source, axes, feeds) if axes else {}
     for layer in found:
@@ -40,7 +55,7 @@ def correct_biases(source: Path, destination: Path, feeds: Iterable[Feed], reduc
 def _has_own_bias(graph: Graph, layer: Layer) -> bool:
     """Or none at all; one that is computed, or not a vector, is left."""
     name = layer.node.input[layer.bias] if len(layer.node.input) > layer.bias else ""
-    return not name or (name in graph.initializers and len(graph.initializers[name].dims) == 1)
+    return not name or graph.is_vector(name)
 
 
 def _shift(weight: np.ndarray, layer: Layer, mean: np.ndarray, levels: int) -> np.ndarray:

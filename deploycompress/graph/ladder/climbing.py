@@ -30,6 +30,7 @@ EXCLUSION_S = 300.0
 MOST_IN_FLOAT = 0.5  # of the layers
 
 Lost = Callable[[Path], float]
+Rung = Callable[["Tried"], Iterator[tuple[str, "Tried"]]]
 
 
 @dataclass(frozen=True)
@@ -64,40 +65,69 @@ class Ladder:
     """Repairs of one source; files lie in ``folder``."""
 
     def __init__(
-        self, source: Path, feeds: Sequence[Feed], folder: Path, lost: Lost, threads: int = 1
+        self,
+        source: Path,
+        feeds: Sequence[Feed],
+        folder: Path,
+        lost: Lost,
+        threads: int = 1,
+        scales: Mapping[str, Any] | None = None,
+        in_float: Sequence[str] = (),
     ) -> None:
-        """``feeds``: calibration batches; ``lost``: of the primary metric by a file on the validation split."""
-        kept = max(1, round(len(feeds) * (1 - HELD_OUT)))
+        """``feeds``: calibration batches; ``lost``: of the primary metric by a file on the validation split.
+
+        ``scales`` and ``in_float``: what a training with the values of INT8 wants, as ``scales_by_layer`` gives it.
+        """
+        kept = max(1, min(len(feeds) - 1, round(len(feeds) * (1 - HELD_OUT))))
         self._source, self._folder, self._lost, self._threads = source, folder, lost, threads
+        self._scales, self._always_in_float = scales or {}, tuple(in_float)
         self._feeds = list(feeds[:kept])
-        self._held_out = list(feeds[kept:]) or list(feeds[-1:])
+        self._held_out = list(feeds[kept:]) or list(
+            feeds[-1:]
+        )  # of a single batch there is nothing to hold out
         self._expected = run_onnx(source, self._held_out)
-        self._rewritten: dict[tuple[bool, bool], Path] = {}
+        self._rewritten: dict[Recipe, Path] = {}
         self._made = 0
 
-    def climb(self, scheme: str, calibrator: str, allowed: float) -> tuple[Tried, list[Note]]:
-        """The first file that loses at most ``allowed``, else the one that loses least; and what was tried."""
-        best = self._tried(Recipe(scheme, calibrator))
+    def climb(self, first: Path, recipe: Recipe, lost: float, allowed: float) -> tuple[Tried, list[Note]]:
+        """The first file that loses at most ``allowed``, else the one that loses least; and what was tried.
+
+        ``first``: the file that was made by ``recipe``, and what it loses. A rung that fails is passed over.
+        """
+        best = Tried(recipe, first, self._distance(first), lost)
         notes = [self._note("as configured", best)]
-        for rung in (self._calibrators, self._equalized, self._corrected, self._in_float):
-            if best.lost <= allowed:
-                return best, notes
-            for what, found in rung(best):
-                better = found.lost < best.lost or (
-                    found.lost == best.lost and found.distance < best.distance
-                )
-                notes.append(self._note(what, found))
-                best = found if better else best
-                if best.lost <= allowed:
-                    break
+        for name, rung in self._rungs():
+            try:
+                for what, found in rung(best):
+                    better = (found.lost, found.distance) < (best.lost, best.distance)
+                    notes.append(self._note(what, found))
+                    best = found if better else best
+                    if best.lost <= allowed:
+                        return best, notes
+            except (
+                Exception
+            ) as error:  # of libraries, on a file that is theirs no more; there is one that works
+                notes.append(Note("skipped", f"{name} failed: {type(error).__name__}: {error}", "repair"))
         return best, notes
 
     # ---------------------------------------------------------------- the rungs
 
+    def _rungs(self) -> list[tuple[str, Rung]]:
+        """In the order of what they cost. Scales that were trained with are of the weights as they are."""
+        last: tuple[str, Rung] = ("layers in FP32", self._in_float)
+        if self._scales:
+            return [last]
+        return [
+            ("calibrator", self._calibrators),
+            ("equalisation", self._equalized),
+            ("bias correction", self._corrected),
+            last,
+        ]
+
     def _calibrators(self, best: Tried) -> Iterator[tuple[str, Tried]]:
         others = [name for name in CALIBRATORS if name != best.recipe.calibrator]
         recipes = [replace(best.recipe, calibrator=name) for name in others]
-        nearest = min(recipes, key=lambda recipe: self._distance(self._build(recipe, few=True)))
+        nearest = min(recipes, key=self._distance_of)
         yield "calibrator", self._tried(nearest)
 
     def _equalized(self, best: Tried) -> Iterator[tuple[str, Tried]]:
@@ -108,19 +138,16 @@ class Ladder:
 
     def _in_float(self, best: Tried) -> Iterator[tuple[str, Tried]]:
         """More and more layers: one, two, four, eight ..."""
-        source = self._prepared(best.recipe)
-        names = layer_names(source)
-        scales = scales_of(best.path)
+        names, scales = layer_names(self._source), scales_of(best.path)
 
         def distance_without(name: str) -> float:
-            return self._distance(self._build(replace(best.recipe, in_float=(name,)), scales=scales))
+            return self._distance_of(replace(best.recipe, in_float=(name,)), scales)
 
-        times = time_shares(self._source, self._first(), names, self._threads)
+        times = time_shares(self._source, self._feeds[0], names, self._threads)
         order = ranked(names, distance_without, best.distance, times, until(EXCLUSION_S))
         count = 1
         while order and count <= MOST_IN_FLOAT * len(names):
-            recipe = replace(best.recipe, in_float=tuple(order[:count]))
-            yield f"{count} layers in FP32", self._tried(recipe)
+            yield f"{count} layers in FP32", self._tried(replace(best.recipe, in_float=tuple(order[:count])))
             if count >= len(order):
                 break
             count = min(2 * count, len(order))
@@ -128,40 +155,45 @@ class Ladder:
     # ---------------------------------------------------------------- files
 
     def _tried(self, recipe: Recipe) -> Tried:
-        path = self._build(recipe)
+        path = self._build(recipe, self._feeds, self._scales)
         return Tried(recipe, path, self._distance(path), self._lost(path))
 
-    def _build(self, recipe: Recipe, *, few: bool = False, scales: Mapping[str, Any] | None = None) -> Path:
+    def _distance_of(self, recipe: Recipe, scales: Mapping[str, Any] | None = None) -> float:
+        """Of a file that is not kept: with few samples, or with ``scales`` that are known."""
+        path = self._build(recipe, self._feeds[:1] if scales else self._few(), scales)
+        try:
+            return self._distance(path)
+        finally:
+            path.unlink()
+
+    def _build(self, recipe: Recipe, feeds: Sequence[Feed], scales: Mapping[str, Any] | None = None) -> Path:
         self._made += 1
         path = self._folder / f"{self._made}.onnx"
-        feeds = [self._first()] if scales else self._few() if few else self._feeds
         quantize_onnx(
             self._prepared(recipe),
             path,
             feeds,
             scheme=recipe.scheme,
             calibrator="minmax" if scales else recipe.calibrator,
-            in_float=recipe.in_float,
+            in_float=(*self._always_in_float, *recipe.in_float),
             scales=scales,
         )
         return path
 
     def _prepared(self, recipe: Recipe) -> Path:
         """The source in FP32 with the recipe's changes, made once."""
-        wanted = (recipe.equalized, recipe.corrected)
+        wanted = replace(recipe, calibrator="", in_float=recipe.in_float if recipe.corrected else ())
         if wanted not in self._rewritten:
             path = self._source
             if recipe.equalized:
                 path = self._folder / "equalized.onnx"
                 equalize(self._source, path, self._feeds)
             if recipe.corrected:
-                plain, path = path, self._folder / f"corrected{'.equalized' if recipe.equalized else ''}.onnx"
-                correct_biases(plain, path, self._feeds, SCHEMES[recipe.scheme].reduce_range)
+                plain, path = path, self._folder / f"corrected{len(self._rewritten)}.onnx"
+                reduced = SCHEMES[recipe.scheme].reduce_range
+                correct_biases(plain, path, self._feeds, reduced, recipe.in_float)
             self._rewritten[wanted] = path
         return self._rewritten[wanted]
-
-    def _first(self) -> Feed:
-        return self._feeds[0]
 
     def _few(self) -> list[Feed]:
         """Whole batches, of about as many samples as are searched with."""
@@ -178,21 +210,17 @@ class Ladder:
             found = run_onnx(path, self._held_out)
         except StageFailed:
             return float("inf")
-        return max(
-            distance([e[name] for e in self._expected], [f[name] for f in found])
-            for name in self._expected[0]
-        )
+        pairs = zip(self._expected, found, strict=True)
+        each = [[distance(before[name], after[name]) for name in before] for before, after in pairs]
+        return float(np.mean(each, axis=0).max())
 
     def _note(self, what: str, tried: Tried) -> Note:
         message = f"{what} ({tried.recipe}): loses {tried.lost:.4g}, outputs {tried.distance:.3g} away"
         return Note("decision", message, "repair")
 
 
-def distance(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """Squared difference of two sets of outputs, as a share of the variance of the first."""
-    before, after = (
-        np.concatenate([a.reshape(len(a), -1) for a in arrays]).astype(np.float64)
-        for arrays in (expected, found)
-    )
+def distance(expected: np.ndarray, found: np.ndarray) -> float:
+    """Squared difference of two outputs [samples, ...], as a share of the variance of the first."""
+    before, after = (array.reshape(len(array), -1).astype(np.float64) for array in (expected, found))
     spread = float(((before - before.mean(0)) ** 2).sum())
     return float(((after - before) ** 2).sum()) / max(spread, 1e-30)

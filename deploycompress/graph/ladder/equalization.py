@@ -9,8 +9,10 @@ so that only the inputs' side is to be balanced.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +20,13 @@ from deploycompress.graph.execution import Feed
 from deploycompress.graph.ladder.layers import Graph, Layer, along, layers
 from deploycompress.graph.ladder.statistics import channel_statistics
 
+if TYPE_CHECKING:
+    import onnx
+
 ALPHA = 0.5
 # f(s x) = s f(x) for s > 0, channel by channel.
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout")
-NORMALIZATIONS = ("LayerNormalization", "GroupNormalization", "RMSNormalization")
+NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")  # whose scale lies along the last axis
 
 
 def equalize(source: Path, destination: Path, feeds: Iterable[Feed]) -> int:
@@ -31,43 +36,48 @@ def equalize(source: Path, destination: Path, feeds: Iterable[Feed]) -> int:
     model = onnx.load(source)
     graph = Graph(model.graph)
     found = _chains(graph)
-    axes = {reads: readers[0].channels for reads, readers in found.items()}
+    axes = {reads: producer.channels for reads, (producer, _) in found.items()}
     seen = channel_statistics(source, axes, feeds) if axes else {}
-    for reads, readers in found.items():
-        _move(graph, _producer(graph, reads), readers, seen[reads].largest)
+    for reads, (producer, readers) in found.items():
+        _move(graph, producer, readers, seen[reads].largest)
     onnx.save(model, destination)
     return len(found)
 
 
-def _chains(graph: Graph) -> dict[str, Sequence[Layer]]:
-    """Tensor -> the layers that read it, where nothing else does and a factor can be moved there."""
+@dataclass(frozen=True)
+class Producer:
+    """What channels are scaled in: constants of one node, each with the axis along which its channels lie."""
+
+    node: onnx.NodeProto
+    places: Mapping[int, int]  # of its inputs -> axis
+    channels: int  # axis of the channels in what it gives
+
+
+def _chains(graph: Graph) -> dict[str, tuple[Producer, Sequence[Layer]]]:
+    """Tensor -> what makes it and the layers that read it, where nothing else does and a factor can be moved there."""
     readers: dict[str, list[Layer]] = {}
     for layer in layers(graph):
         readers.setdefault(layer.reads, []).append(layer)
-    return {
-        name: found
-        for name, found in readers.items()
-        if len(found) == len(graph.readers[name])
-        and name not in graph.outputs
-        and len({layer.channels for layer in found}) == 1
-        and _producer(graph, name) is not None
-    }
+    producers = {layer.node.output[0]: _of_layer(graph, layer) for layer in layers(graph)}
+    found: dict[str, tuple[Producer, Sequence[Layer]]] = {}
+    for name, reading in readers.items():
+        producer = _producer(graph, name, producers)
+        alone = len(reading) == len(graph.readers[name]) and name not in graph.outputs
+        if producer is not None and alone and {layer.channels for layer in reading} == {producer.channels}:
+            found[name] = (producer, reading)
+    return found
 
 
-def _producer(graph: Graph, name: str) -> object | None:
-    """What the channels of ``name`` can be scaled in: a layer or a normalisation, behind operators that let it through."""
-    made_by = {layer.node.output[0]: layer for layer in layers(graph)}
+def _producer(graph: Graph, name: str, producers: Mapping[str, Producer | None]) -> Producer | None:
+    """Behind operators that let a factor through, as long as nothing else reads what lies between."""
     while True:
         node = graph.makers.get(name)
         if node is None:
             return None
-        if node.op_type in NORMALIZATIONS and node.input[1] in graph.initializers:
-            biased = len(node.input) > 2 and node.input[2]
-            return node if not biased or node.input[2] in graph.initializers else None
-        if name in made_by:
-            layer = made_by[name]
-            given = layer.node.input[layer.bias] if 0 < layer.bias < len(layer.node.input) else ""
-            return layer if not given or given in graph.initializers else None
+        if name in producers:
+            return producers[name]
+        if node.op_type in NORMALIZATIONS:
+            return _of_normalization(graph, node)
         if node.op_type not in HOMOGENEOUS or len(node.output) > 1:
             return None
         name = node.input[0]
@@ -75,23 +85,30 @@ def _producer(graph: Graph, name: str) -> object | None:
             return None
 
 
-def _move(graph: Graph, producer: object, readers: Sequence[Layer], largest: np.ndarray) -> None:
+def _of_layer(graph: Graph, layer: Layer) -> Producer | None:
+    given = layer.node.input[layer.bias] if 0 < layer.bias < len(layer.node.input) else ""
+    if given and not graph.is_vector(given):
+        return None
+    return Producer(layer.node, {1: layer.outputs, **({layer.bias: 0} if given else {})}, layer.channels)
+
+
+def _of_normalization(graph: Graph, node: onnx.NodeProto) -> Producer | None:
+    """With a scale, and a shift where there is one, for each channel of the last axis."""
+    constants = [place for place in range(1, len(node.input)) if node.input[place]]
+    if len(node.output) > 1 or not constants or not all(graph.is_vector(node.input[p]) for p in constants):
+        return None
+    return Producer(node, dict.fromkeys(constants, 0), -1)
+
+
+def _move(graph: Graph, producer: Producer, readers: Sequence[Layer], largest: np.ndarray) -> None:
     weights = [graph.array(layer.weight) for layer in readers]
     spread = np.max([_largest(w, layer.inputs) for w, layer in zip(weights, readers, strict=True)], axis=0)
     factor = np.ones_like(largest)
     usable = (largest > 0) & (spread > 0)
     factor[usable] = largest[usable] ** ALPHA / spread[usable] ** (1 - ALPHA)
-    if isinstance(producer, Layer):
-        weight = graph.array(producer.weight)
-        graph.replace(producer.node, 1, weight / along(factor, producer.outputs, weight.ndim))
-        if 0 < producer.bias < len(producer.node.input) and producer.node.input[producer.bias]:
-            bias = graph.array(producer.node.input[producer.bias])
-            graph.replace(producer.node, producer.bias, bias / factor)
-    else:
-        node = producer
-        for place in range(1, len(node.input)):  # type: ignore[attr-defined]
-            if node.input[place]:  # type: ignore[attr-defined]
-                graph.replace(node, place, graph.array(node.input[place]) / factor)  # type: ignore[arg-type, attr-defined]
+    for place, axis in producer.places.items():
+        constant = graph.array(producer.node.input[place])
+        graph.replace(producer.node, place, constant / along(factor, axis, constant.ndim))
     for weight, layer in zip(weights, readers, strict=True):
         graph.replace(layer.node, 1, weight * along(factor, layer.inputs, weight.ndim))
 

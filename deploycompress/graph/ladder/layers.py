@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx
 
+FLOAT = 1  # TensorProto.DataType
+
 
 class Graph:
     """Look-ups in one graph, whose initializers can be replaced."""
@@ -24,6 +26,11 @@ class Graph:
             for name in dict.fromkeys(node.input):
                 self.readers.setdefault(name, []).append(node)
         self.outputs = {port.name for port in graph.output}
+
+    def is_vector(self, name: str) -> bool:
+        """Whether it is a constant of one dimension, in FP32."""
+        tensor = self.initializers.get(name)
+        return tensor is not None and len(tensor.dims) == 1 and tensor.data_type == FLOAT
 
     def array(self, name: str) -> np.ndarray:
         from onnx import numpy_helper
@@ -74,6 +81,8 @@ def layers(graph: Graph) -> Iterator[Layer]:
     """In the order of the graph; of grouped convolutions only depthwise ones."""
     for node in graph.graph.node:
         if len(node.input) < 2 or node.input[1] not in graph.initializers:
+            continue
+        if graph.initializers[node.input[1]].data_type != FLOAT:
             continue
         shape = list(graph.initializers[node.input[1]].dims)
         attributes = {a.name: a for a in node.attribute}

@@ -13,7 +13,7 @@ from torch import nn
 from deploycompress.graph.execution import run_onnx
 from deploycompress.graph.export import export_onnx
 from deploycompress.graph.ladder.bias_correction import correct_biases
-from deploycompress.graph.ladder.climbing import Ladder, distance
+from deploycompress.graph.ladder.climbing import Ladder, Recipe, distance
 from deploycompress.graph.ladder.equalization import equalize
 from deploycompress.graph.ladder.exclusion import layer_names, ranked, time_shares
 from deploycompress.graph.ladder.layers import Graph, layers
@@ -70,7 +70,7 @@ def feeds() -> list[dict[str, np.ndarray]]:
 def off(source: Path, candidate: Path, feeds) -> float:
     before, after = run_onnx(source, feeds), run_onnx(candidate, feeds)
     (name,) = before[0]
-    return distance([b[name] for b in before], [a[name] for a in after])
+    return distance(np.concatenate([b[name] for b in before]), np.concatenate([a[name] for a in after]))
 
 
 def test_statistics_are_those_of_each_channel(exported: Path, feeds) -> None:
@@ -189,23 +189,104 @@ def test_time_shares_are_found_by_the_layers_names(exported: Path, feeds) -> Non
     assert all(share > 0 for share in shares.values()) and 0.3 < sum(shares.values()) <= 1.0
 
 
-def test_the_ladder_ends_at_the_first_rung_that_is_enough(unequal: Path, feeds, tmp_path: Path) -> None:
-    ladder = Ladder(unequal, feeds, tmp_path, lambda path: off(unequal, path, feeds))
-    worst, _ = ladder.climb(SCHEME, "minmax", allowed=1e9)
-    assert worst.recipe.calibrator == "minmax" and not worst.recipe.equalized
-    best, notes = ladder.climb(SCHEME, "minmax", allowed=0.3 * worst.lost)
-    assert best.lost <= 0.3 * worst.lost and best.recipe.equalized and best.path.is_file()
-    assert [note.message.split(" (")[0] for note in notes][:3] == [
-        "as configured",
-        "calibrator",
-        "equalisation",
-    ]
+@pytest.fixture
+def climbed(unequal: Path, feeds, tmp_path: Path):
+    """(allowed) -> the best file of a ladder from the plain one, the notes, and what the plain one loses."""
+    first = tmp_path / "first.onnx"
+    quantize_onnx(unequal, first, feeds, scheme=SCHEME)
+    loses = off(unequal, first, feeds)
+
+    def climb(allowed: float, **options):
+        folder = tmp_path / f"{allowed}"
+        folder.mkdir()
+        ladder = Ladder(unequal, feeds, folder, lambda path: off(unequal, path, feeds), **options)
+        return *ladder.climb(first, Recipe(SCHEME), loses, allowed * loses), loses, folder
+
+    return climb
+
+
+def test_the_ladder_ends_at_the_first_rung_that_is_enough(climbed) -> None:
+    best, notes, loses, folder = climbed(0.3)
+    assert best.lost <= 0.3 * loses and best.recipe.equalized and best.path.is_file()
+    assert [note.message.split(" (")[0] for note in notes] == ["as configured", "calibrator", "equalisation"]
     assert not best.recipe.in_float
+    # What was only compared is gone again: the rewritten source, what was tried, and the first file beside them.
+    assert len(list(folder.iterdir())) <= 3
 
 
-def test_what_nothing_helps_is_the_best_of_what_was_tried(unequal: Path, feeds, tmp_path: Path) -> None:
-    ladder = Ladder(unequal, feeds, tmp_path, lambda path: off(unequal, path, feeds))
-    best, notes = ladder.climb(SCHEME, "minmax", allowed=-1.0)
-    tried = [float(note.message.split("loses ")[1].split(",")[0]) for note in notes]
-    assert best.lost == pytest.approx(min(tried), rel=1e-3)
-    assert len(notes) >= 4  # every rung was tried
+def test_what_nothing_helps_is_the_best_of_what_was_tried(climbed) -> None:
+    best, notes, _, _ = climbed(-1.0)
+    tried = [
+        float(note.message.split("loses ")[1].split(",")[0]) for note in notes if note.kind == "decision"
+    ]
+    assert best.lost == pytest.approx(min(tried), rel=1e-3) and len(tried) >= 4
+
+
+def test_a_rung_that_fails_is_passed_over(climbed, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> int:
+        raise ValueError("of no shape that it knows")
+
+    monkeypatch.setattr("deploycompress.graph.ladder.climbing.equalize", fails)
+    best, notes, loses, _ = climbed(-1.0)
+    (skipped,) = (note for note in notes if note.kind == "skipped")
+    assert skipped.message == "equalisation failed: ValueError: of no shape that it knows"
+    assert best.lost <= loses and best.path.is_file()
+
+
+def test_the_file_that_was_there_stays_where_nothing_is_better(unequal: Path, feeds, tmp_path: Path) -> None:
+    first = tmp_path / "first.onnx"
+    quantize_onnx(unequal, first, feeds, scheme=SCHEME)
+    ladder = Ladder(unequal, feeds, tmp_path, lambda path: 0.5)
+    best, _ = ladder.climb(first, Recipe(SCHEME), 0.2, 0.1)
+    assert best.path == first and best.lost == 0.2
+
+
+def test_scales_of_a_training_are_kept_on_every_rung(climbed, unequal: Path) -> None:
+    """Only layers in FP32 are tried then: any other repair would make other weights of those that were trained."""
+    second = [layer.reads for layer in layers(Graph(onnx.load(unequal).graph))][1]
+    known = {second: [{"scale": np.array(0.5, np.float32), "zero_point": np.array(-128, np.int8)}]}
+    best, notes, _, _ = climbed(-1.0, scales=known)
+    assert not any(word in note.message for note in notes for word in ("calibrator", "equalis", "bias"))
+    for note in notes[1:]:
+        assert "layers in FP32" in note.message
+    if best.recipe.in_float:
+        assert float(scales_of(best.path)[second][0]["scale"]) == 0.5
+
+
+def test_batches_of_other_lengths_do_not_end_it(tmp_path: Path) -> None:
+    """As texts have them; histograms want one length, and are passed over."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        net (float[batch, length, 8] x) => (float[batch, length, 4] y) {
+            y = MatMul (x, w)
+        }
+    """)
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(rng.normal(size=(8, 4)).astype(np.float32), "w")
+    )
+    onnx.save(model, tmp_path / "net.onnx")
+    given = [{"x": rng.normal(size=(4, length, 8)).astype(np.float32)} for length in (3, 5, 7, 4, 6, 3)]
+    quantize_onnx(tmp_path / "net.onnx", tmp_path / "int8.onnx", given, scheme=SCHEME)
+    ladder = Ladder(tmp_path / "net.onnx", given, tmp_path, lambda path: 0.2)
+    best, notes = ladder.climb(tmp_path / "int8.onnx", Recipe(SCHEME), 0.2, 0.1)
+    assert best.lost == 0.2 and len(notes) >= 4
+
+
+def test_channels_along_another_axis_are_left(tmp_path: Path) -> None:
+    """As many channels as steps: what a convolution gives along axis 1 is not what a product reads along the last."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        net (float[batch, 3, 18] x) => (float[batch, 16, 4] y) {
+            h = Conv (x, w)
+            r = Relu (h)
+            y = MatMul (r, v)
+        }
+    """)
+    for name, shape in (("w", (16, 3, 3)), ("v", (16, 4))):
+        values = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    onnx.save(model, tmp_path / "net.onnx")
+    given = [{"x": rng.normal(size=(4, 3, 18)).astype(np.float32)}]
+    assert equalize(tmp_path / "net.onnx", tmp_path / "equal.onnx", given) == 0

@@ -2,8 +2,12 @@
 
 import pytest
 
+from deploycompress.config.schema import TargetConfig
+from deploycompress.devices.profiles import NotProfiled
+from deploycompress.devices.results import OperatorProfile
 from deploycompress.graph.operators import Operator
-from deploycompress.pruning.latency.table import MOST_POINTS, _catalogues, _latency_ms
+from deploycompress.pruning.latency.bench import Place
+from deploycompress.pruning.latency.table import MOST_POINTS, _catalogues, _latency_ms, _measure_catalogue
 
 
 def points(count):
@@ -26,9 +30,24 @@ def test_an_operator_larger_than_that_is_timed_alone():
 
 def test_times_in_whole_microseconds_are_averaged_without_the_ends():
     warming, calls = [90_000] * 10, [3000] * 18 + [4000] * 11 + [900_000]
-    assert _latency_ms(7, {"p7_conv": warming + calls, "p70_conv": warming + calls}) == pytest.approx(
-        0.0033125
+
+    def taken(**ns: list[int]) -> dict[str, OperatorProfile]:
+        return {name: OperatorProfile("Conv", "CPU", "fp32", "", tuple(of)) for name, of in ns.items()}
+
+    one = taken(p7_conv=warming + calls, p70_conv=warming + calls)
+    assert _latency_ms(7, one) == pytest.approx(0.0033125)
+    two = taken(p7_a=warming + calls, p7_b=warming + [1000] * 30)
+    assert _latency_ms(7, two) == pytest.approx(0.0043125)
+
+
+def test_a_runtime_that_calls_operators_otherwise_has_no_table(tmp_path, monkeypatch):
+    """Rather than a table of zeros."""
+    monkeypatch.setattr(
+        "deploycompress.pruning.latency.table.profile",
+        lambda *_, **__: {"fused_12": OperatorProfile("Conv", "CPU", "fp32", "", (1000,) * 30)},
     )
-    assert _latency_ms(7, {"p7_a": warming + calls, "p7_b": warming + [1000] * 30}) == pytest.approx(
-        0.0043125
-    )
+    place = Place.of(TargetConfig())
+    with pytest.raises(
+        NotProfiled, match="onnxruntime gives 1 of 1 operators other names than the file does"
+    ):
+        _measure_catalogue([Operator("", "matmul", (8, 8), 8)], place, tmp_path)
