@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,12 +175,13 @@ def quantize_dynamic_onnx(source: Path, destination: Path) -> Quantized:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """ONNX Runtime warns, by the root logger, of every vector that it cannot quantize by channel."""
+    """ONNX Runtime warns, by the root logger, of every vector that it cannot quantize by channel; histograms print."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.setLevel(level)
 

@@ -13,6 +13,7 @@ from deploycompress.config.quantities import Quantity
 from deploycompress.config.schema import AccuracyGate, SizeGate
 from deploycompress.contracts import Event
 from deploycompress.devices.jobs import Plan
+from deploycompress.devices.local import Local
 from deploycompress.errors import ConfigError, EnvironmentMissing
 from deploycompress.graph.arbiter import racing
 from deploycompress.graph.arbiter.checking import Checked
@@ -219,6 +220,24 @@ def test_what_is_small_enough_comes_first(run_context, exported_of, tmp_path: Pa
         raced[entry.id(2)] = Raced(1.0, Speedup(speed, speed, speed), None)
     kept, refused = arbiter._choose(raced)
     assert kept == ["onnxruntime-int8-s8s8.t2", "onnxruntime-fp32.t2"] and not refused
+
+
+def test_one_file_that_is_run_in_two_ways_is_built_once(
+    run_context, exported_of, tmp_path: Path, monkeypatch
+) -> None:
+    context = run_context()
+    source = exported_of(context)
+    wanted = [Wanted(runtime="openvino", precision=precision) for precision in ("bf16", "fp32")]
+    terms = Terms(wanted, (1,), Quantity.parse("1 min", "time"), None, None)
+    facts = {**Local().facts(), "flags": ["avx512_bf16", "avx512_vnni"]}
+    monkeypatch.setattr(Local, "facts", lambda self: facts)
+    arbiter = Arbiter(terms, source, source, tmp_path, context)
+    assert [entry.recipe.name for entry in arbiter.entries] == ["openvino/bf16", "openvino/fp32"]
+    (tmp_path / "calibration").mkdir()
+    for number, entry in enumerate(arbiter.entries):
+        arbiter._build(entry, tmp_path / str(number), tmp_path / "calibration")
+    first, second = (entry.built for entry in arbiter.entries)
+    assert first is not None and first == second and not (tmp_path / "1").exists()
 
 
 def test_the_budget_bounds_it_and_the_best_so_far_is_delivered(

@@ -65,6 +65,7 @@ class Arbiter:
         self._folder, self._context = folder, context
         self._device = open_device(context.target.device)
         self._started = time.monotonic()
+        self._files: dict[str, Built] = {}  # by the name of a recipe that makes it
         facts, operators = self._device.facts(), inspect_onnx(source.main_file)["ops"]
         self.entries = list(entries(terms.wanted, context.target, terms.threads, facts, operators))
 
@@ -131,14 +132,18 @@ class Arbiter:
         return folder
 
     def _build(self, entry: Entry, place: Path, calibration: Path) -> None:
-        left_s = self._left_s(BUILDING)
+        recipe, left_s = entry.recipe, self._left_s(BUILDING)
+        file = recipe.same_file or recipe.name
+        if file in self._files:
+            entry.built = self._files[file]
+            return
         if left_s <= 0:
             entry.reason = f"not built: {self._late}"
             return
         try:
             # One that does not end leaves half of the time to the others.
-            entry.built = build_apart(
-                entry.recipe, self._source.main_file, place, calibration, max(left_s / 2, SHORTEST_BUILD_S)
+            entry.built = self._files[file] = build_apart(
+                recipe, self._source.main_file, place, calibration, max(left_s / 2, SHORTEST_BUILD_S)
             )
         except DeployCompressError as error:
             entry.reason = f"not built: {error}"

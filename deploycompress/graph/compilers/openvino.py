@@ -36,9 +36,9 @@ class OpenVinoCompiler:
         half = ("bf16",) if provider == "cpu" and BF16_FLAGS & set(facts.get("flags", ())) else ()
         half = ("fp16",) if provider == "gpu" else half
         return (
-            *(Recipe(RUNTIME, of, options={"computes_in": of, **static}) for of in half),
+            *(Recipe(RUNTIME, of, "", {"computes_in": of, **static}, f"{RUNTIME}/fp32") for of in half),
             Recipe(RUNTIME, "int8", options=static),
-            *(Recipe(RUNTIME, "int8", of, {"computes_in": of, **static}) for of in half),
+            *(Recipe(RUNTIME, "int8", of, {"computes_in": of, **static}, f"{RUNTIME}/int8") for of in half),
             Recipe(RUNTIME, "fp32", options=static),
         )
 

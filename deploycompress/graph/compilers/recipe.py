@@ -23,6 +23,9 @@ class Recipe:
     options: Mapping[str, Any] = field(
         default_factory=dict
     )  # the runtime's own, besides provider and threads
+    same_file: str = (
+        ""  # name of another recipe of the runtime that makes the same file, which is run otherwise
+    )
 
     @property
     def name(self) -> str:
