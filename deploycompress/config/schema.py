@@ -202,7 +202,6 @@ class PlacementGate(Gate):
     """No operator falls back to another provider or a reference kernel; with ``allow: []`` none only reformats either."""
 
     allow: tuple[str, ...] = Field(
-        ("reformat",),
         description="Exceptions: a role (fallback, reformat), an operator (ReorderInput) or a provider",
     )
 

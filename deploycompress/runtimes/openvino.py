@@ -20,8 +20,8 @@ OV_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 class OpenVino:
     """Options: ``threads`` (1), ``provider`` ("cpu", "gpu", "npu"), ``computes_in`` ("fp32"; "bf16", "fp16").
 
-    And ``static_shapes`` (false): the model is compiled for the shapes of the first feed, and again where others come.
-    A small network is a tenth faster so.
+    And ``static_shapes`` (false): the model is compiled for the shapes of the first feed, and again where others come:
+    it plans better for shapes that it knows.
     """
 
     accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "openvino"})

@@ -217,7 +217,7 @@ def test_what_is_small_enough_comes_first(run_context, exported_of, tmp_path: Pa
         entry.built = Built(path, "onnx")
         parity = Parity(0.0, 0.0, 1.0 - lost, None)
         entry.checked = Checked(parity, Evaluation({}, None, {}, 1), lost)
-        raced[entry.id(2)] = Raced(1.0, Speedup(speed, speed, speed), None)
+        raced[entry.id(2)] = Raced(1.0, Speedup(speed, speed, speed))
     kept, refused = arbiter._choose(raced)
     assert kept == ["onnxruntime-int8-s8s8.t2", "onnxruntime-fp32.t2"] and not refused
 

@@ -82,9 +82,7 @@ def build_apart(recipe: Recipe, source: Path, folder: Path, calibration: Path, t
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        raise StageFailed(
-            f"building it took more than {timeout_s:.0f} s, which were left of the budget"
-        ) from None
+        raise StageFailed(f"building it took more than {timeout_s:.0f} s, its share of the budget") from None
     answer = folder / "answer.json"
     if ended.returncode or not answer.is_file():
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]

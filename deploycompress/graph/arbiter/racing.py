@@ -16,7 +16,7 @@ from deploycompress.measure.measurement import Speedup
 FIRST = Plan(blocks=6, block_ms=110.0, warmup_ms=200.0, least_samples=12, enough_samples=200)
 FINAL = Plan(blocks=20, block_ms=110.0, warmup_ms=200.0, least_samples=40, enough_samples=200)
 FINALISTS = 4  # one job
-# Slower by more than this than the fastest in a brief measurement, none was the fastest in a long one.
+# What is slower than the fastest by more than this in the brief measurement is not measured again.
 BEHIND = 1.25
 
 
@@ -26,7 +26,6 @@ class Raced:
 
     p50_ms: float
     speedup: Speedup
-    peak_memory_bytes: int | None
 
 
 def race(
@@ -78,4 +77,4 @@ def _raced(entry: Timing | Failed, source: Timing) -> Raced | Failed:
     if not entry.finite:
         return Failed("run", "it gives NaN or infinite outputs")
     p50_ms = float(np.median(np.concatenate([np.asarray(b) for b in entry.blocks_ns]))) / 1e6
-    return Raced(p50_ms, paired_speedup(source.blocks_ns, entry.blocks_ns), entry.peak_memory_bytes)
+    return Raced(p50_ms, paired_speedup(source.blocks_ns, entry.blocks_ns))

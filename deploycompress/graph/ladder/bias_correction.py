@@ -28,8 +28,6 @@ def correct_biases(
     """Write ``source``, in FP32, with biases for its weights in INT8 to ``destination``; how many layers have one.
 
     ``in_float``: layers by name that stay in FP32, and as they are.
-
-    ``in_float``: layers by name that stay in FP32, and as they are.
     """
     import onnx
 

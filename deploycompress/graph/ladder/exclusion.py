@@ -1,4 +1,4 @@
-"""Which layers are better left in FP32: by how far INT8 takes the outputs off through them, per millisecond it saves."""
+"""Which layers are better left in FP32: by how far INT8 takes the outputs off through them, for the time that they take."""
 
 from __future__ import annotations
 
