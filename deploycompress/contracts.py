@@ -124,6 +124,11 @@ class Model(Protocol):
     def inputs(self) -> Mapping[str, InputSpec]: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """As JSON, by which another process makes the network of a checkpoint: the ``network`` of runtime pytorch."""
+        ...
+
     def build(self) -> nn.Module:
         """A fresh untrained model in evaluation mode; the same weights every time (seeded)."""
         ...
@@ -274,6 +279,10 @@ class Stage(ABC):
     def inputs(self) -> Mapping[str, Ref]:
         """What the stage reads; ``from`` in YAML replaces "last"."""
         return {"source": "last"}
+
+    def opens(self, target: TargetConfig) -> frozenset[str]:
+        """Of the kinds that it accepts, those that it has a use for at this target."""
+        return self.accepts
 
     def reads(self) -> frozenset[str]:
         """Which of "target" and "gates" the result depends on."""

@@ -102,6 +102,7 @@ RUNTIMES = Table(
         "onnxruntime": "deploycompress.runtimes.onnxruntime:OnnxRuntime",
         "openvino": "deploycompress.runtimes.openvino:OpenVino",
         "tensorrt": "deploycompress.runtimes.tensorrt:TensorRT",
+        "pytorch": "deploycompress.runtimes.pytorch:PyTorch",
     },
 )
 
@@ -112,6 +113,7 @@ COMPILERS = Table(
         "onnxruntime": "deploycompress.graph.compilers.onnxruntime:OnnxRuntimeCompiler",
         "openvino": "deploycompress.graph.compilers.openvino:OpenVinoCompiler",
         "tensorrt": "deploycompress.graph.compilers.tensorrt:TensorRTCompiler",
+        "pytorch": "deploycompress.graph.compilers.pytorch:PyTorchCompiler",
     },
 )
 

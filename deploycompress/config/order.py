@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploycompress.config.document import Document, KeyPath
-from deploycompress.config.schema import Gate, ModelConfig, OpenConfig, StepConfig
+from deploycompress.config.schema import Gate, ModelConfig, OpenConfig, StepConfig, TargetConfig
 from deploycompress.config.wording import listed, nearest
 from deploycompress.registry import STAGES
 
@@ -35,11 +35,12 @@ def check(
     steps: Sequence[StepConfig | None],
     model: ModelConfig | None,
     gates: Collection[str] | Mapping[str, Gate],
+    target: TargetConfig | None = None,
 ) -> None:
     """Note in ``document`` what does not fit; a None among ``steps`` has mistakes of its own already."""
     ids = [step["id"] for step in _raw(document)]
     reported = set()  # a step that is repeated has its fault once, although the ids in it differ
-    for index, hop in enumerate(flow(steps, ids)):
+    for index, hop in enumerate(flow(steps, ids, target)):
         for fault, message in hop.faults:
             path: KeyPath = ("stages", index, *fault)
             if document.place(path) not in reported:
@@ -60,9 +61,11 @@ def check(
             document.report(("gates", gate), message, key=True)
 
 
-def flow(steps: Sequence[StepConfig | None], ids: Sequence[str]) -> Iterator[Hop]:
+def flow(
+    steps: Sequence[StepConfig | None], ids: Sequence[str], target: TargetConfig | None = None
+) -> Iterator[Hop]:
     """The steps one after the other, each with its sources and what is wrong with them."""
-    so_far = _SoFar(ids)
+    so_far = _SoFar(ids, target or TargetConfig())
     for step, id in zip(steps, ids, strict=True):
         hop = so_far.hop(step) if step is not None else Hop(id, "", {}, None)
         so_far.add(hop)
@@ -74,6 +77,7 @@ class _SoFar:
     """What the steps up to here have made."""
 
     ids: Sequence[str]  # of every step, later ones too
+    target: TargetConfig
     made: dict[str, Kinds] = field(default_factory=lambda: {MODEL: frozenset({"checkpoint"})})
     passed: set[str] = field(default_factory=set)  # steps that make nothing new
     last: str = MODEL
@@ -112,13 +116,16 @@ class _SoFar:
     def _resolve(self, ref: str, stage: Any) -> tuple[str, ...]:
         if ref == "all":
             made = ((id, kinds) for id, kinds in self.made.items() if id not in self.passed)
-            return tuple(id for id, kinds in made if stage is None or kinds is None or kinds & stage.accepts)
+            opens = None if stage is None else stage.opens(self.target)
+            return tuple(id for id, kinds in made if opens is None or kinds is None or kinds & opens)
         return (self.last,) if ref == "last" else (ref,)
 
     def _kinds(self, ref: str) -> Kinds:
         """What the input ``ref`` may be. A step's id, or a file."""
         if ref in ("original", "baseline"):
             return frozenset({"checkpoint"} if ref == "original" else {"onnx"})
+        if ref == "checkpoint":
+            return frozenset({"checkpoint"})
         if ref in self.made:
             return self.made[ref]
         return frozenset({FILE_KINDS.get(Path(ref).suffix, "checkpoint")})
@@ -128,6 +135,8 @@ class _SoFar:
         if ref == "all" and chosen:
             return "a step reads one source; give the id of one step"
         if ref in ("last", "original", "baseline", "all") or ref in self.made:
+            return None
+        if ref == "checkpoint" and not chosen:
             return None
         if ref == step.id:
             return f"{ref!r} is this step itself; give an earlier one"
@@ -145,17 +154,16 @@ class _SoFar:
     ) -> str | None:
         """Why the stage cannot read what ``key`` names: the kinds do not fit."""
         kinds = [self._kinds(source) for source in sources]
-        if any(kind is None or kind & stage.accepts for kind in kinds):
+        opens = stage.opens(self.target) if key == "from" else stage.accepts
+        if any(kind is None or kind & opens for kind in kinds):
             return None
-        accepts = listed(sorted(stage.accepts), last="or")
+        accepts = listed(sorted(opens), last="or")
         if ref == "all":
-            return f"{step.stage} reads {accepts}, and no step before it makes one{_maker(stage.accepts)}"
+            return f"{step.stage} reads {accepts}, and no step before it makes one{_maker(opens)}"
         makes = listed(sorted(kinds[0] or ()), last="or")
         what = f"{sources[0]} makes {makes}" if sources[0] in self.made else f"{sources[0]} is {makes}"
-        fitting = [
-            id for id, made in self.made.items() if made and made & stage.accepts and id not in self.passed
-        ]
-        remedy = _maker(stage.accepts)
+        fitting = [id for id, made in self.made.items() if made and made & opens and id not in self.passed]
+        remedy = _maker(opens)
         if fitting:
             remedy = f"; name a step before it that does with `{key}: {fitting[-1]}`"
         return f"{step.stage} reads {accepts}, but {what}{remedy}"

@@ -83,7 +83,7 @@ class _Reader:
         task, stages = self.task(), self.stages()
         made = self.built_in(task)
         gates = read_gates(self.document, share=made is not None and made.primary.unit == "share")
-        order.check(self.document, stages, model, gates)
+        order.check(self.document, stages, model, gates, target)
         if model is not None:
             metrics.check_expected(self.document, model, made)
         if made is not None:

@@ -101,7 +101,10 @@ class Opened:
             raise Failure("unsupported", "this runtime does not tell what a single operator takes")
         path, calls = Path(self.candidate["file"]), int(self.command["calls"])
         feed = {name: np.load(file, allow_pickle=False) for name, file in self.command["feed"].items()}
-        return {"operators": profile(path, self.candidate["options"], feed, calls)}
+        try:
+            return {"operators": profile(path, self.candidate["options"], feed, calls)}
+        except NotImplementedError as error:
+            raise Failure("unsupported", str(error)) from error
 
     def answer(self) -> Document:
         """The outputs for each of the job's feeds, as files; one that is no number is written as it is."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deploycompress.artifact import canonical_json, digest_file, write_text
+from deploycompress.config.wording import listed
 from deploycompress.contracts import Device
 from deploycompress.devices.bundle import bundle
 from deploycompress.devices.results import Failed, Result, State, Timing, read_result
@@ -29,6 +30,7 @@ from deploycompress.runtimes.onnx_file import check
 MOST_AT_ONCE = (
     4  # candidates beside the baseline: all of them are in memory, and pairs must stay close in time
 )
+MAIN_FILES = ("model.onnx", "model.xml", "model.engine", "model.safetensors")  # of a folder
 POLL_S = 0.1
 SLOWEST = 20  # times the nominal time, before a job is given up
 LOADING_S = 60.0  # for each candidate
@@ -240,11 +242,9 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
 def _main_file(path: Path) -> str:
     if not path.is_dir():
         return path.name
-    found = sorted(p.name for p in path.glob("model.*") if p.suffix in (".onnx", ".xml", ".engine"))
+    found = [name for name in MAIN_FILES if (path / name).is_file()]
     if not found:
-        raise StageFailed(
-            f"{path} holds no model.onnx, model.xml or model.engine; nothing there can be measured"
-        )
+        raise StageFailed(f"{path} holds no {listed(MAIN_FILES, last='or')}; nothing there can be measured")
     return found[0]
 
 

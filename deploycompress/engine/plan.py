@@ -8,10 +8,11 @@ from pathlib import Path
 
 from deploycompress.config.schema import PipelineConfig, StepConfig
 from deploycompress.contracts import Stage
-from deploycompress.registry import STAGES
+from deploycompress.registry import RUNTIMES, STAGES
 
 MODEL = "model"
 BASELINE = "baseline"
+CHECKPOINT = "checkpoint"  # what a step's source was exported from, or is
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,13 @@ def plan(config: PipelineConfig) -> tuple[Step, ...]:
     original = _original(wanted)
     flow = _Flow(original)
     flow.add(MODEL, MODEL, _model_stage(config), None)
+    exported = _wants_exported(wanted, config.target.runtime)
     for id, name, stage, step in wanted:
         if id == original and flow.kinds == frozenset({"checkpoint"}) and _asked(wanted, BASELINE):
-            flow.add(BASELINE, "export", _baseline_stage(wanted), None)
+            if exported:
+                flow.add(BASELINE, "export", _baseline_stage(wanted), None)
+            else:
+                flow.baseline = flow.last
         flow.add(id, name, stage, step)
     return tuple(flow.steps)
 
@@ -63,7 +68,13 @@ class _Flow:
         sources = {
             key: self._resolve(config.source if ref == "last" and config and config.source else ref)
             for key, ref in stage.inputs().items()
+            if ref != CHECKPOINT
         }
+        sources.update(
+            (key, self._network_behind(sources["source"]))
+            for key, ref in stage.inputs().items()
+            if ref == CHECKPOINT
+        )
         timeout_s = config.timeout.value / 1000 if config and config.timeout else None
         max_drop = config.back_off.value if config and config.back_off else None
         directory = f"{len(self.steps):02d}-{id}"
@@ -75,6 +86,21 @@ class _Flow:
             if "onnx" in stage.produces and self.first_compressing is None and self.baseline is None:
                 self.baseline = id
 
+    def _is_before_compression(self, step: Step) -> bool:
+        """A network as it came, or as it was trained: what is compared with, and no result."""
+        if step.stage.produces != frozenset({"checkpoint"}):
+            return False
+        ids = [s.id for s in self.steps]
+        start = self.original or self.last
+        return start in ids and ids.index(step.id) <= ids.index(start)
+
+    def _network_behind(self, source: tuple[str, ...] | Path) -> tuple[str, ...]:
+        by_id = {s.id: s for s in self.steps}
+        id = source[-1] if isinstance(source, tuple) and source else None
+        while id is not None and "checkpoint" not in by_id[id].stage.produces:
+            id = by_id[id].source
+        return (id,) if id is not None else ()
+
     def _before_compression(self) -> None:
         self.original = self.last
         if self.baseline is None and "onnx" in self.kinds:
@@ -82,7 +108,11 @@ class _Flow:
 
     def _resolve(self, ref: str) -> tuple[str, ...] | Path:
         if ref == "all":
-            return tuple(s.id for s in self.steps if s.stage.produces and s.id != self.baseline)
+            return tuple(
+                s.id
+                for s in self.steps
+                if s.stage.produces and s.id != self.baseline and not self._is_before_compression(s)
+            )
         named = {
             "last": self.last,
             "original": self.original or self.last,
@@ -97,6 +127,14 @@ class _Flow:
 
 def _original(wanted: list[tuple[str, str, Stage, StepConfig]]) -> str | None:
     return next((id for id, _, stage, _ in wanted if stage.compresses), None)
+
+
+def _wants_exported(wanted: list[tuple[str, str, Stage, StepConfig]], runtime: str) -> bool:
+    """Whether the baseline is an ONNX file: the target's runtime, or a step that reads no network, wants one."""
+    opened = RUNTIMES.load(runtime).accepts
+    return opened != frozenset({"checkpoint"}) or any(
+        BASELINE in stage.inputs().values() and "checkpoint" not in stage.accepts for _, _, stage, _ in wanted
+    )
 
 
 def _asked(wanted: list[tuple[str, str, Stage, StepConfig]], ref: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deploycompress.contracts import Runtime
+from deploycompress.contracts import Model, Runtime
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.runtimes.onnx_file import check
 from deploycompress.runtimes.onnxruntime import OnnxRuntime
@@ -54,6 +54,11 @@ def select(feed: Feed, inputs: Iterable[str], path: Path) -> Feed:
     if absent:
         raise ConfigError(f"{path.name} wants the inputs {wanted}, and was given {sorted(feed)}")
     return {name: feed[name] for name in wanted}
+
+
+def network_of(kind: str, model: Model) -> dict[str, Any]:
+    """What a runtime is told besides its own options: of a checkpoint, how to put the network together."""
+    return {"network": model.recipe} if kind == "checkpoint" else {}
 
 
 def fixed_batch_of(path: Path) -> int | None:

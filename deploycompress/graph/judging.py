@@ -12,7 +12,8 @@ from deploycompress.artifact import Artifact, canonical_json
 from deploycompress.contracts import Event, Loader, MetricInfo, Note, RunContext, Runtime, figures_of
 from deploycompress.data.corruptions import CorruptedLoader
 from deploycompress.graph.evaluation import Evaluation, evaluate_artifact
-from deploycompress.graph.execution import fixed_batch_of
+from deploycompress.graph.execution import fixed_batch_of, network_of
+from deploycompress.graph.feeds import fixed_batch
 from deploycompress.registry import RUNTIMES
 
 
@@ -57,7 +58,7 @@ def judge_artifacts(
     for artifact in artifacts:
         same = artifact.sha256 + canonical_json(artifact.details.get("options", {}))
         if same not in known:
-            name, provider = _reader_of(artifact)
+            name, provider = _reader_of(artifact, context)
             if name is None:
                 continue
             runtime: Runtime = RUNTIMES.load(name)()
@@ -69,6 +70,7 @@ def judge_artifacts(
                 "threads": artifact.details.get("threads", context.target.threads),
                 "provider": provider,
                 **artifact.details.get("options", {}),
+                **network_of(artifact.kind, context.model),
             }
             known[same] = _judged(artifact, runtime, options, context, corruptions, severities)
         found[artifact.id] = known[same]
@@ -92,6 +94,7 @@ def _judged(
 ) -> Judged:
     own = artifact.details.get("batch")  # of what was made from a file with a fixed one
     batch = own or fixed_batch_of(artifact.main_file) or _profiled_batch(artifact)
+    batch = batch or fixed_batch(context.model)
 
     def evaluation(loader: Loader, words: str) -> Evaluation:
         context.emit(Event("progress", f"test split{words}: {artifact.id}"))
@@ -107,12 +110,15 @@ def _judged(
     return Judged(evaluation(context.data.loader("test"), ""), context.task.primary, corrupted)
 
 
-def _reader_of(artifact: Artifact) -> tuple[str | None, str]:
+def _reader_of(artifact: Artifact, context: RunContext) -> tuple[str | None, str]:
     """Accuracy is the artefact's own, so it is read where the file says what is computed."""
     own = artifact.details.get("runtime")
-    if own is None:
-        return ("onnxruntime", "cpu") if artifact.kind == "onnx" else (None, "")
-    return own, artifact.details.get("provider", "cuda")
+    if own is not None:
+        return own, artifact.details.get("provider", "cuda")
+    if artifact.kind == "checkpoint":
+        opens = "checkpoint" in RUNTIMES.load(context.target.runtime).accepts
+        return (context.target.runtime, context.target.provider) if opens else (None, "")
+    return ("onnxruntime", "cpu") if artifact.kind == "onnx" else (None, "")
 
 
 def _profiled_batch(artifact: Artifact) -> int | None:

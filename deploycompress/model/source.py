@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from os.path import abspath
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from deploycompress.model.weights import load_weights
 
 __all__ = ["SourceModel", "load_weights", "named_outputs"]
 
+LOADER = "deploycompress.model.recipe:load"  # reads what ``SourceModel.recipe`` gives
 OTHER_DIMENSION = 32  # the example's size of a named dimension that is not the batch (a sequence, a height)
 
 
@@ -71,6 +74,21 @@ class SourceModel:
                 "installed": installed_version(self._factory.package),
             }
         )
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """As JSON, for ``model.recipe.load``. Its process finds modules where this one does."""
+        networks = [
+            Network(build=of._config.build, args=of._config.args, weights=None)
+            for of in self._others.values()
+        ]
+        return {
+            "loader": LOADER,
+            "config": self._config.model_dump(mode="json", exclude={"weights", "expect", "tolerance"}),
+            "seed": self._seed,
+            "search_path": [*map(str, self._search_path), *filter(None, sys.path)],
+            "others": [network.model_dump(mode="json", exclude={"weights"}) for network in networks],
+        }
 
     def build(self) -> nn.Module:
         """A fresh untrained model in evaluation mode; the same weights every time.

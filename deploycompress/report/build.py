@@ -94,6 +94,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "stages": _stages(run, steps),
         "rehearsal": run.get("rehearsal"),
         "placement": _scores(bench, "placement"),
+        "network": details.get("network"),
         "waterfall": purchases(chain, baseline, artifacts, here, primary.name),
         "validation": validation(steps, chain, primary.name),
         "widths": widths([s for s in steps if s.id not in undone]),

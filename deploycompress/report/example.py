@@ -28,6 +28,13 @@ model = openvino.Core().read_model(folder / {file} / "model.xml")
 {reshape}model = openvino.compile_model(model, {device}, settings)
 outputs = {{port.get_any_name(): value for port, value in model(inputs).items()}}
 """
+PYTORCH = """\
+of = next(of for of in json.loads((folder / "manifest.json").read_text())["artifacts"] if of["file"] == {file})
+options = {options}
+with PyTorch().open(folder / {file}, {{**options, "network": of["network"]}}) as session:
+    session.bind(inputs)()
+    outputs = session.fetch()
+"""
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -36,20 +43,24 @@ def example(entries: Sequence[Mapping[str, Any]], target: Mapping[str, Any]) -> 
     for entry in entries:
         runtime = entry["details"].get("runtime", "onnxruntime")
         if entry["kind"] == "onnx" and runtime == "onnxruntime":
-            return _program(entry, target, "onnxruntime", _onnxruntime(entry, target))
+            return _program(entry, target, "onnxruntime", "import onnxruntime", _onnxruntime(entry, target))
         if entry["kind"] == "openvino":
-            return _program(entry, target, "openvino", _openvino(entry, target))
+            return _program(entry, target, "openvino", "import openvino", _openvino(entry, target))
+        if entry["kind"] == "checkpoint":
+            needed = f"deploycompress, and the code of {entry['network']['config']['build']}"
+            loaded = "import json\n\nfrom deploycompress.runtimes.pytorch import PyTorch"
+            return _program(entry, target, needed, loaded, _pytorch(entry, target))
     return None
 
 
-def _program(entry: Mapping[str, Any], target: Mapping[str, Any], library: str, run: str) -> str:
+def _program(entry: Mapping[str, Any], target: Mapping[str, Any], needed: str, loaded: str, run: str) -> str:
     lines = [
-        f'"""Runs {_word(entry["file"])} once, on random inputs: pip install numpy {library}; python {FILE}"""',
+        f'"""Runs {_word(entry["file"])} once, on random inputs: pip install numpy {_word(needed)}; python {FILE}"""',
         "",
         "from pathlib import Path",
         "",
         "import numpy as np",
-        f"import {library}",
+        loaded,
         "",
         "folder = Path(__file__).parent",
         "inputs = {  # what real ones look like: preprocessing in manifest.json",
@@ -94,6 +105,16 @@ def _openvino(entry: Mapping[str, Any], target: Mapping[str, Any]) -> str:
         else "",
         hint=repr(HINTS[details.get("options", {}).get("computes_in", "fp32")]),
     )
+
+
+def _pytorch(entry: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    details = entry["details"]
+    options = {
+        "threads": int(details.get("threads", target["threads"])),
+        "provider": str(details.get("provider", target["provider"])),
+        **details.get("options", {}),
+    }
+    return PYTORCH.format(file=repr(entry["file"]), options=repr(options))
 
 
 def _word(text: str) -> str:

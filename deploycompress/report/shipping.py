@@ -29,7 +29,7 @@ DTYPES = {
     11: "float64",
 }
 TOLD = ("labels", "preprocessing")
-KINDS = ("onnx", "openvino", "engine", "package")  # a checkpoint does not ship: a model is built from it
+KINDS = ("onnx", "openvino", "engine", "package", "checkpoint")
 
 
 def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -47,6 +47,8 @@ def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
     for artifact in reversed(report["artifacts"]):
         if artifact["kind"] not in KINDS or artifact["id"] == report["baseline"] or _held(artifact):
             continue
+        if artifact["kind"] == "checkpoint" and artifact["id"] not in rows:
+            continue  # what models are built from; it ships where a network is what runs at the target
         if _is_slower(rows.get(artifact["id"])):
             continue
         slot = (artifact["kind"], artifact["precision"])
@@ -170,6 +172,7 @@ def _manifest(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             "inputs": inputs,
             "outputs": outputs,
             **told,
+            **({"network": report["network"]} if artifact["kind"] == "checkpoint" else {}),
             "details": artifact["details"],
             "metrics": artifact["metrics"],
             "latency_ms": None if row is None else row["latency_ms"],

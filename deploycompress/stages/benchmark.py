@@ -14,6 +14,7 @@ from pydantic import Field
 
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
+from deploycompress.config.schema import TargetConfig
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
 from deploycompress.measure.measurement import Measurement
@@ -60,7 +61,7 @@ class Setting:
 class Benchmark(Stage):
     """Reads all artefacts, makes none: what it gives are measurements."""
 
-    accepts = frozenset({"onnx", "openvino", "engine"})
+    accepts = frozenset({"onnx", "openvino", "engine", "checkpoint"})
     produces = frozenset()
     reusable = False
 
@@ -80,7 +81,13 @@ class Benchmark(Stage):
         )
 
     def inputs(self) -> Mapping[str, Ref]:
-        return {"source": "all", "baseline": "baseline"}
+        return {"source": "all", "baseline": "baseline", "original": "original"}
+
+    def opens(self, target: TargetConfig) -> frozenset[str]:
+        """Networks only where a runtime runs them; a runtime of the user's is not asked before the run."""
+        runtimes = {target.runtime, *self.config.runtimes}
+        networks = any("checkpoint" in RUNTIMES.load(name).accepts for name in runtimes if name in RUNTIMES)
+        return self.accepts if networks else self.accepts - {"checkpoint"}
 
     def reads(self) -> frozenset[str]:
         return frozenset({"target"})
@@ -97,14 +104,18 @@ class Benchmark(Stage):
         from deploycompress.graph.judging import figures_with, judge_artifacts
 
         baseline = inputs["baseline"][0] if inputs.get("baseline") else None
-        artifacts = _distinct((baseline, *inputs["source"]))
+        original = next((a for a in inputs.get("original", ()) if a.kind == "checkpoint"), None)
+        opened = self.opens(context.target)
+        artifacts = [
+            a for a in _distinct((baseline, *inputs["source"])) if a.kind in opened or "runtime" in a.details
+        ]
         measurements: list[Measurement] = []
         notes: list[Note] = []
         settings = list(self.settings(context))
         for number, setting in enumerate(settings):
             progress = _progress(context, number, len(settings))
             measured, left_out = self._measure(
-                setting, artifacts, baseline, number == 0, workdir, context, progress
+                setting, artifacts, (baseline, original), number == 0, workdir, context, progress
             )
             measurements.extend(measured)
             notes.extend(left_out)
@@ -124,6 +135,7 @@ class Benchmark(Stage):
         rows = tuple(
             replace(m, metrics=found[m.artifact].metrics if m.artifact in found else {}) for m in measurements
         )
+        kinds = {a.kind for a in artifacts}
         figures = figures_with(self.config.corruptions, context)
         details = {
             "primary": asdict(context.task.primary),
@@ -135,6 +147,8 @@ class Benchmark(Stage):
             "corrupted": CORRUPTED,
             "sparse": sparse,
             "placement": PLACEMENT,
+            # For whoever runs a checkpoint that ships; where this machine finds its modules is of no use there.
+            "network": {**context.model.recipe, "search_path": []} if "checkpoint" in kinds else None,
             "per_class": {id: dict(e.per_class) for id, e in evaluations.items() if e.per_class},
             "by_class": {id: e.by_class for id, e in evaluations.items() if e.by_class},
         }
@@ -157,35 +171,36 @@ class Benchmark(Stage):
         self,
         setting: Setting,
         artifacts: Sequence[Artifact],
-        baseline: Artifact | None,
+        baselines: tuple[Artifact | None, ...],
         at_target: bool,
         workdir: Path,
         context: RunContext,
         progress: Callable[[float, str], None],
     ) -> tuple[list[Measurement], list[Note]]:
-        """Every artefact that runs in this setting, interleaved with the baseline."""
+        """Every artefact that runs in this setting, interleaved with the first baseline that does."""
         from deploycompress.devices.jobs import measure, open_device
         from deploycompress.graph.feeds import take
         from deploycompress.model.parity import to_numpy
 
         length = REHEARSED if context.rehearsal else LENGTHS[self.config.mode]
-        candidates, notes = _candidates(setting, artifacts, at_target)
+        baseline = _opened_by(setting.runtime, baselines)
+        candidates, notes = _candidates(setting, _distinct((baseline, *artifacts)), at_target, context)
         if not candidates:
             return [], notes
         reference = next((c.id for c, a in candidates if a is baseline), None)
-        others = list(_in_other_runtimes(setting, [c for c, _ in candidates], baseline))
-        candidates += [(candidate, baseline) for candidate in others if baseline is not None]
+        others = list(_in_other_runtimes(setting, [c for c, _ in candidates], baselines, context))
+        candidates += others
         measured = measure(
             open_device(setting.device),
             [candidate for candidate, _ in candidates],
             baseline=reference,
-            references={candidate.runtime: candidate.id for candidate in others},
+            references={candidate.runtime: candidate.id for candidate, _ in others},
             feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
             workdir=workdir,
             progress=progress,
             **asdict(length),
         )
-        elsewhere = {candidate.id for candidate in others}
+        elsewhere = {candidate.id for candidate, _ in others}
         return [
             replace(measured[c.id], artifact=a.id, at_target=at_target and c.id not in elsewhere)
             for c, a in candidates
@@ -202,7 +217,7 @@ class Benchmark(Stage):
 
         if context.rehearsal:
             return {}, []
-        candidates, _ = _candidates(setting, artifacts, at_target=True)
+        candidates, _ = _candidates(setting, artifacts, True, context)
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
         found: dict[str, list[dict[str, Any]]] = {}
         notes = []
@@ -231,7 +246,7 @@ class Benchmark(Stage):
         from deploycompress.model.parity import to_numpy
 
         length = REHEARSED if context.rehearsal else LENGTHS["quick"]
-        candidates, _ = _candidates(setting, artifacts, at_target=True)
+        candidates, _ = _candidates(setting, artifacts, True, context)
         found = {}
         for sparse, artifact in candidates:
             share = share_of_zeros(artifact.main_file) if artifact.kind == "onnx" else 0.0
@@ -265,11 +280,12 @@ def _distinct(artifacts: Sequence[Artifact | None]) -> list[Artifact]:
 
 
 def _candidates(
-    setting: Setting, artifacts: Sequence[Artifact], at_target: bool
+    setting: Setting, artifacts: Sequence[Artifact], at_target: bool, context: RunContext
 ) -> tuple[list[tuple[Candidate, Artifact]], list[Note]]:
     """What the setting's runtime opens and, at the target, engines in the runtime that built them."""
     from deploycompress.devices.jobs import Candidate
-    from deploycompress.graph.execution import fixed_batch_of
+    from deploycompress.graph.execution import fixed_batch_of, network_of
+    from deploycompress.graph.feeds import fixed_batch
 
     found: list[tuple[Candidate, Artifact]] = []
     notes: list[Note] = []
@@ -279,12 +295,14 @@ def _candidates(
         if runtime is None:
             continue
         fixed = artifact.details.get("batch") or fixed_batch_of(artifact.main_file)
+        fixed = fixed or fixed_batch(context.model)
         if fixed not in (None, setting.batch_size):
             reason = f"not measured at batch size {setting.batch_size}: its batch is fixed at {fixed}"
             notes.append(Note("skipped", reason, artifact.id))
             continue
         id = f"{number}-{artifact.id or 'model'}.{setting}"
-        threads, options = own.get("threads", setting.threads), own.get("options", {})
+        threads = own.get("threads", setting.threads)
+        options = {**own.get("options", {}), **network_of(artifact.kind, context.model)}
         found.append(
             (
                 Candidate(id, artifact.path, runtime, provider, threads, artifact.precision, options),
@@ -306,18 +324,26 @@ def _runtime_for(artifact: Artifact, setting: Setting, own: Mapping[str, Any]) -
 
 
 def _in_other_runtimes(
-    setting: Setting, candidates: Sequence[Candidate], baseline: Artifact | None
-) -> Iterator[Candidate]:
-    """The baseline in each runtime besides the setting's that opens it: what is faster there by compression alone."""
+    setting: Setting,
+    candidates: Sequence[Candidate],
+    baselines: Sequence[Artifact | None],
+    context: RunContext,
+) -> Iterator[tuple[Candidate, Artifact]]:
+    """A baseline in each runtime besides the setting's that opens one: what is faster there by compression alone."""
     from deploycompress.devices.jobs import Candidate
-    from deploycompress.graph.execution import fixed_batch_of
+    from deploycompress.graph.execution import fixed_batch_of, network_of
 
-    if baseline is None or fixed_batch_of(baseline.main_file) not in (None, setting.batch_size):
-        return
     for runtime in dict.fromkeys(c.runtime for c in candidates if c.runtime != setting.runtime):
-        if baseline.kind in RUNTIMES.load(runtime).accepts:
-            id = f"baseline.{setting}.{runtime}"
-            yield Candidate(id, baseline.path, runtime, setting.provider, setting.threads, baseline.precision)
+        baseline = _opened_by(runtime, baselines)
+        if baseline is not None and fixed_batch_of(baseline.main_file) in (None, setting.batch_size):
+            plain = Candidate(f"baseline.{setting}.{runtime}", baseline.path, runtime, setting.provider)
+            options = network_of(baseline.kind, context.model)
+            yield replace(plain, threads=setting.threads, options=options), baseline
+
+
+def _opened_by(runtime: str, artifacts: Sequence[Artifact | None]) -> Artifact | None:
+    kinds = RUNTIMES.load(runtime).accepts
+    return next((a for a in artifacts if a is not None and a.kind in kinds), None)
 
 
 def _progress(context: RunContext, number: int, settings: int) -> Callable[[float, str], None]:

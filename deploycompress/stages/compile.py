@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from deploycompress.artifact import Artifact
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Duration, Points
+from deploycompress.config.schema import TargetConfig
 from deploycompress.contracts import Inputs, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing
 from deploycompress.graph.arbiter.wanted import Wanted
 from deploycompress.measure.environment import gpu_name
-from deploycompress.registry import COMPILERS
+from deploycompress.registry import COMPILERS, RUNTIMES
 
 EVERYTHING = {"MatMul": 1, "Conv": 1}  # operators of a file that is not there yet
 
@@ -23,9 +25,9 @@ EVERYTHING = {"MatMul": 1, "Conv": 1}  # operators of a file that is not there y
 class Compile(Stage):
     """In place of quantize and build_engine. What it decides by measurement is kept with what it made."""
 
-    accepts = frozenset({"onnx"})
-    produces = frozenset({"onnx", "openvino", "engine"})
-    libraries = ("onnxruntime", "onnx", "numpy", "openvino", "nncf", "tensorrt")
+    accepts = frozenset({"onnx", "checkpoint"})
+    produces = frozenset({"onnx", "openvino", "engine", "checkpoint"})
+    libraries = ("onnxruntime", "onnx", "numpy", "openvino", "nncf", "tensorrt", "torch")
     compresses = True
 
     class Config(StrictModel):
@@ -45,7 +47,12 @@ class Compile(Stage):
         calibration: Annotated[int, Field(ge=1)] | None = None  # samples; None: the whole calibration split
 
     def inputs(self) -> Mapping[str, Ref]:
-        return {"source": "last", "baseline": "baseline"}
+        return {"source": "last", "baseline": "baseline", "network": "checkpoint"}
+
+    def opens(self, target: TargetConfig) -> frozenset[str]:
+        """A network as it is only where the target's runtime runs it; all else is made from an ONNX file."""
+        runs = target.runtime in RUNTIMES and "checkpoint" in RUNTIMES.load(target.runtime).accepts
+        return self.accepts if runs else frozenset({"onnx"})
 
     def reads(self) -> frozenset[str]:
         return frozenset({"target", "gates"})
@@ -84,6 +91,7 @@ class Compile(Stage):
         from deploycompress.graph.arbiter.decision import Arbiter, Terms
 
         source = inputs["source"][0]
+        sources: dict[str, Artifact] = {a.kind: a for a in (source, *inputs.get("network", ()))}
         baseline = inputs["baseline"][0] if inputs.get("baseline") else source
         terms = Terms(
             None if self.config.candidates == "auto" else self.config.candidates,
@@ -93,4 +101,4 @@ class Compile(Stage):
             self.config.calibration,
         )
         with tempfile.TemporaryDirectory(dir=workdir, prefix=".compile-") as folder:
-            return Arbiter(terms, source, baseline, Path(folder), context).decide(workdir)
+            return Arbiter(terms, sources, baseline, Path(folder), context).decide(workdir)

@@ -20,7 +20,9 @@ def test_is_one_file_for_python_3_8_with_nothing_of_ours(runtime: str) -> None:
     tree = ast.parse(bundle(runtime), feature_version=(3, 8))
     imported = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
     assert not [line for line in imported if "deploycompress" in line]
-    allowed = {"numpy", "onnxruntime", "openvino", "tensorrt", "__future__"} | set(sys.stdlib_module_names)
+    allowed = {"numpy", "onnxruntime", "openvino", "tensorrt", "torch", "__future__"} | set(
+        sys.stdlib_module_names
+    )
     assert {line.split()[1].split(".")[0] for line in imported} <= allowed
 
 

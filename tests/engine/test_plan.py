@@ -49,7 +49,7 @@ def test_the_export_itself_is_the_baseline_where_nothing_changes_the_checkpoint(
     steps = steps_of(tiny, "  - train: {epochs: 1}\n  - export\n  - quantize\n  - benchmark\n")
     assert "baseline" not in steps
     assert steps["benchmark"][1]["baseline"] == ("export",)
-    assert steps["benchmark"][1]["source"] == ("model", "train", "quantize")
+    assert steps["benchmark"][1]["source"] == ("quantize",)
 
 
 def test_no_baseline_is_made_where_nothing_asks_for_it(tiny):
@@ -152,3 +152,32 @@ def test_what_leaves_a_result_as_it_is_is_not_in_its_key():
     assert key() == key(checkpoint_every="7 steps", track=["tensorboard"], track_folder="there")
     assert key(launch=two) == key(launch=two | {"rendezvous": "10.0.0.2:29401"}) != key()
     assert key() != key(epochs=11) and key() != key(ema=0.9)
+
+
+def test_a_runtime_of_networks_is_compared_with_the_network_before_compression(tiny):
+    """And nothing is exported for it, unless another step wants that."""
+    text = tiny.read_text()
+    tiny.write_text(text.replace("target: {threads: 1}", "target: {runtime: pytorch}"))
+    chain = "  - train: {epochs: 1}\n  - prune: {target: {macs: 50%}}\n"
+    steps = steps_of(tiny, chain + "  - compile\n  - benchmark\n")
+    assert "baseline" not in steps
+    assert steps["compile"][1] == {"source": ("prune",), "baseline": ("train",), "network": ("prune",)}
+    assert steps["benchmark"][1]["baseline"] == ("train",)
+    assert steps["benchmark"][1]["source"] == ("prune", "compile")
+    steps = steps_of(tiny, chain + "  - export\n  - quantize\n  - benchmark\n")
+    assert steps["benchmark"][1]["baseline"] == ("baseline",)
+
+
+def test_compile_knows_the_network_that_its_source_was_exported_from(tiny):
+    steps = steps_of(
+        tiny,
+        """
+  - train: {epochs: 1}
+  - prune: {target: {macs: 50%}}
+  - export
+  - distill: {epochs: 1, from: prune}
+  - compile: {from: export}
+  - benchmark
+""",
+    )
+    assert steps["compile"][1] == {"source": ("export",), "baseline": ("baseline",), "network": ("prune",)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,25 @@ def test_an_openvino_folder_runs(shipped: Path, static: bool) -> None:
     program = example([made, entry("onnx", "model.onnx")], TARGET)
     output = ran(shipped, program)
     assert "sum (3, 4)" in output and "same (3, 16)" in output and "'bf16'" in str(program)
+
+
+def test_a_network_runs_with_the_code_that_it_is_made_of(tmp_path: Path) -> None:
+    from deploycompress.config.schema import InputSpec, ModelConfig
+    from deploycompress.model import checkpoint
+    from deploycompress.model.source import SourceModel
+
+    inputs = {"image": InputSpec(shape=("batch", 1, 28, 28))}
+    build = "deploycompress.examples.cnn:build"
+    model = SourceModel(ModelConfig(build=build, weights=None, inputs=inputs), 0)
+    checkpoint.save(model.build(), tmp_path / "model.checkpoint", model)
+    made = {
+        **entry("checkpoint", "model.checkpoint", options={"computes_in": "bf16"}),
+        "inputs": {name: spec.model_dump() for name, spec in inputs.items()},
+        "network": {**model.recipe, "search_path": []},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps({"artifacts": [made]}))
+    program = example([made], TARGET)
+    assert "output (3, 10)" in ran(tmp_path, program) and "'computes_in': 'bf16'" in str(program)
 
 
 def test_an_engine_is_passed_over_and_nothing_is_nothing(shipped: Path) -> None:

@@ -139,3 +139,7 @@ def test_one_file_for_each_kind_and_precision() -> None:
     assert files == {"b": "model.onnx", "half": "model.fp16.onnx", "engine": "model.engine"}
     report["best"] = None
     assert "c" in {s["artifact"] for s in selection(report)}
+    # A network ships where it is what was measured at the target.
+    row = {"artifact": "weights", "at_target": True, "latency_ms": {"p50": 1.0}, "speedup": None}
+    report["measurements"] = [row]
+    assert {"artifact": "weights", "file": "model.safetensors"} in selection(report)

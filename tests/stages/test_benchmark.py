@@ -157,3 +157,43 @@ def test_what_is_missing_is_said_before_anything_runs(run_context) -> None:
     if TensorRT().missing():
         with pytest.raises(EnvironmentMissing, match="the runtime tensorrt cannot run here: "):
             Benchmark(Benchmark.Config(runtimes=("tensorrt",))).requires(run_context())
+
+
+def test_networks_are_measured_where_the_target_runs_them(
+    run_context, checkpoint_of, exported_of, brief, tmp_path: Path
+) -> None:
+    """And not otherwise: they are what an ONNX file is made of."""
+    context = run_context(runtime="pytorch")
+    original = replace(checkpoint_of(context), id="train")
+    pruned = replace(original, id="prune", sha256="another")
+    inputs = {"source": (pruned,), "baseline": (original,), "original": (original,)}
+    outcome = Benchmark(Benchmark.Config()).run(inputs, tmp_path, context)
+    assert [(m.artifact, m.runtime, m.at_target) for m in outcome.measurements] == [
+        ("train", "pytorch", True),
+        ("prune", "pytorch", True),
+    ]
+    assert outcome.measurements[1].speedup is not None and outcome.details["baseline"] == "train"
+    assert set(outcome.measurements[1].metrics) >= {"accuracy"}
+    assert outcome.details["network"]["search_path"] == []
+    rows = json.loads((tmp_path / "placement.json").read_text())["prune"]
+    assert [row["op"] for row in rows][:2] == ["Conv2d", "BatchNorm2d"]
+    elsewhere = run_context()
+    export = exported_of(elsewhere)
+    inputs = {"source": (original, export), "baseline": (export,), "original": (original,)}
+    (tmp_path / "other").mkdir()
+    outcome = Benchmark(Benchmark.Config()).run(inputs, tmp_path / "other", elsewhere)
+    assert {m.artifact for m in outcome.measurements} == {"export"} and outcome.details["network"] is None
+
+
+def test_another_runtime_has_the_baseline_that_it_opens(
+    run_context, checkpoint_of, exported_of, brief, tmp_path: Path
+) -> None:
+    context = run_context()
+    original = replace(checkpoint_of(context), id="train")
+    pruned = replace(original, id="prune", sha256="another")
+    export = replace(exported_of(context), id="baseline")
+    inputs = {"source": (pruned,), "baseline": (export,), "original": (original,)}
+    outcome = Benchmark(Benchmark.Config(runtimes=("pytorch",))).run(inputs, tmp_path, context)
+    rows = {(m.artifact, m.runtime): m for m in outcome.measurements}
+    assert set(rows) == {("baseline", "onnxruntime"), ("train", "pytorch"), ("prune", "pytorch")}
+    assert rows["prune", "pytorch"].speedup is not None and not rows["prune", "pytorch"].at_target

@@ -154,7 +154,7 @@ def arbiter_of(context, source, baseline, folder: Path, max_drop: str | None = N
     ]
     drop = None if max_drop is None else Quantity.parse(max_drop, "points")
     terms = Terms(wanted, (2,), Quantity.parse("1 min", "time"), drop, None)
-    return Arbiter(terms, source, baseline, folder, context)
+    return Arbiter(terms, {"onnx": source}, baseline, folder, context)
 
 
 def test_the_allowance_is_its_own_or_what_is_left_of_the_gates(
@@ -231,7 +231,7 @@ def test_one_file_that_is_run_in_two_ways_is_built_once(
     terms = Terms(wanted, (1,), Quantity.parse("1 min", "time"), None, None)
     facts = {**Local().facts(), "flags": ["avx512_bf16", "avx512_vnni"]}
     monkeypatch.setattr(Local, "facts", lambda self: facts)
-    arbiter = Arbiter(terms, source, source, tmp_path, context)
+    arbiter = Arbiter(terms, {"onnx": source}, source, tmp_path, context)
     assert [entry.recipe.name for entry in arbiter.entries] == ["openvino/bf16", "openvino/fp32"]
     (tmp_path / "calibration").mkdir()
     for number, entry in enumerate(arbiter.entries):
@@ -271,3 +271,39 @@ def test_the_rehearsal_builds_nothing(run_context, exported_of, tmp_path: Path) 
     context = run_context(rehearsal=True)
     outcome = compiled(context, exported_of(context), tmp_path / "work")
     assert outcome.artifacts == () and not list((tmp_path / "work").iterdir())
+
+
+def test_a_network_is_tried_where_the_target_runs_networks_and_nothing_else_is_there(
+    run_context, checkpoint_of, monkeypatch, tmp_path: Path
+) -> None:
+    context = run_context(runtime="pytorch")
+    source = checkpoint_of(context)
+    brief = Plan(blocks=2, block_ms=5.0, warmup_ms=5.0, least_samples=4, enough_samples=20)
+    monkeypatch.setattr(racing, "FIRST", brief)
+    monkeypatch.setattr(racing, "FINAL", brief)
+    monkeypatch.setattr("deploycompress.graph.compilers.pytorch.BF16_FLAGS", set())
+    stage = Compile(Compile.Config(threads=(1,)))
+    (tmp_path / "work").mkdir()
+    outcome = stage.run({"source": (source,), "baseline": (source,)}, tmp_path / "work", context)
+    (row,) = outcome.details["candidates"]  # eager, it is the source itself
+    assert row["id"] == "pytorch-fp32-compiled.t1" and row["cosine"] > 0.9999
+    for made in outcome.artifacts:
+        assert made.kind == "checkpoint" and (made.path / "architecture.json").is_file()
+        assert made.details["options"] == {"computes_in": "fp32", "compiled": True}
+
+
+def test_a_network_beside_onnx_files_where_it_is_named(
+    run_context, checkpoint_of, exported_of, timed: str, tmp_path: Path
+) -> None:
+    context = run_context(runtime=timed)
+    wanted = [{"runtime": "pytorch", "precision": "fp32", "options": {"compiled": False}}]
+    stage = Compile(Compile.Config.model_validate({"threads": [1], "candidates": wanted}))
+    source, network = exported_of(context), checkpoint_of(context)
+    for given, made in (((network,), 1), ((), 0)):
+        workdir = tmp_path / f"work{made}"
+        workdir.mkdir()
+        inputs = {"source": (source,), "baseline": (source,), "network": given}
+        outcome = stage.run(inputs, workdir, context)
+        assert [a.kind for a in outcome.artifacts] == ["checkpoint"] * made  # 4 ms beside far less
+    reasons = {row["reason"] for row in outcome.details["candidates"]}
+    assert reasons == {"not built: it is made from an artefact of kind checkpoint, and there is none here"}

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from deploycompress.artifact import write_json
+from deploycompress.artifact import Kind, write_json
 from deploycompress.contracts import Note
 from deploycompress.errors import DeployCompressError, StageFailed
 from deploycompress.graph.compilers.recipe import Built, Compiler, Recipe, copied
@@ -30,6 +30,8 @@ def compiler_of(runtime: str) -> Compiler:
 
 class AsItIs:
     """Of a runtime that nothing is known of but that it opens ONNX files."""
+
+    reads: ClassVar[Kind] = "onnx"
 
     def __init__(self, runtime: str) -> None:
         self._runtime = runtime

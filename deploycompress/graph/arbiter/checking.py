@@ -15,7 +15,7 @@ from deploycompress.errors import StageFailed
 from deploycompress.graph.allowance import loss
 from deploycompress.graph.evaluation import Evaluation, evaluate_answers
 from deploycompress.graph.execution import Feed, fixed_batch_of
-from deploycompress.graph.feeds import PARITY_BATCHES, take
+from deploycompress.graph.feeds import PARITY_BATCHES, fixed_batch, take
 from deploycompress.model.parity import LOWEST_COSINE, Parity, compare, to_numpy, worst
 
 
@@ -34,7 +34,7 @@ class Checker:
     def __init__(self, device: Device, source: Candidate, context: RunContext) -> None:
         """Raises as ``answers`` does where the source itself does not run."""
         self._device, self._context = device, context
-        self._batch = fixed_batch_of(source.path)
+        self._batch = fixed_batch_of(source.path) or fixed_batch(context.model)
         sizes = (self._batch,) if self._batch else PARITY_BATCHES
         self._feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
         self._expected, self.source = self._answered(source, DEADLINE_S, self._batch)

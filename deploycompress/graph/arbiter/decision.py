@@ -19,7 +19,7 @@ from deploycompress.devices.results import Failed
 from deploycompress.errors import DeployCompressError, Interrupted
 from deploycompress.graph.allowance import allowance, loss
 from deploycompress.graph.arbiter import telling
-from deploycompress.graph.arbiter.building import build_apart, save_feeds
+from deploycompress.graph.arbiter.building import build_apart, compiler_of, save_feeds
 from deploycompress.graph.arbiter.checking import Checker
 from deploycompress.graph.arbiter.choosing import Contender, choose
 from deploycompress.graph.arbiter.entries import Entry, entries
@@ -27,8 +27,8 @@ from deploycompress.graph.arbiter.racing import Raced, race
 from deploycompress.graph.arbiter.wanted import Wanted
 from deploycompress.graph.calibration import calibration_feeds
 from deploycompress.graph.compilers.recipe import Built
-from deploycompress.graph.execution import fixed_batch_of, inspect_onnx
-from deploycompress.graph.feeds import take
+from deploycompress.graph.execution import fixed_batch_of, inspect_onnx, network_of
+from deploycompress.graph.feeds import fixed_batch, take
 from deploycompress.model.parity import to_numpy
 from deploycompress.registry import RUNTIMES
 
@@ -55,24 +55,44 @@ def largest_batch(built: Built) -> int | None:
     return int(shapes[0][2][0]) if shapes else None
 
 
+def _reference(sources: Mapping[str, Artifact], runtime: str) -> tuple[str, Artifact]:
+    """What is measured as the source, and where: in the target's runtime, or where that opens none in ONNX Runtime."""
+    opened = RUNTIMES.load(runtime).accepts
+    kind = next((kind for kind in sources if kind in opened), None)
+    return (runtime, sources[kind]) if kind else ("onnxruntime", sources["onnx"])
+
+
 class Arbiter:
     """Builds, checks and races the candidates of one source."""
 
     def __init__(
-        self, terms: Terms, source: Artifact, baseline: Artifact, folder: Path, context: RunContext
+        self,
+        terms: Terms,
+        sources: Mapping[str, Artifact],
+        baseline: Artifact,
+        folder: Path,
+        context: RunContext,
     ) -> None:
-        self._terms, self._source, self._baseline = terms, source, baseline
+        """``sources``: kind (onnx, checkpoint) -> the same network as that."""
+        self._terms, self._sources, self._baseline = terms, sources, baseline
         self._folder, self._context = folder, context
+        self._runtime, self._source = _reference(sources, context.target.runtime)
+        self._batch = fixed_batch_of(self._source.main_file) or fixed_batch(context.model)
         self._device = open_device(context.target.device)
         self._started = time.monotonic()
         self._files: dict[str, Built] = {}  # by the name of a recipe that makes it
-        facts, operators = self._device.facts(), inspect_onnx(source.main_file)["ops"]
-        self.entries = list(entries(terms.wanted, context.target, terms.threads, facts, operators))
+        facts = self._device.facts()
+        operators = inspect_onnx(sources["onnx"].main_file)["ops"] if "onnx" in sources else {}
+        tried = entries(terms.wanted, context.target, terms.threads, facts, operators)
+        named = terms.wanted is not None  # then the reason why one is not built is told
+        self.entries = [e for e in tried if named or compiler_of(e.recipe.runtime).reads in sources]
 
     def decide(self, workdir: Path) -> Outcome:
         """What is kept, the best under the gates first, written to ``workdir``; and what became of the others."""
         target = self._context.target
-        source = self._candidate(SOURCE, self._source.main_file, "fp32", self._runtime, target.threads)
+        source = self._candidate(
+            SOURCE, self._source.kind, self._source.main_file, "fp32", self._runtime, target.threads
+        )
         checker = Checker(self._device, source, self._context)
         allowed, warnings = self._allowance(checker, source)
         calibration = self._calibration()
@@ -98,15 +118,14 @@ class Arbiter:
     # ---------------------------------------------------------------- the source, and what may be lost
 
     @property
-    def _runtime(self) -> str:
-        """Where the source is measured: in the target's runtime, or where that opens no ONNX file in ONNX Runtime."""
-        runtime = self._context.target.runtime
-        return runtime if "onnx" in RUNTIMES.load(runtime).accepts else "onnxruntime"
-
-    @property
     def _source_id(self) -> str:
         """The candidate that is the source itself, run as the target says."""
-        same = [e for e in self.entries if e.recipe.name == f"{self._runtime}/fp32" and not e.recipe.options]
+        plain = {"computes_in": "fp32"}
+        same = [
+            e
+            for e in self.entries
+            if e.recipe.name == f"{self._runtime}/fp32" and plain == {**plain, **e.recipe.options}
+        ]
         return same[0].id(self._context.target.threads) if same else ""
 
     def _allowance(self, checker: Checker, source: Candidate) -> tuple[float | None, tuple[Note, ...]]:
@@ -128,7 +147,9 @@ class Arbiter:
     def _calibration(self) -> Path:
         """A folder with the samples, which every build reads."""
         folder, loader = self._folder / "calibration", self._context.data.loader("calibration")
-        save_feeds(calibration_feeds(loader, self._source.main_file, self._terms.calibration), folder)
+        onnx = self._sources.get("onnx")
+        feeds = calibration_feeds(loader, onnx.main_file, self._terms.calibration) if onnx else ()
+        save_feeds(feeds, folder)
         return folder
 
     def _build(self, entry: Entry, place: Path, calibration: Path) -> None:
@@ -140,10 +161,18 @@ class Arbiter:
         if left_s <= 0:
             entry.reason = f"not built: {self._late}"
             return
+        reads = compiler_of(recipe.runtime).reads
+        if reads not in self._sources:
+            entry.reason = f"not built: it is made from an artefact of kind {reads}, and there is none here"
+            return
         try:
             # One that does not end leaves half of the time to the others.
             entry.built = self._files[file] = build_apart(
-                recipe, self._source.main_file, place, calibration, max(left_s / 2, SHORTEST_BUILD_S)
+                recipe,
+                self._sources[reads].main_file,
+                place,
+                calibration,
+                max(left_s / 2, SHORTEST_BUILD_S),
             )
         except DeployCompressError as error:
             entry.reason = f"not built: {error}"
@@ -156,7 +185,13 @@ class Arbiter:
             entry.reason = f"not checked: {self._late}"
             return
         candidate = self._candidate(
-            recipe.name, entry.built.path, recipe.precision, recipe.runtime, entry.threads[0], recipe.options
+            recipe.name,
+            entry.built.kind,
+            entry.built.path,
+            recipe.precision,
+            recipe.runtime,
+            entry.threads[0],
+            recipe.options,
         )
         try:
             entry.checked = checker.check(candidate, self._left_s(BUILDING), largest_batch(entry.built))
@@ -173,13 +208,21 @@ class Arbiter:
     def _race(self, source: Candidate) -> tuple[dict[str, Raced], dict[str, str]]:
         """Those that are right, measured; and why others were not, by id."""
         candidates = [
-            self._candidate(id, e.built.path, e.recipe.precision, e.recipe.runtime, threads, e.recipe.options)
+            self._candidate(
+                id,
+                e.built.kind,
+                e.built.path,
+                e.recipe.precision,
+                e.recipe.runtime,
+                threads,
+                e.recipe.options,
+            )
             for e in self.entries
             if e.built is not None and not e.reason
             for threads in e.threads
             if (id := e.id(threads)) != self._source_id
         ]
-        batch = fixed_batch_of(self._source.main_file) or self._context.target.batch_size
+        batch = self._batch or self._context.target.batch_size
         feed = take(self._context.data.loader("val"), batch)
         found = race(
             self._device,
@@ -223,7 +266,6 @@ class Arbiter:
 
     def _artifacts(self, kept: Sequence[str], workdir: Path) -> tuple[Artifact, ...]:
         made = []
-        fixed = fixed_batch_of(self._source.main_file)
         for id in kept:
             entry, threads = self._by_id[id]
             assert entry.built is not None
@@ -232,13 +274,13 @@ class Arbiter:
             copy = shutil.copytree if entry.built.path.is_dir() else shutil.copyfile
             copy(entry.built.path, place)
             details = {
-                **self._source.details,
+                **self._sources[compiler_of(entry.recipe.runtime).reads].details,
                 "recipe": entry.recipe.name,
                 "runtime": entry.recipe.runtime,
                 "provider": self._context.target.provider,
                 "threads": threads,
                 "options": dict(entry.recipe.options),
-                **({"batch": fixed} if fixed else {}),
+                **({"batch": self._batch} if self._batch else {}),
                 **entry.built.details,
             }
             made.append(
@@ -251,13 +293,15 @@ class Arbiter:
     def _candidate(
         self,
         id: str,
+        kind: str,
         path: Path,
         precision: str,
         runtime: str,
         threads: int,
         options: Mapping[str, Any] | None = None,
     ) -> Candidate:
-        return Candidate(id, path, runtime, self._context.target.provider, threads, precision, options or {})
+        told = {**(options or {}), **network_of(kind, self._context.model)}
+        return Candidate(id, path, runtime, self._context.target.provider, threads, precision, told)
 
     def _left_s(self, share: float = 1.0) -> float:
         """Of this share of the budget."""

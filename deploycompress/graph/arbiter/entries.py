@@ -55,9 +55,13 @@ def entries(
     facts: Mapping[str, Any],
     operators: Mapping[str, int],
 ) -> Iterator[Entry]:
-    """Each candidate once, for a file with these ``operators``; ``wanted`` None: all that can be built here."""
+    """Each candidate once, for a file with these ``operators``; ``wanted`` None: all that can be built here.
+
+    Of those that run a checkpoint, and with it the model's own code, only the target's own runtime is then tried.
+    """
     if wanted is None:
-        known = dict.fromkeys((*COMPILERS, target.runtime))
+        files = [name for name in COMPILERS if compiler_of(name).reads == "onnx"]
+        known = dict.fromkeys((*files, target.runtime))
         wanted = [Wanted(runtime=name) for name in known if not missing(name)]
     seen: set[str] = set()
     for one in wanted:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from deploycompress.artifact import Kind
 from deploycompress.graph.compilers.recipe import Built, Recipe, copied
 from deploycompress.graph.execution import Feed
 
@@ -16,6 +17,8 @@ PRODUCTS = {"MatMul", "Gemm", "LSTM", "Attention"}  # what dynamic quantization 
 
 class OnnxRuntimeCompiler:
     """On the CPU, INT8 in each scheme; on others, FP16 and INT8 with symmetric activations."""
+
+    reads: ClassVar[Kind] = "onnx"
 
     def missing(self) -> str | None:
         return None if find_spec("onnxruntime") else "onnxruntime is not installed; pip install onnxruntime"

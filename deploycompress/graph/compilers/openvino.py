@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from deploycompress.artifact import Kind
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.compilers.recipe import Built, Recipe
 from deploycompress.graph.execution import Feed, inspect_onnx
@@ -18,6 +19,8 @@ ATTENTION = {"Softmax", "LayerNormalization"}  # both in one file: a transformer
 
 class OpenVinoCompiler:
     """What computes in BF16 is chosen when the file is loaded, where the processor has it."""
+
+    reads: ClassVar[Kind] = "onnx"
 
     def missing(self) -> str | None:
         absent = [name for name in ("openvino", "nncf") if find_spec(name) is None]

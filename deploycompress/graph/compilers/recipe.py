@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from deploycompress.artifact import Kind
 from deploycompress.contracts import Note
@@ -15,11 +15,11 @@ from deploycompress.graph.execution import Feed, inspect_onnx
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to make an artefact from an ONNX file in FP32, and how it is run then."""
+    """One way to make an artefact in FP32 into another, and how it is run then."""
 
     runtime: str
     precision: str  # fp32, bf16, fp16, int8
-    scheme: str = ""  # of INT8, where there are several
+    scheme: str = ""  # of INT8, where there are several; or another word for how it is run
     options: Mapping[str, Any] = field(
         default_factory=dict
     )  # the runtime's own, besides provider and threads
@@ -47,6 +47,8 @@ class Built:
 
 class Compiler(Protocol):
     """Makes the artefacts of one runtime; ``build`` runs in a process of its own, since a library may crash."""
+
+    reads: ClassVar[Kind]  # what ``build`` is given: an ONNX file, or a checkpoint
 
     def missing(self) -> str | None:
         """Why it cannot build here, with what to do; None when it can."""
