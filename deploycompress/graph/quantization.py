@@ -33,6 +33,8 @@ WITH_BIAS = (
     "InstanceNormalization",
     "LayerNormalization",
 )
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Softplus")
 # Of inputs, for histograms: 33 images of 224 pixels, as all that is inside the network is kept for each of them.
 HISTOGRAM_BYTES = 20_000_000
 DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM", "Gather")
@@ -119,7 +121,48 @@ def quantize_onnx(
             raise StageFailed(
                 f"{source.name} cannot be quantized: {type(error).__name__}: {error}"
             ) from error
+    if types.symmetric:
+        _round_behind_activations(destination)
     return Quantized(destination, resolved, feeds.samples, notes)
+
+
+def _round_behind_activations(path: Path) -> None:
+    """Take away the Q/DQ nodes between a layer and its activation function, in place.
+
+    Where zero is in the middle of the range, ONNX Runtime keeps the activation and rounds before it as well.
+    TensorRT fuses the two where nothing stands between them, and training with the values of INT8 does not know of it.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def only_reader(name: str, *kinds: str) -> onnx.NodeProto | None:
+        found = readers.get(name, [])
+        return found[0] if len(found) == 1 and found[0].op_type in kinds else None
+
+    gone = []
+    for layer in graph.node:
+        if layer.op_type not in LAYERS:
+            continue
+        rounds = only_reader(layer.output[0], "QuantizeLinear")
+        back = only_reader(rounds.output[0], "DequantizeLinear") if rounds is not None else None
+        activation = only_reader(back.output[0], *ACTIVATIONS) if back is not None else None
+        if rounds is None or back is None or activation is None:
+            continue
+        activation.input[0] = layer.output[0]
+        gone += [rounds, back]
+    for node in gone:
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+    if gone:
+        onnx.save(model, path)
 
 
 def _even(feeds: Iterable[Feed]) -> Iterator[Feed]:

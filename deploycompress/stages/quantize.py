@@ -40,8 +40,8 @@ class Quantize(Stage):
             "auto", description="Of INT8; dynamic: matrix products alone, with ranges taken as they come"
         )
         calibrator: Literal[
-            "minmax", "percentile_99.999", "percentile_99.99", "percentile_99.9", "entropy"
-        ] = "minmax"
+            "minmax", "percentile_99.999", "percentile_99.99", "percentile_99.9", "entropy", "search"
+        ] = Field("minmax", description="search: the one that comes nearest on calibration samples held out")
         calibration: Annotated[int, Field(ge=1)] | None = None  # samples; None: the whole calibration split
         repair: bool = True
         max_drop: Points | None = Field(
@@ -149,22 +149,23 @@ class Quantize(Stage):
         source, primary = inputs["source"][0], context.task.primary
         loader = context.data.loader("calibration")
         scales, in_float, learned = _learned_scales(source, scheme)
+        calibrator, searched = self._calibrator(source, scheme, context)
         quantized = quantize_onnx(
             source.main_file,
             path,
             calibration_feeds(loader, source.main_file, self.config.calibration),
             scheme=scheme,
-            calibrator=self.config.calibrator,
+            calibrator=calibrator,
             in_float=in_float,
             scales=scales,
         )
-        details = {"scheme": scheme, "calibration_samples": quantized.samples}
+        details = {"scheme": scheme, "calibration_samples": quantized.samples, "calibrator": calibrator}
         details |= {"learned_scales": len(scales)} if scales else {}
 
         def lost(made: Path) -> float:
             return loss(primary, before, _validated(made, context)) or 0.0
 
-        notes = (*quantized.notes, *learned)
+        notes = (*quantized.notes, *learned, *searched)
         if not self.config.repair or context.rehearsal:
             return details, notes
         if inspect_onnx(source.main_file)["external"]:
@@ -183,7 +184,7 @@ class Quantize(Stage):
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".repair-") as folder:
             threads = context.target.threads
             ladder = Ladder(source.main_file, feeds, Path(folder), lost, threads, scales, in_float)
-            best, told = ladder.climb(path, Recipe(scheme, self.config.calibrator), loses, allowed)
+            best, told = ladder.climb(path, Recipe(scheme, calibrator), loses, allowed)
             if best.path != path:
                 best.path.replace(path)
         if best.lost > allowed:
@@ -194,6 +195,23 @@ class Quantize(Stage):
             told.append(Note("warning", message))
             context.emit(Event("warning", message))
         return {**details, "repair": str(best.recipe)}, (*notes, *warnings, *told)
+
+    def _calibrator(self, source: Artifact, scheme: str, context: RunContext) -> tuple[str, tuple[Note, ...]]:
+        """As configured, or searched for."""
+        from deploycompress.graph.calibration import calibration_feeds
+        from deploycompress.graph.ladder.climbing import Ladder
+
+        if self.config.calibrator != "search":
+            return self.config.calibrator, ()
+        if context.rehearsal:
+            return "minmax", ()
+        loader = context.data.loader("calibration")
+        feeds = list(calibration_feeds(loader, source.main_file, self.config.calibration))
+        context.emit(Event("progress", "searching for the calibrator"))
+        with tempfile.TemporaryDirectory(prefix="calibrators-") as folder:
+            ladder = Ladder(source.main_file, feeds, Path(folder), lost=lambda path: 0.0)
+            chosen, told = ladder.nearest_calibrator(scheme)
+        return chosen, tuple(told)
 
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
         """Not by elements: direction and decision. Untrained weights, as in the rehearsal, prove nothing."""

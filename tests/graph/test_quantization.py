@@ -37,6 +37,17 @@ def test_stays_close_and_uses_the_types_of_its_scheme(
     assert largest <= 64 if SCHEMES[scheme].reduce_range else largest > 100
 
 
+def test_nothing_is_rounded_between_a_layer_and_its_activation(exported: Path, feed, tmp_path: Path) -> None:
+    """Where zero is in the middle of the range the activation stays; TensorRT fuses it where nothing is between."""
+    quantize_onnx(exported, tmp_path / "model.onnx", [feed(8)], scheme="s8s8_symmetric")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    makers = {output: node for node in graph.node for output in node.output}
+    activations = [node for node in graph.node if node.op_type == "Relu"]
+    assert activations and {makers[node.input[0]].op_type for node in activations} == {"Conv"}
+    used = {name for node in graph.node for name in node.input}
+    assert all(tensor.name in used for tensor in graph.initializer)
+
+
 def test_is_the_same_every_time(exported: Path, feed, tmp_path: Path) -> None:
     made = [
         quantize_onnx(exported, tmp_path / name, [feed(8)], scheme="u8s8").path.read_bytes()

@@ -128,7 +128,7 @@ def test_the_file_computes_what_training_saw(model: SourceModel, scheme: str, tm
     (output,) = onnx.load(source).graph.output
     level = float(written[output.name][0]["scale"])
     found = np.concatenate([of[output.name] for of in run_onnx(path, feeds)])
-    # With symmetric activations ONNX Runtime also rounds what a layer gives before its ReLU, which training does not.
+    # Half of a symmetric range lies unused behind a ReLU: a value on the edge of two levels falls twice as far there.
     levels = 2 if scheme == "s8s8_symmetric" else 1
     assert (np.abs(found - expected) <= (levels + 0.01) * level).mean() >= 0.99
     without = run_onnx(source, feeds)

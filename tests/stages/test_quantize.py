@@ -171,3 +171,30 @@ def test_scales_that_were_trained_with_go_into_the_file(run_context, checkpoint_
         "learned with the values of s8s8, and its file is in s8s8_symmetric: calibrated anew"
         in warning.message
     )
+
+
+def test_the_calibrator_is_searched_for_where_that_is_asked(
+    run_context, exported_of, tmp_path: Path, monkeypatch
+) -> None:
+    """By the outputs on calibration samples that no range is taken from."""
+    from deploycompress.graph.ladder.climbing import Ladder
+
+    context = run_context()
+    source = exported_of(context)
+    away = {"minmax": 0.3, "percentile_99.99": 0.1}
+    monkeypatch.setattr(Ladder, "_distance_of", lambda self, recipe: away.get(recipe.calibrator, 0.2))
+    stage = Quantize(Quantize.Config(calibrator="search"))
+    outcome = stage.run({"source": (source,)}, tmp_path, context)
+    assert outcome.artifacts[0].details["calibrator"] == "percentile_99.99"
+    told = {note.subject: note.message for note in outcome.notes}
+    assert told["calibrator percentile_99.99"] == "outputs 0.1 away" and len(told) == 5
+
+
+def test_each_calibrator_is_a_file_of_its_own_when_it_is_searched_for(
+    run_context, exported_of, tmp_path: Path
+) -> None:
+    context = run_context()
+    stage = Quantize(Quantize.Config(calibrator="search"))
+    outcome = stage.run({"source": (exported_of(context),)}, tmp_path, context)
+    distances = [note.message for note in outcome.notes if note.subject.startswith("calibrator ")]
+    assert len(distances) == 5 and len(set(distances)) > 1

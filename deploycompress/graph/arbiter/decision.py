@@ -248,20 +248,24 @@ class Arbiter:
         kept, refused = choose(contenders)
         refused.pop(SOURCE, None)  # it is there all the same
         names = [contender.name for contender in kept if contender.name != SOURCE]
-        return sorted(names, key=lambda id: not self._small_enough(self._by_id[id][0])), refused
+        return sorted(names, key=lambda id: not self._fits(self._by_id[id][0], raced[id])), refused
 
     @property
     def _by_id(self) -> dict[str, tuple[Entry, int]]:
         return {entry.id(threads): (entry, threads) for entry in self.entries for threads in entry.threads}
 
-    def _small_enough(self, entry: Entry) -> bool:
-        gate = self._context.gates.get("artifact_size")
-        limits = [gate.max, gate.max_ratio] if isinstance(gate, SizeGate) else []
+    def _fits(self, entry: Entry, raced: Raced) -> bool:
+        """Whether it keeps the gates on the size and on the memory, of which the baseline's is taken to be the source's."""
         size = sum(path.stat().st_size for path in entry.files)
+        figures = {
+            "artifact_size": (size, size / self._baseline.bytes),
+            "peak_memory": (raced.peak_memory_bytes, raced.peak_memory),
+        }
         return all(
-            size <= limit.value * (1 if limit.dimension == "bytes" else self._baseline.bytes)
-            for limit in limits
-            if limit is not None
+            figure is None or limit is None or figure <= limit.value
+            for name, of in figures.items()
+            if isinstance(gate := self._context.gates.get(name), SizeGate)
+            for limit, figure in zip((gate.max, gate.max_ratio), of, strict=True)
         )
 
     def _artifacts(self, kept: Sequence[str], workdir: Path) -> tuple[Artifact, ...]:

@@ -26,6 +26,8 @@ class Raced:
 
     p50_ms: float
     speedup: Speedup
+    peak_memory: float | None = None  # of its process, as a share of the source's
+    peak_memory_bytes: int | None = None
 
 
 def race(
@@ -77,4 +79,6 @@ def _raced(entry: Timing | Failed, source: Timing) -> Raced | Failed:
     if not entry.finite:
         return Failed("run", "it gives NaN or infinite outputs")
     p50_ms = float(np.median(np.concatenate([np.asarray(b) for b in entry.blocks_ns]))) / 1e6
-    return Raced(p50_ms, paired_speedup(source.blocks_ns, entry.blocks_ns))
+    own, whole = entry.peak_memory_bytes, source.peak_memory_bytes
+    share = own / whole if own and whole else None
+    return Raced(p50_ms, paired_speedup(source.blocks_ns, entry.blocks_ns), share, own)

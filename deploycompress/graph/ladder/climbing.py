@@ -19,7 +19,7 @@ from deploycompress.errors import StageFailed
 from deploycompress.graph.execution import Feed, run_onnx
 from deploycompress.graph.ladder.bias_correction import correct_biases
 from deploycompress.graph.ladder.equalization import equalize
-from deploycompress.graph.ladder.exclusion import layer_names, ranked, time_shares, until
+from deploycompress.graph.ladder.exclusion import layer_names, ranked, saved_ms, until
 from deploycompress.graph.ladder.scales import scales_of
 from deploycompress.graph.quantization import CALIBRATORS, quantize_onnx
 from deploycompress.graph.schemes import SCHEMES
@@ -110,6 +110,14 @@ class Ladder:
                 notes.append(Note("skipped", f"{name} failed: {type(error).__name__}: {error}", "repair"))
         return best, notes
 
+    def nearest_calibrator(self, scheme: str) -> tuple[str, list[Note]]:
+        """The one of all whose file comes nearest to the source on samples that no range was taken from."""
+        found = {name: self._distance_of(Recipe(scheme, name)) for name in CALIBRATORS}
+        told = [
+            Note("decision", f"outputs {away:.3g} away", f"calibrator {name}") for name, away in found.items()
+        ]
+        return min(found, key=lambda name: found[name]), told
+
     # ---------------------------------------------------------------- the rungs
 
     def _rungs(self) -> list[tuple[str, Rung]]:
@@ -143,8 +151,8 @@ class Ladder:
         def distance_without(name: str) -> float:
             return self._distance_of(replace(best.recipe, in_float=(name,)), scales)
 
-        times = time_shares(self._source, self._feeds[0], names, self._threads)
-        order = ranked(names, distance_without, best.distance, times, until(EXCLUSION_S))
+        saved = saved_ms(self._source, best.path, self._feeds[0], self._threads)
+        order = ranked(names, distance_without, best.distance, saved, until(EXCLUSION_S))
         count = 1
         while order and count <= MOST_IN_FLOAT * len(names):
             yield f"{count} layers in FP32", self._tried(replace(best.recipe, in_float=tuple(order[:count])))

@@ -15,7 +15,7 @@ from deploycompress.graph.export import export_onnx
 from deploycompress.graph.ladder.bias_correction import correct_biases
 from deploycompress.graph.ladder.climbing import Ladder, Recipe, distance
 from deploycompress.graph.ladder.equalization import equalize
-from deploycompress.graph.ladder.exclusion import layer_names, ranked, time_shares
+from deploycompress.graph.ladder.exclusion import _names, _profiled, layer_names, ranked, saved_ms
 from deploycompress.graph.ladder.layers import Graph, layers
 from deploycompress.graph.ladder.scales import scales_of
 from deploycompress.graph.ladder.statistics import channel_statistics
@@ -177,16 +177,23 @@ def test_the_layer_that_spoils_it_is_found(unequal: Path, feeds, tmp_path: Path)
         without[name] = off(unequal, path, feeds)
     order = ranked(names, without.__getitem__, off(unequal, plain, feeds), {}, lambda: True)
     assert order and without[order[0]] == min(without.values())
-    costly = {order[0]: 1.0}  # it takes all of the time: what it gains is not worth that
+    costly = {order[0]: 1.0}  # a millisecond: what it gains is not worth that
     assert ranked(names, without.__getitem__, off(unequal, plain, feeds), costly, lambda: True)[0] != order[0]
     assert ranked(names, without.__getitem__, 1.0, {}, lambda: False) == []
 
 
-def test_time_shares_are_found_by_the_layers_names(exported: Path, feeds) -> None:
+def test_what_int8_saves_is_found_by_the_layers_names(exported: Path, feeds, tmp_path: Path) -> None:
+    """Under the names that ONNX Runtime gives to what it has fused; a file beside itself saves nothing."""
+    quantized = tmp_path / "quantized.onnx"
+    quantize_onnx(exported, quantized, feeds, scheme=SCHEME)
     names = layer_names(exported)
-    shares = time_shares(exported, feeds[0], names, threads=1)
-    assert set(shares) == set(names)
-    assert all(share > 0 for share in shares.values()) and 0.3 < sum(shares.values()) <= 1.0
+    saved = saved_ms(exported, quantized, feeds[0], threads=1)
+    assert set(saved) == set(names) and len(set(saved.values())) > len(names) / 2  # not the mean of all
+    again = saved_ms(exported, exported, feeds[0], threads=1)
+    assert max(map(abs, again.values())) < max(map(abs, saved.values())) + 0.05
+    graph = Graph(onnx.load(exported).graph)
+    times = _profiled(exported, feeds[0], 1)
+    assert all(any(name in times for name in _names(layer, graph)) for layer in layers(graph))
 
 
 @pytest.fixture
