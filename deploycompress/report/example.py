@@ -19,9 +19,12 @@ SAMPLES = {
 ONNXRUNTIME = """\
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}
-session = onnxruntime.InferenceSession(str(folder / {file}), options, providers=[{provider}])
+{level}session = onnxruntime.InferenceSession(str(folder / {file}), options, providers=[{provider}])
 outputs = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs)))
 """
+OPTIMIZED = (
+    "options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is done\n"
+)
 OPENVINO = """\
 settings = {{"INFERENCE_NUM_THREADS": {threads}, "INFERENCE_PRECISION_HINT": {hint}}}
 model = openvino.Core().read_model(folder / {file} / "model.xml")
@@ -42,7 +45,7 @@ def example(entries: Sequence[Mapping[str, Any]], target: Mapping[str, Any]) -> 
     """The program for the first of the manifest's ``entries`` that it can be written for; None where there is none."""
     for entry in entries:
         runtime = entry["details"].get("runtime", "onnxruntime")
-        if entry["kind"] == "onnx" and runtime == "onnxruntime":
+        if entry["kind"] in ("onnx", "engine") and runtime == "onnxruntime":
             return _program(entry, target, "onnxruntime", "import onnxruntime", _onnxruntime(entry, target))
         if entry["kind"] == "openvino":
             return _program(entry, target, "openvino", "import openvino", _openvino(entry, target))
@@ -89,6 +92,7 @@ def _onnxruntime(entry: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     provider = entry["details"].get("provider", target["provider"])
     return ONNXRUNTIME.format(
         threads=int(entry["details"].get("threads", target["threads"])),
+        level=OPTIMIZED if entry["kind"] == "engine" else "",
         file=repr(file),
         provider=repr(ORT_PROVIDERS.get(provider, provider)),
     )

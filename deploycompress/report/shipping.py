@@ -120,7 +120,8 @@ def _file(artifact: Mapping[str, Any], only_one: bool) -> str:
     if kind == "package":
         return stem + "".join(Path(artifact["path"]).suffixes)
     if _is_file(artifact):
-        return stem + Path(artifact["path"]).suffix
+        ending = Path(artifact["path"]).suffix
+        return stem + (".optimized" if (kind, ending) == ("engine", ".onnx") else "") + ending
     return stem if kind == "onnx" else f"{stem}.{kind}"
 
 

@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Iterator, Mapping
+from typing import Any, Callable, ClassVar, Iterator, Mapping, Optional
 
 import numpy as np
 
@@ -48,7 +48,8 @@ class OnnxRuntime:
     the cores.
     """
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"onnx", "engine"})
+    engine_file: ClassVar[str] = "model.optimized.onnx"
     libraries: ClassVar[tuple[str, ...]] = ("onnxruntime", "numpy")
 
     def missing(self) -> str | None:
@@ -60,6 +61,17 @@ class OnnxRuntime:
     def open(self, path: Path, options: Mapping[str, Any]) -> Iterator[OrtSession]:
         """Raises RuntimeError when the provider is not there or the file does not load."""
         yield OrtSession(self._session(path, options))
+
+    def build(self, source: Path, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ``source`` to ``path`` as ONNX Runtime has it after all of its optimisations for this machine.
+
+        Weights are laid out for this processor and operators are fused, so that it loads sooner; it runs as fast as
+        the portable file, and elsewhere it may be slower or not run. Gives how it is to be run. Raises RuntimeError
+        when ONNX Runtime does not load the file.
+        """
+        provider = options.get("provider", "cpu")
+        self._session(source, {"provider": provider}, written=path)
+        return {"provider": provider, "options": {"graph_level": "off"}}
 
     def profile(
         self, path: Path, options: Mapping[str, Any], feed: Mapping[str, np.ndarray], calls: int
@@ -95,7 +107,9 @@ class OnnxRuntime:
                 operator["ns"].append(1000 * int(event["dur"]))
         return found
 
-    def _session(self, path: Path, options: Mapping[str, Any], profiled: bool = False) -> Any:
+    def _session(
+        self, path: Path, options: Mapping[str, Any], profiled: bool = False, written: Optional[Path] = None
+    ) -> Any:
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(4)
@@ -107,6 +121,8 @@ class OnnxRuntime:
             )
         settings = _ort_options(onnxruntime, options)
         settings.enable_profiling = profiled
+        if written is not None:
+            settings.optimized_model_filepath = str(written)
         try:
             session = onnxruntime.InferenceSession(str(path), settings, providers=_ort_fallback(provider))
         except Exception as error:  # onnxruntime's own classes, one for each status code

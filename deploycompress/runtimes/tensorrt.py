@@ -27,6 +27,7 @@ class TensorRT:
     """Options: ``provider`` ("cuda:0" by default), ``transfers`` (true: the timed call copies in and out)."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"engine"})
+    engine_file: ClassVar[str] = "model.engine"
     libraries: ClassVar[tuple[str, ...]] = ("tensorrt", "numpy")
 
     def missing(self) -> str | None:

@@ -320,6 +320,8 @@ def _runtime_for(artifact: Artifact, setting: Setting, own: Mapping[str, Any]) -
     if own and artifact.kind in RUNTIMES.load(own["runtime"]).accepts:
         return str(own["runtime"]), str(own.get("provider", "cuda"))
     opens = artifact.kind in RUNTIMES.load(setting.runtime).accepts
+    if artifact.kind == "engine":  # of one runtime alone
+        opens = artifact.details.get("runtime") == setting.runtime
     return (setting.runtime, setting.provider) if opens else (None, "")
 
 

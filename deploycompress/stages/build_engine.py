@@ -26,11 +26,13 @@ class BuildEngine(Stage):
 
     accepts = frozenset({"onnx"})
     produces = frozenset({"engine"})
-    libraries = ("tensorrt",)
+    libraries = ("tensorrt", "onnxruntime")
     compresses = False
 
     class Config(StrictModel):
-        runtime: str = "tensorrt"
+        runtime: str = Field(
+            "tensorrt", description="onnxruntime: its own file for this processor, which loads sooner"
+        )
         required: bool = True
         workspace: Size | None = None
         optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
@@ -45,13 +47,17 @@ class BuildEngine(Stage):
         return frozenset({"target"})
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
-        return {"missing": self._runtime().missing(), "gpu": gpu_name()}
+        from deploycompress.devices.jobs import open_device
+
+        facts = open_device(context.target.device).facts()
+        known = {key: facts.get(key) for key in ("cpu", "flags")}
+        return {"missing": self._runtime().missing(), "gpu": gpu_name(), "facts": known}
 
     def requires(self, context: RunContext) -> None:
         runtime = self._runtime()
         if not hasattr(runtime, "build"):
             raise ConfigError(
-                f"build_engine: the runtime {self.config.runtime!r} builds no engines; use tensorrt"
+                f"build_engine: the runtime {self.config.runtime!r} builds no engines; use tensorrt or onnxruntime"
             )
         missing = runtime.missing()
         if missing and self.config.required:
@@ -70,9 +76,10 @@ class BuildEngine(Stage):
             note = Note("skipped", f"no engine was built: {missing}", self.config.runtime)
             context.emit(Event("decision", note.message))
             return Outcome(notes=(note,))
-        path = workdir / "model.engine"
-        profile = self._profile(source, context)
+        path = workdir / runtime.engine_file
+        profile = self._profile(source, context) if hasattr(runtime, "inspect") else {}
         options = {
+            "provider": context.target.provider,
             "profile": profile,
             "workspace_bytes": self.config.workspace.value if self.config.workspace else None,
             "optimization_level": 0 if context.rehearsal else self.config.optimization_level,
@@ -90,14 +97,14 @@ class BuildEngine(Stage):
             **source.details,
             **built,
             "runtime": self.config.runtime,
-            "profile": profile,
+            **({"profile": profile} if profile else {}),
             "gpu": gpu_name(),
         }
         artifact = Artifact.of("", "engine", path, precision=source.precision, details=details)
-        write_json(workdir / INSPECTED, runtime.inspect(path))
-        return Outcome(
-            (artifact,), {"bytes": float(artifact.bytes)}, details={**built, "inspected": INSPECTED}
-        )
+        if hasattr(runtime, "inspect"):
+            write_json(workdir / INSPECTED, runtime.inspect(path))
+            built = {**built, "inspected": INSPECTED}
+        return Outcome((artifact,), {"bytes": float(artifact.bytes)}, details=built)
 
     def _timing_cache(self, context: RunContext) -> Path:
         """Of this GPU and version, in the store: what was timed once is not timed again."""
@@ -117,7 +124,8 @@ class BuildEngine(Stage):
         sizes = (fixed,) if fixed else (1, min(LARGEST_CHECKED_BATCH, self._largest_batch(context)))
         feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
         found = []
-        with self._runtime().open(engine.main_file, {"provider": context.target.provider}) as session:
+        options = {"provider": context.target.provider, **engine.details.get("options", {})}
+        with self._runtime().open(engine.main_file, options) as session:
             for feed in feeds:
                 session.bind(feed)()
                 found.append(session.fetch())

@@ -94,6 +94,12 @@ def test_a_network_runs_with_the_code_that_it_is_made_of(tmp_path: Path) -> None
     assert "output (3, 10)" in ran(tmp_path, program) and "'computes_in': 'bf16'" in str(program)
 
 
+def test_what_onnx_runtime_optimised_is_not_optimised_again(shipped: Path) -> None:
+    made = entry("engine", "model.onnx", runtime="onnxruntime", provider="cpu")
+    program = example([made], TARGET)
+    assert "sum (3, 4)" in ran(shipped, program) and "ORT_DISABLE_ALL" in str(program)
+
+
 def test_an_engine_is_passed_over_and_nothing_is_nothing(shipped: Path) -> None:
     engine = entry("engine", "model.engine", runtime="tensorrt")
     assert "model.onnx" in str(example([engine, entry("onnx", "model.onnx")], TARGET))

@@ -139,6 +139,9 @@ def test_one_file_for_each_kind_and_precision() -> None:
     assert files == {"b": "model.onnx", "half": "model.fp16.onnx", "engine": "model.engine"}
     report["best"] = None
     assert "c" in {s["artifact"] for s in selection(report)}
+    # What ONNX Runtime wrote for one processor does not take the name of the portable file.
+    report["artifacts"][5] = entry("engine", "engine", "fp32", "model.optimized.onnx")
+    assert {"artifact": "engine", "file": "model.optimized.onnx"} in selection(report)
     # A network ships where it is what was measured at the target.
     row = {"artifact": "weights", "at_target": True, "latency_ms": {"p50": 1.0}, "speedup": None}
     report["measurements"] = [row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,33 @@ def test_that_it_was_missing_is_in_the_key(run_context) -> None:
 
 
 def test_another_runtime_builds_no_engines(run_context) -> None:
-    with pytest.raises(ConfigError, match="the runtime 'onnxruntime' builds no engines; use tensorrt"):
-        BuildEngine(BuildEngine.Config(runtime="onnxruntime")).requires(run_context())
+    with pytest.raises(
+        ConfigError, match="the runtime 'openvino' builds no engines; use tensorrt or onnxrun"
+    ):
+        BuildEngine(BuildEngine.Config(runtime="openvino")).requires(run_context())
+
+
+def test_onnx_runtime_writes_a_file_for_this_processor(run_context, exported_of, tmp_path: Path) -> None:
+    """Its operators are laid out for it already; it computes the same, and is run by ONNX Runtime alone."""
+    from deploycompress.graph.execution import inspect_onnx
+    from deploycompress.stages.benchmark import Benchmark
+
+    context = run_context()
+    source = replace(exported_of(context), id="export")
+    stage = BuildEngine(BuildEngine.Config(runtime="onnxruntime"))
+    stage.requires(context)
+    outcome = stage.run({"source": (source,)}, tmp_path, context)
+    (engine,) = outcome.artifacts
+    assert (engine.kind, engine.path.name) == ("engine", "model.optimized.onnx")
+    assert engine.details["options"] == {"graph_level": "off"}
+    assert any(name.startswith("com.microsoft") for name in inspect_onnx(engine.path)["domains"])
+    assert stage.ensures({"source": (source,)}, outcome, context)["engine_cosine"] > 0.999999
+    measured = Benchmark(Benchmark.Config(runtimes=("openvino",))).run(
+        {"source": (source, replace(engine, id="build_engine")), "baseline": (source,)}, tmp_path, context
+    )
+    rows = {(m.artifact, m.runtime): m for m in measured.measurements}
+    assert set(rows) == {("export", "onnxruntime"), ("build_engine", "onnxruntime"), ("export", "openvino")}
+    assert rows["build_engine", "onnxruntime"].metrics == rows["export", "onnxruntime"].metrics
 
 
 def test_the_profile_follows_from_the_names(run_context, exported_of) -> None:
