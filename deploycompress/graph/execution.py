@@ -24,17 +24,26 @@ def run_onnx(
     Raises ConfigError when the reader refuses the file or a feed lacks an input, StageFailed when ONNX
     Runtime does not load or run it.
     """
-    described = inspect_onnx(path)
+    inspect_onnx(path)
+    return run(runtime or OnnxRuntime(), path, feeds, {"threads": threads})
+
+
+def run(
+    runtime: Runtime, path: Path, feeds: Iterable[Feed], options: Mapping[str, Any]
+) -> list[dict[str, np.ndarray]]:
+    """Outputs by name for each feed, of any file that ``runtime`` opens. Raises StageFailed when it does not run."""
     results = []
     try:
-        with (runtime or OnnxRuntime()).open(path, {"threads": threads}) as session:
+        with runtime.open(path, options) as session:
             for feed in feeds:
-                session.bind(select(feed, described["inputs"], path))()
+                session.bind(select(feed, session.inputs, path))()
                 results.append(dict(session.fetch()))
     except (ConfigError, StageFailed):
         raise
-    except Exception as error:  # onnxruntime's own classes, one for each status code
-        name = type(runtime).__name__ if runtime is not None else "ONNX Runtime"
+    except (
+        Exception
+    ) as error:  # onnxruntime's own classes, one for each status code, and whatever others raise
+        name = "ONNX Runtime" if isinstance(runtime, OnnxRuntime) else type(runtime).__name__
         raise StageFailed(f"{path.name} does not run in {name}: {error}") from error
     return results
 

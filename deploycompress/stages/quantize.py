@@ -10,34 +10,42 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from deploycompress.artifact import Artifact
+from deploycompress.artifact import Artifact, Kind
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Points
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Runtime, Stage
-from deploycompress.errors import EnvironmentMissing, StageFailed
+from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
+from deploycompress.graph.compilers.openvino import OpenVinoCompiler
 from deploycompress.registry import RUNTIMES
 
 if TYPE_CHECKING:
     from deploycompress.graph.evaluation import Evaluation
 
 
+NNCF = "nncf"
+NNCF_TIMEOUT_S = 3600.0
+UNREPAIRED = ("dynamic", NNCF)  # schemes that no repair is known for
+OPENVINO = {"runtime": "openvino", "options": {"static_shapes": True}}
+
+
 class Quantize(Stage):
-    """By ONNX Runtime; the scheme follows from the processor of the target, unless it is named.
+    """By ONNX Runtime, or by NNCF for OpenVINO; the scheme follows from the processor of the target, unless it is named.
 
     Where the accuracy gate or ``max_drop`` says what may be lost, what loses more is repaired: other ranges, equalised
     channels, corrected biases, and at last layers in FP32. What none of that helps is made all the same, with a warning.
     """
 
     accepts = frozenset({"onnx"})
-    produces = frozenset({"onnx"})
+    produces = frozenset({"onnx", "openvino"})
     version = 3
-    libraries = ("onnxruntime", "onnx", "numpy")
+    libraries = ("onnxruntime", "onnx", "numpy", "openvino", "nncf")
     compresses = True
 
     class Config(StrictModel):
         precision: Literal["int8", "fp16", "bf16"] = "int8"
-        scheme: Literal["auto", "u8s8", "s8s8", "u8s8_reduced", "s8s8_symmetric", "dynamic"] = Field(
-            "auto", description="Of INT8; dynamic: matrix products alone, with ranges taken as they come"
+        scheme: Literal["auto", "u8s8", "s8s8", "u8s8_reduced", "s8s8_symmetric", "dynamic", "nncf"] = Field(
+            "auto",
+            description="Of INT8; dynamic: matrix products alone, with ranges taken as they come; nncf: for OpenVINO",
         )
         calibrator: Literal[
             "minmax", "percentile_99.999", "percentile_99.99", "percentile_99.9", "entropy", "search"
@@ -61,6 +69,13 @@ class Quantize(Stage):
         missing = _reader(self.config.precision).missing()
         if missing:
             raise EnvironmentMissing(f"quantize checks {self.config.precision} in another runtime: {missing}")
+        if self.config.scheme in UNREPAIRED and self.config.precision != "int8":
+            raise ConfigError(
+                f"quantize: scheme {self.config.scheme} is of int8, and precision is {self.config.precision}; "
+                "leave one of the two out"
+            )
+        if self.config.scheme == NNCF and (missing := OpenVinoCompiler().missing()):
+            raise EnvironmentMissing(f"quantize: {missing}")
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
         return {"scheme": self._scheme(context), "place": _place(self.config.precision, context)}
@@ -70,8 +85,8 @@ class Quantize(Stage):
         from deploycompress.devices.jobs import open_device
         from deploycompress.graph.schemes import choose_scheme
 
-        if self.config.precision != "int8" or self.config.scheme == "dynamic":
-            return "dynamic" if self.config.precision == "int8" else ""
+        if self.config.precision != "int8" or self.config.scheme in UNREPAIRED:
+            return self.config.scheme if self.config.precision == "int8" else ""
         return choose_scheme(self.config.scheme, open_device(context.target.device).facts())
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
@@ -90,13 +105,17 @@ class Quantize(Stage):
 
             notes = quantize_dynamic_onnx(source.main_file, path).notes
             details = {"scheme": scheme}
+        elif scheme == NNCF:
+            path, notes = _by_nncf(source, workdir, self.config.calibration, context)
+            details = {"scheme": scheme, **OPENVINO, "provider": context.target.provider}
         else:
             details, notes = self._static(inputs, path, scheme, before, context)
-        after = _validated(path, context, self.config.precision)
-        if scheme in ("", "dynamic"):
+        after = _validated(path, context, self.config.precision, scheme)
+        if scheme in ("", *UNREPAIRED):
             notes = (*notes, *self._unrepaired(inputs, before, after, context))
+        kind: Kind = "openvino" if scheme == NNCF else "onnx"
         artifact = Artifact.of(
-            "", "onnx", path, precision=self.config.precision, details={**source.details, **details}
+            "", kind, path, precision=self.config.precision, details={**source.details, **details}
         )
         told = f"scheme {scheme}" if scheme else self.config.precision
         context.emit(Event("decision", told, {k: v for k, v in details.items() if isinstance(v, int)}))
@@ -216,7 +235,7 @@ class Quantize(Stage):
     def ensures(self, inputs: Inputs, outcome: Outcome, context: RunContext) -> Mapping[str, float]:
         """Not by elements: direction and decision. Untrained weights, as in the rehearsal, prove nothing."""
         from deploycompress.graph.bisect import first_difference
-        from deploycompress.graph.execution import fixed_batch_of, run_onnx
+        from deploycompress.graph.execution import fixed_batch_of, run, run_onnx
         from deploycompress.graph.feeds import PARITY_BATCHES, take
         from deploycompress.model.parity import LOWEST_COSINE, compare, to_numpy, worst
 
@@ -225,11 +244,15 @@ class Quantize(Stage):
         fixed = fixed_batch_of(source)
         sizes = (fixed,) if fixed else PARITY_BATCHES
         feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
-        found = run_onnx(quantized, feeds, runtime=_reader(self.config.precision))
+        options = outcome.artifacts[0].details.get("options", {})
+        reader = _reader(self.config.precision, self.config.scheme)
+        found = run(reader, quantized, feeds, {"threads": 1, **options})
         pairs = zip(run_onnx(source, feeds), found, strict=True)
         parity = worst([compare(before, after) for before, after in pairs])
         if parity.cosine < lowest and not context.rehearsal:
-            begins = first_difference(source, quantized, feeds[0], lambda found: found.cosine < lowest)
+            begins = None
+            if quantized.suffix == ".onnx":
+                begins = first_difference(source, quantized, feeds[0], lambda found: found.cosine < lowest)
             precision = self.config.precision.upper()
             raise StageFailed(
                 f"{precision} differs from its source: cosine {parity.cosine:.3f} between their outputs, expected at "
@@ -262,9 +285,27 @@ def _learned_scales(source: Artifact, scheme: str) -> tuple[dict[str, Any], list
     return found, in_float, (Note("decision", message),)
 
 
-def _reader(precision: str) -> Runtime:
-    """What runs the file on this processor: ONNX Runtime has no kernels for BF16 there."""
-    return RUNTIMES.load("openvino" if precision == "bf16" else "onnxruntime")()  # type: ignore[no-any-return]
+def _by_nncf(
+    source: Artifact, workdir: Path, samples: int | None, context: RunContext
+) -> tuple[Path, tuple[Note, ...]]:
+    """A folder in OpenVINO's own format, made in a process of its own. Raises StageFailed where NNCF cannot."""
+    from deploycompress.graph.arbiter.building import build_apart, save_feeds
+    from deploycompress.graph.calibration import calibration_feeds
+    from deploycompress.graph.compilers.recipe import Recipe
+
+    with tempfile.TemporaryDirectory(dir=workdir, prefix=".nncf-") as folder:
+        calibration = Path(folder) / "calibration"
+        loader = context.data.loader("calibration")
+        save_feeds(calibration_feeds(loader, source.main_file, samples), calibration)
+        recipe = Recipe("openvino", "int8")
+        built = build_apart(recipe, source.main_file, Path(folder) / "build", calibration, NNCF_TIMEOUT_S)
+        return built.path.rename(workdir / "model"), built.notes
+
+
+def _reader(precision: str, scheme: str = "") -> Runtime:
+    """What runs the file on this processor: ONNX Runtime has no kernels for BF16 there, and NNCF's is OpenVINO's."""
+    other = precision == "bf16" or scheme == NNCF
+    return RUNTIMES.load("openvino" if other else "onnxruntime")()  # type: ignore[no-any-return]
 
 
 def _place(precision: str, context: RunContext) -> dict[str, Any]:
@@ -274,10 +315,13 @@ def _place(precision: str, context: RunContext) -> dict[str, Any]:
     return {"runtime": "openvino", "provider": "cpu", "options": {"computes_in": "bf16"}}
 
 
-def _validated(path: Path, context: RunContext, precision: str = "fp32") -> Evaluation:
+def _validated(path: Path, context: RunContext, precision: str = "fp32", scheme: str = "") -> Evaluation:
     from deploycompress.graph.evaluation import evaluate_artifact
     from deploycompress.graph.execution import fixed_batch_of
+    from deploycompress.graph.feeds import fixed_batch
 
     options = {"threads": context.target.threads}
-    loader, runtime = context.data.loader("val"), _reader(precision)
-    return evaluate_artifact(runtime, path, options, loader, context.task, fixed_batch_of(path))
+    loader, runtime = context.data.loader("val"), _reader(precision, scheme)
+    file = path / "model.xml" if path.is_dir() else path
+    batch = fixed_batch_of(file) or fixed_batch(context.model)
+    return evaluate_artifact(runtime, file, options, loader, context.task, batch)

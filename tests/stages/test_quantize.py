@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from deploycompress.config.schema import AccuracyGate
-from deploycompress.errors import StageFailed
+from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.graph.evaluation import Evaluation
 from deploycompress.graph.ladder.scales import scales_of
 from deploycompress.model.parity import LOWEST_COSINE
@@ -198,3 +198,33 @@ def test_each_calibrator_is_a_file_of_its_own_when_it_is_searched_for(
     outcome = stage.run({"source": (exported_of(context),)}, tmp_path, context)
     distances = [note.message for note in outcome.notes if note.subject.startswith("calibrator ")]
     assert len(distances) == 5 and len(set(distances)) > 1
+
+
+def test_nncf_makes_a_folder_for_openvino(run_context, exported_of, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    context = run_context()
+    source = exported_of(context)
+    stage = Quantize(Quantize.Config(scheme="nncf"))
+    stage.requires(context)
+    outcome = stage.run({"source": (source,)}, tmp_path, context)
+    (made,) = outcome.artifacts
+    assert (made.kind, made.precision, made.details["runtime"]) == ("openvino", "int8", "openvino")
+    assert "FakeQuantize" in (made.path / "model.xml").read_text()
+    assert stage.ensures({"source": (source,)}, outcome, context)["quantize_cosine"] > 0.95
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_scheme_of_int8_and_another_precision_contradict(run_context) -> None:
+    for scheme in ("nncf", "dynamic"):
+        with pytest.raises(
+            ConfigError, match=f"scheme {scheme} is of int8, and precision is fp16; leave one"
+        ):
+            Quantize(Quantize.Config(precision="fp16", scheme=scheme)).requires(run_context())
+
+
+def test_nncf_that_is_not_there(run_context, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "deploycompress.graph.compilers.openvino.OpenVinoCompiler.missing", lambda self: "nncf not installed"
+    )
+    with pytest.raises(EnvironmentMissing, match="quantize: nncf not installed"):
+        Quantize(Quantize.Config(scheme="nncf")).requires(run_context())
