@@ -86,25 +86,6 @@ def test_mistakes_are_annotations_only_on_github(tiny, monkeypatch, obeyed):
     assert found[3][2].startswith("--set seed=x: received 'x'") and "file" not in found[3][1]
 
 
-def test_a_failed_gate_is_the_only_annotation_of_a_run(tiny, monkeypatch, tmp_path, obeyed):
-    gates = "gates:\n  artifact_size: {max: 1 MB}\n  accuracy: {min: 99.99%}\n"
-    tiny.write_text(tiny.read_text().partition("gates:")[0] + gates)
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    done = call("run", str(tiny), "--out", str(tmp_path / "run"), "--no-rehearsal")
-    assert done.returncode == 5, done.stdout + done.stderr
-    ((name, given, message),) = obeyed(done.stdout)
-    line = 1 + tiny.read_text().splitlines().index("  accuracy: {min: 99.99%}")
-    assert (name, given) == (
-        "error",
-        {"file": str(tiny), "line": str(line), "col": "3", "title": "tiny: accuracy failed"},
-    )
-    assert "wanted ≥ 99.99 %" in message
-    assert obeyed(done.stderr) == []
-    assert (tmp_path / "summary.md").read_text() == (tmp_path / "run" / "summary.md").read_text() + "\n"
-    assert "tiny: best" in (tmp_path / "run" / "bencher.json").read_text()
-
-
 def test_what_a_model_says_is_not_obeyed_by_the_runner(tiny, monkeypatch, tmp_path, obeyed):
     code = tiny.parent / "model.py"
     lie = 'raise ValueError("##[error file=x]a lie")'
