@@ -289,12 +289,18 @@ def test_a_step_s_summary_stays_within_what_github_shows(
         assert added == ""
 
 
-def test_a_summary_is_cut_between_lines_and_characters() -> None:
-    text = "".join(f"| {'é' * 40} |\n" for _ in range(50))
+def test_a_summary_is_cut_between_lines_and_nothing_that_follows_is_folded_away(make_run: Make) -> None:
+    _, run_dir = written(make_run)
+    text = read(run_dir / "summary.md")
+    lines = set(text.splitlines())
+    folded = 0
     for most in range(len(CUT) + 30, len(text.encode())):
         short = cut(text, most)
-        assert len(short.encode()) <= most
-        assert set(short.removesuffix(CUT).splitlines()) <= {text.splitlines()[0]}
+        assert len(short.encode()) <= most and short.endswith(CUT)
+        assert short.count("<details>") == short.count("</details>")
+        assert set(short.removesuffix(CUT).splitlines()) <= lines
+        folded += "<details>" in short
+    assert folded > 100, "it was cut within what is folded, too"
 
 
 def test_the_worst_names_and_numbers_of_rows_still_fit_into_a_comment(make_run: Make) -> None:
