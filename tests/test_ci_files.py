@@ -135,7 +135,7 @@ def test_outputs_of_steps_exist() -> None:
     text = ACTION.read_text(encoding="utf-8")
     for id, output in set(re.findall(r"steps\.([\w-]+)\.outputs\.([\w-]+)", text)):
         if id == "python":  # setup-python's own
-            assert output == "python-path"
+            assert output in ("python-path", "python-version")
         else:
             assert f'echo "{output}=' in step(id)["run"]
 
@@ -215,12 +215,19 @@ def test_the_action_runs_a_pipeline_and_annotates_the_gate_that_fails(
 
 def test_the_action_finds_its_own_checkout(tmp_path: Path) -> None:
     environment = {"PYTHON": sys.executable, "PIPELINE": "./a.yaml", "RUNNER_TEMP": str(tmp_path)}
+    environment["EXTRAS"] = "vision,text"
     code, printed, outputs = run_step(
         "places", tmp_path, **environment, GITHUB_ACTION_PATH=str(ACTION.parent)
     )
     assert code == 0, printed
     assert Path(outputs["root"]) == ROOT
     assert Path(outputs["pip"]).is_absolute() and Path(outputs["store"]).is_dir()
+    for name in ("libraries", "pipeline"):  # of keys of caches, in which no comma may stand
+        assert re.fullmatch("[0-9a-f]{16}", outputs[name])
+    keys = re.findall(r"^ *key: (.*)$", ACTION.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(keys) == 3
+    free = {f"inputs.{name}" for name in load(ACTION)["inputs"]}  # what may hold anything
+    assert not free & set(re.findall(r"\$\{\{ (\S+) \}\}", " ".join(keys)))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Figure:
 def bencher(report: Report) -> str:
     """Bencher Metric Format: benchmark -> measure -> value, and its interval where there is one.
 
-    Latencies are in nanoseconds, as Bencher's own measure is; the other measures have their unit in the name.
+    Times are in nanoseconds, as Bencher's own measure of latency is; sizes in bytes, as its own of a file is.
     """
     document = {
         name: {figure.measure: _metric(figure) for figure in _figures(report, row)}
