@@ -93,28 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
 
 def _show(error: DeployCompressError) -> None:
-    if isinstance(error, ConfigError):
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-            # A mistake in --set has no place in a file.
-            if (
-                os.environ.get("GITHUB_ACTIONS") == "true"
-                and problem.where
-                and not problem.where.startswith("--")
-            ):
-                click.echo(_annotation(problem.where, f"{problem.path}: {problem.message}"))
-        if len(error.problems) > 1:
-            click.echo(f"{len(error.problems)} mistakes", err=True)
-    else:
-        click.echo(f"error: {error}", err=True)
+    from deploycompress.report.annotations import defused, of_mistakes, on_github
 
-
-def _annotation(where: str, message: str) -> str:
-    """A GitHub annotation at ``file:line:column``; its data is escaped as the runner asks."""
-    file, line, column = where.rsplit(":", 2) if where.count(":") >= 2 else (where, "1", "1")
-
-    def escaped(text: str) -> str:
-        return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-    properties = escaped(file).replace(":", "%3A").replace(",", "%2C")
-    return f"::error file={properties},line={line},col={column}::{escaped(message)}"
+    problems = error.problems if isinstance(error, ConfigError) else ()
+    for message in problems or (error,):
+        click.echo(defused(f"error: {message}"), err=True)
+    if len(problems) > 1:
+        click.echo(f"{len(problems)} mistakes", err=True)
+    if on_github():
+        for line in of_mistakes(problems):
+            click.echo(line)

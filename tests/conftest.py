@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop("GITHUB_STEP_SUMMARY", None)
+for name in (
+    "GITHUB_STEP_SUMMARY",
+    "GITHUB_ACTIONS",
+):  # where these tests run in a job of GitHub's themselves
+    os.environ.pop(name, None)
 
 MODEL = '''
 """A network that trains in a second."""
@@ -72,3 +78,44 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store = tmp_path / "store"
     monkeypatch.setenv("DEPLOYCOMPRESS_STORE", str(store))
     return store
+
+
+Command = tuple[str, dict[str, str], str]  # name, properties, message
+
+
+@pytest.fixture
+def obeyed() -> Callable[[str], list[Command]]:
+    """What GitHub's runner does with a stream of output: the workflow commands that it obeys, unescaped.
+
+    Its rules (actions/runner, ActionCommand.cs and ActionCommandManager.cs): ``::name a=b,c=d::message`` at the
+    beginning of a line, ``##[name a=b;c=d]message`` anywhere in it; none between ``stop-commands`` and its token.
+    """
+    known = {"error", "warning", "notice", "debug", "group", "endgroup", "add-mask", "stop-commands"}
+
+    def unescaped(text: str, more: str = "") -> str:
+        for sign in "\r\n" + more + "%":
+            text = text.replace(f"%{ord(sign):02X}", sign)
+        return text
+
+    def read(output: str) -> list[Command]:
+        found: list[Command] = []
+        token = ""
+        for line in re.split(r"\r\n|\r|\n", output):
+            match = re.match(r"\s*::([^ :]+)(?: (.*?))?::(.*)", line)
+            if match is None or match[1] not in known | {token}:
+                match = re.search(r"##\[([^ \]]+)(?: (.*?))?\](.*)", line)
+            if match is None or match[1] not in known | {token}:
+                continue
+            name, given, message = match[1], match[2] or "", match[3]
+            if token:
+                token = "" if name == token else token
+                continue
+            if name == "stop-commands":
+                token = message
+                continue
+            pairs = (pair.split("=", 1) for pair in given.split(",") if "=" in pair)
+            found.append((name, {key: unescaped(v, ":,") for key, v in pairs}, unescaped(message)))
+        assert not token, "the commands were stopped and never allowed again"
+        return found
+
+    return read

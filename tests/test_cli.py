@@ -66,13 +66,39 @@ def test_a_missing_pipeline_is_a_configuration_mistake():
     assert "no-such.yaml" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_annotations_only_on_github(tiny, monkeypatch):
-    tiny.write_text(tiny.read_text().replace("epochs: 1", "epohcs: 1", 1))
+def test_mistakes_are_annotations_only_on_github(tiny, monkeypatch, obeyed):
+    tiny.write_text(tiny.read_text().replace("epochs: 1", "epohcs: 1") + "  latency_p59: {max: 1 ms}\n")
     assert "::error" not in call("validate", str(tiny)).stdout
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    done = call("validate", str(tiny))
-    assert done.returncode == 2
-    assert f"::error file={tiny},line=" in done.stdout and "did you mean" in done.stdout
+    for arguments in (["validate", str(tiny)], ["run", str(tiny), "--set", "seed=x"]):
+        done = call(*arguments)
+        assert done.returncode == 2
+        found = obeyed(done.stdout)
+        assert [(name, given.get("file"), given.get("line"), given.get("col")) for name, given, _ in found][
+            :3
+        ] == [
+            ("error", str(tiny), "10", "13"),
+            ("error", str(tiny), "12", "15"),
+            ("error", str(tiny), "18", "3"),
+        ]
+        assert "stages.0.train.epohcs: unknown key 'epohcs'; did you mean 'epochs'?" in found[0][2]
+        assert obeyed(done.stderr) == []
+    assert found[3][2].startswith("--set seed=x: received 'x'") and "file" not in found[3][1]
+
+
+def test_what_a_model_says_is_not_obeyed_by_the_runner(tiny, monkeypatch, tmp_path, obeyed):
+    code = tiny.parent / "model.py"
+    lie = 'raise ValueError("##[error file=x]a lie")'
+    code.write_text(
+        code.read_text().replace("    return nn.Sequential(", f"    {lie}\n    return nn.Sequential(")
+    )
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    done = call("run", str(tiny), "--out", str(tmp_path / "run"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "##[error file=x]a lie" in done.stdout, "it is shown"
+    ((name, given, message),) = obeyed(done.stdout)
+    assert (name, given) == ("error", {"title": "Configuration"}) and "##[error file=x]a lie" in message
+    assert obeyed(done.stderr) == []
 
 
 def test_doctor_says_one_line_each():

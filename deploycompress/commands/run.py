@@ -41,25 +41,43 @@ def command(
         raise click.UsageError("--verbose and --quiet contradict each other; give one of them")
     from deploycompress.commands.progress import open_view
     from deploycompress.engine.pipeline import run
+    from deploycompress.report.annotations import commands_stopped, of_report
     from deploycompress.report.render import terminal_summary
 
-    with open_view(verbose=verbose, quiet=quiet, terminal=sys.stdout.isatty()) as view:
-        report = run(
-            pipeline,
-            view,
-            overrides=overrides,
-            out=out,
-            store=store.absolute() if store else None,
-            rehearsal=not no_rehearsal,
-            command=["deploycompress", *sys.argv[1:]] if sys.argv[1:2] == ["run"] else [],
-        )
-    run_dir = out or Path("runs") / str(report["name"])
-    click.echo(terminal_summary(report))
-    click.echo(f"report: {run_dir / 'report.html'}")
-    if report["ships"]:
-        click.echo(f"artefacts: {run_dir / 'artifacts'}")
+    places = _gate_places(pipeline)
+    with commands_stopped(click.echo):
+        with open_view(verbose=verbose, quiet=quiet, terminal=sys.stdout.isatty()) as view:
+            report = run(
+                pipeline,
+                view,
+                overrides=overrides,
+                out=out,
+                store=store.absolute() if store else None,
+                rehearsal=not no_rehearsal,
+                command=["deploycompress", *sys.argv[1:]] if sys.argv[1:2] == ["run"] else [],
+            )
+        run_dir = out or Path("runs") / str(report["name"])
+        click.echo(terminal_summary(report))
+        click.echo(f"report: {run_dir / 'report.html'}")
+        if report["ships"]:
+            click.echo(f"artefacts: {run_dir / 'artifacts'}")
     if report["verdict"] == "error":
         click.echo(
             f"to go on after the cause is mended: deploycompress run {shlex.quote(str(pipeline))}", err=True
         )
+    if places is not None:
+        for line in of_report(report, places):
+            click.echo(line)
     return int(report["exit_code"])
+
+
+def _gate_places(pipeline: Path) -> dict[str, str] | None:
+    """Where each gate stands in the file as it is before the run; None where no annotation is wanted."""
+    from deploycompress.config import yaml_file
+    from deploycompress.report.annotations import on_github
+
+    if not on_github():
+        return None
+    document = yaml_file.load(pipeline)
+    gates = document.data.get("gates") if isinstance(document.data, dict) else None
+    return {name: document.place(("gates", name)).key for name in gates} if isinstance(gates, dict) else {}

@@ -141,7 +141,7 @@ def _artefact_view(report: Report, row: Row) -> ArtefactView:
     return ArtefactView(
         id=row.artifact,
         precision=row.precision or (artefact.precision if artefact is not None else ""),
-        where=f"{row.device}, {row.runtime} {row.provider}, {plural(row.threads, 'thread')}, batch {row.batch_size}",
+        where=where(row),
         size=figure(None if artefact is None else artefact.bytes, "bytes"),
         size_ratio="" if ratio is None else figure(ratio, "ratio"),
         p50=figure(latency.p50, "ms"),
@@ -164,6 +164,13 @@ def _artefact_view(report: Report, row: Row) -> ArtefactView:
         is_best=row.artifact == report.best_id,
         is_baseline=row.artifact == report.baseline,
         notes=row.notes,
+    )
+
+
+def where(row: Row) -> str:
+    """The configuration that a row was measured in."""
+    return (
+        f"{row.device}, {row.runtime} {row.provider}, {plural(row.threads, 'thread')}, batch {row.batch_size}"
     )
 
 

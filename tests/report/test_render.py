@@ -17,7 +17,14 @@ from deploycompress.config.schema import LatencyGate, PipelineConfig
 from deploycompress.errors import ConfigError, EnvironmentMissing
 from deploycompress.report.build import build
 from deploycompress.report.pages import escaped
-from deploycompress.report.render import MOST_SUMMARY_BYTES, render, terminal_summary
+from deploycompress.report.render import (
+    CUT,
+    MOST_STEP_BYTES,
+    MOST_SUMMARY_BYTES,
+    cut,
+    render,
+    terminal_summary,
+)
 
 Make = Callable[..., tuple[PipelineConfig, Path]]
 HOSTILE = (
@@ -138,7 +145,7 @@ def test_inconclusive_and_failed_gates_are_named_in_the_headline(make_run: Make)
 
 def test_the_same_report_gives_the_same_bytes(make_run: Make) -> None:
     report, run_dir = written(make_run)
-    names = ("report.html", "summary.md", "junit.xml")
+    names = ("report.html", "summary.md", "junit.xml", "bencher.json", "github-action-benchmark.json")
     before = [read(run_dir / name) for name in names]
     render(report, run_dir)
     assert [read(run_dir / name) for name in names] == before
@@ -258,6 +265,56 @@ def test_the_summary_is_appended_to_the_job_s(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
     _, run_dir = written(make_run)
     assert read(job) == "before\n" + read(run_dir / "summary.md") + "\n"
+
+
+@pytest.mark.parametrize("free", [2**20, 2000, 700, 10, 0, -5])
+def test_a_step_s_summary_stays_within_what_github_shows(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int
+) -> None:
+    job = tmp_path / "job.md"
+    before = "é" * ((MOST_STEP_BYTES - free) // 2)
+    job.write_text(before, encoding="utf-8")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
+    _, run_dir = written(make_run)
+    text, added = read(run_dir / "summary.md"), read(job).removeprefix(before)
+    assert job.stat().st_size <= max(MOST_STEP_BYTES, len(before.encode()))
+    if free == 2**20:
+        assert added == text + "\n"
+    elif free > len(CUT) + 20:
+        assert added.endswith(CUT), "it says that it is cut"
+        assert added.count("<details>") == added.count("</details>"), "what follows would be folded away"
+        kept = added.removesuffix(CUT).removesuffix("</details>").rstrip("\n")
+        assert text.startswith(kept + "\n") and kept
+    else:
+        assert added == ""
+
+
+def test_a_summary_is_cut_between_lines_and_nothing_that_follows_is_folded_away(make_run: Make) -> None:
+    _, run_dir = written(make_run)
+    text = read(run_dir / "summary.md")
+    lines = set(text.splitlines())
+    folded = 0
+    for most in range(len(CUT) + 30, len(text.encode())):
+        short = cut(text, most)
+        assert len(short.encode()) <= most and short.endswith(CUT)
+        assert short.count("<details>") == short.count("</details>")
+        assert set(short.removesuffix(CUT).splitlines()) <= lines
+        folded += "<details>" in short
+    assert folded > 100, "it was cut within what is folded, too"
+
+
+def test_the_worst_names_and_numbers_of_rows_still_fit_into_a_comment(make_run: Make) -> None:
+    report, run_dir = written(make_run)
+    worst = "<&>" * 200
+    gate = report["gates"][0] | {"metric": worst, "message": worst}
+    note = {"kind": worst, "message": worst, "subject": worst}
+    stage = report["stages"][3] | {"name": worst, "notes": [note | {"kind": "warning"}, note] * 30}
+    row = report["measurements"][1] | {"artifact": worst, "notes": [worst + str(i) for i in range(50)]}
+    report |= {"gates": [gate] * 300, "stages": [stage] * 300, "measurements": [row] * 300}
+    render(report, run_dir)
+    summary = read(run_dir / "summary.md")
+    assert len(summary.encode()) <= MOST_SUMMARY_BYTES
+    assert summary.endswith(CUT)
 
 
 def test_a_job_summary_that_cannot_be_written_is_named(

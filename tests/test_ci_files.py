@@ -1,0 +1,328 @@
+"""The workflows, the action and the GitLab template: their form, their options, and their scripts, which are run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from ruamel.yaml import YAML
+
+from deploycompress.cli import group
+
+Obeyed = Callable[[str], list[tuple[str, dict[str, str], str]]]
+ROOT = Path(__file__).resolve().parents[1]
+ACTION = ROOT / ".github" / "actions" / "deploycompress" / "action.yml"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TEMPLATE = ROOT / ".gitlab" / "deploycompress.gitlab-ci.yml"
+FILES = [ACTION, *WORKFLOWS, TEMPLATE]
+# What a run leaves and is kept; the folders of the steps are large, and of use to the machine alone.
+KEPT = {"artifacts", "config.yaml", "log.txt", "report.json", "report.html", "summary.md", "junit.xml"}
+KEPT |= {"bencher.json", "github-action-benchmark.json"}
+
+
+def load(path: Path) -> dict[str, Any]:
+    document = YAML(typ="safe", pure=True).load(path)  # YAML 1.2: `on` is a word
+    assert isinstance(document, dict)
+    return document
+
+
+def steps(path: Path) -> list[dict[str, Any]]:
+    document = load(path)
+    if path == ACTION:
+        return list(document["runs"]["steps"])
+    return [step for job in document["jobs"].values() for step in job["steps"]]
+
+
+def step(id: str) -> dict[str, Any]:
+    (found,) = (s for s in steps(ACTION) if s.get("id") == id)
+    return found
+
+
+def scripts() -> Iterator[tuple[str, str]]:
+    """Every shell script, with the file it stands in."""
+    for path in (ACTION, *WORKFLOWS):
+        yield from ((path.name, s["run"]) for s in steps(path) if "run" in s)
+    job = load(TEMPLATE)[".deploycompress"]
+    yield TEMPLATE.name, "\n".join([*job["before_script"], *job["script"]])
+
+
+def options(command: str) -> set[str]:
+    found = group.get_command(click.Context(group), command)
+    assert found is not None
+    return {name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+# ---------------------------------------------------------------- form
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_actions_are_pinned_by_commit_with_the_version_beside_it(path: Path) -> None:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        used = re.match(r"\s*(?:- )?uses: (\S+)(.*)", line)
+        if used is None or used[1] == "./.github/actions/deploycompress":
+            continue
+        assert re.fullmatch(r"actions/[\w/-]+@[0-9a-f]{40}", used[1]), line
+        assert re.fullmatch(r" # v\d+\.\d+\.\d+", used[2]), line
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_has_few_rights_an_end_and_no_twin(path: Path) -> None:
+    document = load(path)
+    assert document["permissions"] == {"contents": "read"}
+    assert document["concurrency"]["group"]
+    for job in document["jobs"].values():
+        assert 0 < job["timeout-minutes"] <= 120 and "permissions" not in job
+    for checkout in (s for s in steps(path) if s.get("uses", "").startswith("actions/checkout@")):
+        assert checkout["with"]["persist-credentials"] is False
+
+
+def test_ci_runs_what_decides_whether_a_change_lands() -> None:
+    document = load(ROOT / ".github" / "workflows" / "ci.yml")
+    assert set(document["on"]) >= {"push", "pull_request"}
+    assert ".ci/run" in [s.get("run") for s in document["jobs"]["test"]["steps"]]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize(("name", "script"), scripts())
+def test_a_script_is_bash_and_takes_nothing_from_an_expression(name: str, script: str) -> None:
+    assert "${{" not in script, (
+        "an input is a variable of the environment: as part of a script it could be code"
+    )
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_scripts_give_deploycompress_options_that_it_has() -> None:
+    calls = []
+    for _, script in scripts():
+        lines = script.replace("\\\n", " ").splitlines()
+        for line in lines:
+            call = re.search(r'deploycompress"?\s+(run|validate)\b(.*)', line, re.IGNORECASE)
+            if call is not None:
+                parts = [call[2], *(other for other in lines if "arguments" in other)]
+                calls.append((call[1], set(re.findall(r"(?<=[ (])--[a-z][\w-]*", " ".join(parts)))))
+    for command, given in calls:
+        assert given <= options(command)
+    assert ("run", {"--out", "--set", "--no-rehearsal"}) in calls, "those of the action"
+    assert len(calls) == 3
+
+
+# ---------------------------------------------------------------- the action
+
+
+def test_the_inputs_are_options_of_run_or_of_the_job_around_it() -> None:
+    document = load(ACTION)
+    around = {"working-directory", "python-version", "extras", "requirements", "cache-store", "artifact-name"}
+    given = set(document["inputs"]) - around
+    assert given == {"pipeline"} | {name.removeprefix("--") for name in ("--set", "--out", "--no-rehearsal")}
+    assert given - {"pipeline"} <= {name.removeprefix("--") for name in options("run")}
+    used = set(re.findall(r"inputs\.([\w-]+)", ACTION.read_text(encoding="utf-8")))
+    assert used == set(document["inputs"]), "an input that does nothing, or one that does not exist"
+    for name, of in document["inputs"].items():
+        assert of["description"] and (of.get("required") is True) == (name == "pipeline")
+        assert "default" in of or of.get("required")
+
+
+def test_outputs_of_steps_exist() -> None:
+    text = ACTION.read_text(encoding="utf-8")
+    for id, output in set(re.findall(r"steps\.([\w-]+)\.outputs\.([\w-]+)", text)):
+        if id == "python":  # setup-python's own
+            assert output in ("python-path", "python-version")
+        else:
+            assert f'echo "{output}=' in step(id)["run"]
+
+
+def test_report_and_artefacts_are_uploaded_also_when_the_run_failed() -> None:
+    (upload,) = (s for s in steps(ACTION) if s.get("uses", "").startswith("actions/upload-artifact@"))
+    assert upload["if"].startswith("always()")
+    paths = upload["with"]["path"].split("\n")
+    assert {path.partition("run-directory }}/")[2].rstrip("/") for path in paths if path} == KEPT
+
+
+def run_step(id: str, folder: Path, **environment: str) -> tuple[int, str, dict[str, str]]:
+    """Run one script of the action as the runner does: exit code, what it printed, its outputs."""
+    output = folder / "output.txt"
+    output.write_text("")
+    for name in step(id).get("env", {}):
+        assert name in environment, f"{name} is not given"
+    ended = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step(id)["run"]],
+        env={**os.environ, "GITHUB_OUTPUT": str(output), "GITHUB_ACTIONS": "true", **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    outputs = dict(line.split("=", 1) for line in output.read_text().splitlines())
+    return ended.returncode, ended.stdout + ended.stderr, outputs
+
+
+@pytest.fixture
+def executable(tmp_path: Path) -> str:
+    """The command of this checkout, as one file."""
+    path = tmp_path / "deploycompress"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m deploycompress "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def inputs(executable: str, tmp_path: Path, **changes: str) -> dict[str, str]:
+    given = {"DEPLOYCOMPRESS": executable, "DEPLOYCOMPRESS_STORE": str(tmp_path / "store"), "OUT": "out"}
+    return given | {"PIPELINE": "pipeline.yaml", "OVERRIDES": "", "NO_REHEARSAL": "false"} | changes
+
+
+def test_the_action_passes_the_overrides_and_the_exit_code(
+    tiny: Path, executable: str, tmp_path: Path
+) -> None:
+    overrides = "train.epochs=1 \n\nseed=$(touch injected)\n"
+    environment = inputs(executable, tmp_path, OVERRIDES=overrides, OUT="a folder")
+    code, printed, outputs = run_step("run", tiny.parent, **environment)
+    assert code == 2 and outputs["exit-code"] == "2", printed
+    assert outputs["run-directory"] == str(tiny.parent / "a folder")
+    assert "--set seed=$(touch injected): received '$(touch injected)'" in printed, "word for word"
+    assert "::error title=Configuration::" in printed
+    assert not (tiny.parent / "injected").exists()
+
+
+def test_the_action_runs_a_pipeline_and_annotates_the_gate_that_fails(
+    tiny: Path, executable: str, tmp_path: Path, obeyed: Obeyed
+) -> None:
+    """A whole run as in a job. Its other gate holds."""
+    tiny.write_text(tiny.read_text() + "  accuracy: {min: 99.99%}\n")
+    summary = tmp_path / "summary.md"
+    environment = inputs(executable, tmp_path, NO_REHEARSAL="true", GITHUB_STEP_SUMMARY=str(summary))
+    code, printed, outputs = run_step("run", tiny.parent, **environment)
+    assert code == 5 and outputs["exit-code"] == "5", printed
+    ((name, given, message),) = obeyed(printed)
+    line = str(len(tiny.read_text().splitlines()))
+    place = {"file": str(tiny), "line": line, "col": "3"}
+    assert (name, given) == ("error", place | {"title": "tiny: accuracy failed"})
+    assert "wanted ≥ 99.99 %" in message
+    run_dir = Path(outputs["run-directory"])
+    left = {path.name for path in run_dir.iterdir()}
+    assert left >= KEPT - {"artifacts"}, "which is there where something is faster than the baseline"
+    assert summary.read_text("utf-8") == (run_dir / "summary.md").read_text("utf-8") + "\n"
+    assert "tiny: best" in (run_dir / "bencher.json").read_text("utf-8")
+
+
+def test_the_action_finds_its_own_checkout(tmp_path: Path) -> None:
+    environment = {"PYTHON": sys.executable, "PIPELINE": "./a.yaml", "RUNNER_TEMP": str(tmp_path)}
+    environment["EXTRAS"] = "vision,text"
+    code, printed, outputs = run_step(
+        "places", tmp_path, **environment, GITHUB_ACTION_PATH=str(ACTION.parent)
+    )
+    assert code == 0, printed
+    assert Path(outputs["root"]) == ROOT
+    assert Path(outputs["pip"]).is_absolute() and Path(outputs["store"]).is_dir()
+    for name in ("libraries", "pipeline"):  # of keys of caches, in which no comma may stand
+        assert re.fullmatch("[0-9a-f]{16}", outputs[name])
+    keys = re.findall(r"^ *key: (.*)$", ACTION.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(keys) == 3
+    free = {f"inputs.{name}" for name in load(ACTION)["inputs"]}  # what may hold anything
+    assert not free & set(re.findall(r"\$\{\{ (\S+) \}\}", " ".join(keys)))
+
+
+@pytest.mark.parametrize(
+    ("extras", "requirements", "wanted"),
+    [("", "", ["ROOT"]), ("vision,text", "own list.txt", ["ROOT[vision,text]", "-r", "own list.txt"])],
+)
+def test_the_action_installs_its_own_checkout_with_the_constraints(
+    tmp_path: Path, extras: str, requirements: str, wanted: list[str]
+) -> None:
+    """With an interpreter in Python's place that writes down what it is asked for: nothing is downloaded."""
+    log, python = tmp_path / "log", tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\nmkdir -p "$3/bin"\nprintf "#!/bin/sh\\nfor word; do echo \\"\\$word\\" >> $LOG; done\\n" > "$3/bin/pip"\n'
+        'chmod +x "$3/bin/pip"\n'
+    )
+    python.chmod(0o755)
+    environment = {
+        "PYTHON": str(python),
+        "ROOT": "ROOT",
+        "ENVIRONMENT": str(tmp_path / "env"),
+        "LOG": str(log),
+    }
+    environment |= {"EXTRAS": extras, "REQUIREMENTS": requirements}
+    code, printed, _ = run_step("install", tmp_path, **environment)
+    assert code == 0, printed
+    assert log.read_text().splitlines() == ["install", "-c", "ROOT/constraints.txt", *wanted]
+
+
+# ---------------------------------------------------------------- GitLab
+
+
+def job() -> Mapping[str, Any]:
+    document = load(TEMPLATE)
+    assert list(document) == [".deploycompress"], "a hidden job, which runs only where it is extended"
+    found: Mapping[str, Any] = document[".deploycompress"]
+    return found
+
+
+def test_the_gitlab_job_keeps_what_the_action_keeps_and_shows_the_gates() -> None:
+    artifacts = job()["artifacts"]
+    assert artifacts["when"] == "always"
+    assert {path.removeprefix("deploycompress-run/").rstrip("/") for path in artifacts["paths"]} == KEPT
+    assert artifacts["reports"] == {"junit": "deploycompress-run/junit.xml"}
+    folders = [job()["variables"][name] for name in ("DEPLOYCOMPRESS_STORE", "PIP_CACHE_DIR")]
+    (cached,) = job()["cache"]["paths"]
+    assert all(folder.startswith(f"$CI_PROJECT_DIR/{cached}") for folder in folders)
+
+
+def test_every_variable_of_the_gitlab_job_is_read() -> None:
+    text = "\n".join([*job()["before_script"], *job()["script"]])
+    read = set(re.findall(r"\$\{?([A-Z_]+)", text))
+    environment = {"DEPLOYCOMPRESS_STORE", "PIP_CACHE_DIR"}  # read by the programs themselves
+    assert read | environment == set(job()["variables"])
+
+
+def gitlab(script: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The lines of a job as GitLab's runner joins them: the first that fails ends it."""
+    given = {name: str(value) for name, value in job()["variables"].items() if "$" not in str(value)}
+    return subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", "\n".join(script)],
+        env={**os.environ, **given, **variables},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_gitlab_job_passes_the_options_and_the_exit_code(tiny: Path, executable: str) -> None:
+    (line,) = job()["script"]
+    script = [line.replace("/tmp/environment/bin/deploycompress", f'"{executable}"')]
+    assert script != [line] and " --out deploycompress-run " in line
+    options = "--no-rehearsal --set seed=x --set train.epochs=1"
+    ended = gitlab(script, tiny.parent, DEPLOYCOMPRESS_OPTIONS=options)
+    assert ended.returncode == 2 and "--set seed=x: received 'x'" in ended.stderr
+    assert "::" not in ended.stdout + ended.stderr, "GitLab knows no workflow commands"
+    ended = gitlab(script, tiny.parent, DEPLOYCOMPRESS_PIPELINE="none.yml")
+    assert ended.returncode == 2 and "none.yml does not exist" in ended.stderr
+
+
+def test_the_gitlab_job_says_what_it_needs(tmp_path: Path) -> None:
+    ended = gitlab(job()["before_script"][:1], tmp_path)
+    assert ended.returncode == 3 and "set DEPLOYCOMPRESS_REPOSITORY and DEPLOYCOMPRESS_REF" in ended.stderr
+    assert gitlab(
+        job()["before_script"][:1], tmp_path, DEPLOYCOMPRESS_REPOSITORY="x", DEPLOYCOMPRESS_REF="y"
+    ).returncode == 0  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_gitlab_job_clones_a_tag(tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x", "-C", str(tmp_path / "source")]
+    (tmp_path / "source").mkdir()
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"], ["tag", "v1"]):
+        subprocess.run([*git, *words], check=True)
+    clone = job()["before_script"][1].replace("/tmp/deploycompress", str(tmp_path / "clone"))
+    variables = {"DEPLOYCOMPRESS_REPOSITORY": (tmp_path / "source").as_uri(), "DEPLOYCOMPRESS_REF": "v1"}
+    ended = gitlab([clone], tmp_path, **variables)
+    assert ended.returncode == 0 and (tmp_path / "clone" / ".git").is_dir(), ended.stderr
