@@ -35,6 +35,7 @@ WITH_BIAS = (
 )
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Gelu", "Softplus")
+LARGEST_FILE = 2**31 - 2**24  # bytes: the 2 GiB of protocol buffers, with room for what is added
 # Of inputs, for histograms: 33 images of 224 pixels, as all that is inside the network is kept for each of them.
 HISTOGRAM_BYTES = 20_000_000
 DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM", "Gather")
@@ -107,6 +108,7 @@ def quantize_onnx(
                     reduce_range=types.reduce_range,
                     calibrate_method=quantization.CalibrationMethod[method],
                     nodes_to_exclude=excluded,
+                    use_external_data_format=_is_large(source),
                     extra_options={
                         **options,
                         "ActivationSymmetric": types.symmetric,
@@ -121,6 +123,7 @@ def quantize_onnx(
             raise StageFailed(
                 f"{source.name} cannot be quantized: {type(error).__name__}: {error}"
             ) from error
+    _in_one_file(destination)
     if types.symmetric:
         _round_behind_activations(destination)
     return Quantized(destination, resolved, feeds.samples, notes)
@@ -165,6 +168,28 @@ def _round_behind_activations(path: Path) -> None:
         onnx.save(model, path)
 
 
+def _is_large(path: Path) -> bool:
+    """Whether the file with the weights beside it is more than protocol buffers can hold in one."""
+    beside: int = sum((path.parent / name).stat().st_size for name in inspect_onnx(path)["external"])
+    return path.stat().st_size + beside > LARGEST_FILE
+
+
+def _in_one_file(path: Path) -> None:
+    """Put the weights that ONNX Runtime has written beside a large file into it; a quarter of them is left."""
+    import onnx
+
+    beside = [path.parent / name for name in inspect_onnx(path)["external"]]
+    if not beside:
+        return
+    if _is_large(path):
+        raise StageFailed(
+            f"{path.name} has more than 2 GB in INT8 too, and is not supported so; leave quantize out"
+        )
+    onnx.save(onnx.load(path), path)
+    for file in beside:
+        file.unlink()
+
+
 def _even(feeds: Iterable[Feed]) -> Iterator[Feed]:
     """Batches as large as the first one: samples of a smaller one come again, and those of a larger one are left.
 
@@ -202,12 +227,14 @@ def quantize_dynamic_onnx(source: Path, destination: Path) -> Quantized:
                     op_types_to_quantize=[*DYNAMIC],
                     per_channel=True,
                     weight_type=quantization.QuantType.QInt8,
+                    use_external_data_format=_is_large(source),
                     extra_options={"MatMulConstBOnly": True},
                 )
         except Exception as error:  # as above
             raise StageFailed(
                 f"{source.name} cannot be quantized: {type(error).__name__}: {error}"
             ) from error
+    _in_one_file(destination)
     made = {node.op_type for node in onnx.load(destination, load_external_data=False).graph.node}
     if not made & DYNAMIC_MADE:
         raise StageFailed(
@@ -279,13 +306,17 @@ def _prepare(source: Path, prepared: Path) -> tuple[Note, ...]:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     source, prepared = source.absolute(), prepared.absolute()
+    how: dict[str, Any] = {}
+    if _is_large(source):
+        how = {"save_as_external_data": True, "all_tensors_to_one_file": True}
+        how |= {"external_data_location": "prepared.data"}
     try:
         with chdir(prepared.parent):  # what cannot be inferred is left in the working directory
-            quant_pre_process(source, prepared)
+            quant_pre_process(source, prepared, **how)
     except Exception as error:  # symbolic shape inference does not know every operator
         reason = f"symbolic shape inference failed ({type(error).__name__}: {error}); went on without"
         try:
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quant_pre_process(source, prepared, skip_symbolic_shape=True, **how)
         except Exception as again:
             raise StageFailed(f"{source.name} cannot be prepared for quantization: {again}") from again
         return (Note("fell_back", reason, source.name),)

@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploycompress.errors import ConfigError, StageFailed
+from deploycompress.graph import quantization
 from deploycompress.graph.execution import inspect_onnx, run_onnx
-from deploycompress.graph.quantization import quantize_onnx
+from deploycompress.graph.quantization import quantize_dynamic_onnx, quantize_onnx
 from deploycompress.graph.schemes import SCHEMES, choose_scheme
 from deploycompress.model.parity import compare
 
@@ -197,3 +198,38 @@ def test_a_bias_that_layers_share_gets_no_other_tensors_name(tmp_path):
     made = quantize_onnx(source, tmp_path / "model.onnx", [feed], scheme="u8s8")
     wanted, found = run_onnx(source, [feed])[0], run_onnx(made.path, [feed])[0]
     assert compare(wanted, found).cosine > 0.99
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_file_too_large_for_protocol_buffers_goes_into_one_where_its_quarter_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dynamic: bool
+) -> None:
+    """The limit stands for 2 GB, with which all of this was done once by hand."""
+    weights = np.random.default_rng(0).standard_normal((2, 300, 300)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["hidden"], name="one"),
+        helper.make_node("Relu", ["hidden"], ["positive"], name="relu"),
+        helper.make_node("MatMul", ["positive", "second"], ["y"], name="two"),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 300]) for name in ("x", "y")]
+    given = [
+        numpy_helper.from_array(array, name) for array, name in zip(weights, ("first", "second"), strict=True)
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], given)
+    source = tmp_path / "large" / "model.onnx"
+    source.parent.mkdir()
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(made, source, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    monkeypatch.setattr(quantization, "LARGEST_FILE", 400_000)  # of 720,000 bytes in FP32
+    path = tmp_path / "small" / "model.onnx"
+    path.parent.mkdir()
+    feeds = [{"x": np.random.default_rng(1).standard_normal((8, 300)).astype(np.float32)}]
+    if dynamic:
+        quantize_dynamic_onnx(source, path)
+    else:
+        quantize_onnx(source, path, feeds, scheme="s8s8")
+    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"] and path.stat().st_size < 250_000
+    assert compare(run_onnx(source, feeds)[0], run_onnx(path, feeds)[0]).cosine > 0.99
+    monkeypatch.setattr(quantization, "LARGEST_FILE", 100_000)
+    with pytest.raises(StageFailed, match=r"model\.onnx has more than 2 GB in INT8 too"):
+        quantize_onnx(source, path, feeds, scheme="s8s8")
