@@ -176,7 +176,7 @@ class Benchmark(Stage):
         others = list(_in_other_runtimes(setting, [c for c, _ in candidates], baseline))
         candidates += [(candidate, baseline) for candidate in others if baseline is not None]
         measured = measure(
-            open_device(setting.device),
+            open_device(setting.device, context.devices),
             [candidate for candidate, _ in candidates],
             baseline=reference,
             references={candidate.runtime: candidate.id for candidate in others},
@@ -209,7 +209,7 @@ class Benchmark(Stage):
         for candidate, artifact in candidates:
             progress = _progress(context, 0, 1)
             try:
-                rows = placement(open_device(setting.device), candidate, feed, progress)
+                rows = placement(open_device(setting.device, context.devices), candidate, feed, progress)
             except (EnvironmentMissing, StageFailed) as error:  # it was measured; this only tells more of it
                 notes.append(Note("skipped", f"where its operators run is not known: {error}", artifact.id))
                 continue
@@ -241,7 +241,7 @@ class Benchmark(Stage):
                 path = Path(folder) / "model.onnx"
                 fill_zeros(artifact.main_file, path)
                 measured = measure(
-                    open_device(setting.device),
+                    open_device(setting.device, context.devices),
                     [replace(sparse, id="filled", path=path), sparse],
                     baseline="filled",
                     feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),

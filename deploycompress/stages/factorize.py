@@ -77,7 +77,7 @@ class Factorize(Stage):
         """The machine that layers are measured on, and the runtime."""
         from deploycompress.pruning.latency.bench import Place
 
-        return {"place": Place.of(context.target).key}
+        return {"place": Place.of(context.target, context.devices).key}
 
     def requires(self, context: RunContext) -> None:
         DEVICES.load(context.target.device)
@@ -201,7 +201,7 @@ def _speedup(layer: nn.Module, candidate: Candidate, context: RunContext) -> Spe
     from deploycompress.graph.quantization import quantize_onnx
     from deploycompress.pruning.factorization import factorized
 
-    target, device = context.target, open_device(context.target.device)
+    target, device = context.target, open_device(context.target.device, context.devices)
     feed = {INPUT: np.random.default_rng(0).standard_normal(candidate.shape, dtype=np.float32)}
     with tempfile.TemporaryDirectory(prefix="deploycompress-layer-") as folder:
         files = {"dense": [layer], "factorized": list(factorized(layer, candidate.rank))}

@@ -72,7 +72,7 @@ class Quantize(Stage):
 
         if self.config.precision != "int8" or self.config.scheme == "dynamic":
             return "dynamic" if self.config.precision == "int8" else ""
-        return choose_scheme(self.config.scheme, open_device(context.target.device).facts())
+        return choose_scheme(self.config.scheme, open_device(context.target.device, context.devices).facts())
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         source, scheme = inputs["source"][0], self._scheme(context)

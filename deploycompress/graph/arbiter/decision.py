@@ -63,7 +63,7 @@ class Arbiter:
     ) -> None:
         self._terms, self._source, self._baseline = terms, source, baseline
         self._folder, self._context = folder, context
-        self._device = open_device(context.target.device)
+        self._device = open_device(context.target.device, context.devices)
         self._started = time.monotonic()
         self._files: dict[str, Built] = {}  # by the name of a recipe that makes it
         facts, operators = self._device.facts(), inspect_onnx(source.main_file)["ops"]
