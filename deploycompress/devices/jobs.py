@@ -312,6 +312,9 @@ def _measurement(
     samples = f"samples/{re.sub(r'[^A-Za-z0-9._@-]', '-', candidate.id)}.json"
     write_text(workdir / samples, canonical_json({"unit": "ns", "blocks": timing.blocks_ns}) + "\n")
     notes = disturbances(states)
+    emulated = bool(device.facts().get("emulated"))
+    if emulated:
+        notes = (*notes, "the device is emulated, so its times say nothing about a real one")
     if not timing.steady:
         notes = (*notes, "still changing at the end of the warm-up")
     return Measurement(
@@ -327,6 +330,7 @@ def _measurement(
         load_ms=timing.load_ms,
         first_inference_ms=timing.first_inference_ms,
         samples=samples,
+        emulated=emulated,
         notes=notes,
     )
 

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
+from deploycompress.config.devices import LOCAL
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
 from deploycompress.measure.measurement import Measurement
-from deploycompress.registry import DEVICES, RUNTIMES
+from deploycompress.registry import RUNTIMES
 
 if TYPE_CHECKING:
     from deploycompress.devices.jobs import Candidate
@@ -86,12 +87,16 @@ class Benchmark(Stage):
         return frozenset({"target"})
 
     def requires(self, context: RunContext) -> None:
-        for device in {context.target.device, *self.config.devices}:
-            DEVICES.load(device)
-        for name in {context.target.runtime, *self.config.runtimes}:
+        from deploycompress.devices.jobs import open_device
+
+        for name in sorted({context.target.runtime, *self.config.runtimes}):
             missing = RUNTIMES.load(name)().missing()
             if missing:
                 raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run here: {missing}")
+        for device, name in sorted({(s.device, s.runtime) for s in self.settings(context)}):
+            missing = open_device(device, context.devices).missing(name)
+            if missing:
+                raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run on {device}: {missing}")
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.judging import figures_with, judge_artifacts
@@ -165,6 +170,7 @@ class Benchmark(Stage):
     ) -> tuple[list[Measurement], list[Note]]:
         """Every artefact that runs in this setting, interleaved with the baseline."""
         from deploycompress.devices.jobs import measure, open_device
+        from deploycompress.graph.agreement import check_on
         from deploycompress.graph.feeds import take
         from deploycompress.model.parity import to_numpy
 
@@ -175,12 +181,18 @@ class Benchmark(Stage):
         reference = next((c.id for c, a in candidates if a is baseline), None)
         others = list(_in_other_runtimes(setting, [c for c, _ in candidates], baseline))
         candidates += [(candidate, baseline) for candidate in others if baseline is not None]
+        device = open_device(setting.device, context.devices)
+        feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
+        if setting.device != LOCAL:
+            for candidate in check_on(device, [c for c, _ in candidates], feed, progress):
+                reason = f"its outputs on {setting.device} were not checked: {candidate.runtime} cannot run here"
+                notes.append(Note("warning", reason, candidate.id))
         measured = measure(
-            open_device(setting.device, context.devices),
+            device,
             [candidate for candidate, _ in candidates],
             baseline=reference,
             references={candidate.runtime: candidate.id for candidate in others},
-            feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
+            feed=feed,
             workdir=workdir,
             progress=progress,
             **asdict(length),

@@ -17,7 +17,7 @@ from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Ratio
 from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
-from deploycompress.registry import DEVICES, RUNTIMES
+from deploycompress.registry import RUNTIMES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +80,6 @@ class Factorize(Stage):
         return {"place": Place.of(context.target, context.devices).key}
 
     def requires(self, context: RunContext) -> None:
-        DEVICES.load(context.target.device)
         runtime = RUNTIMES.load(context.target.runtime)
         if "onnx" not in runtime.accepts:
             raise ConfigError(
