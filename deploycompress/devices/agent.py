@@ -104,12 +104,15 @@ def try_imports(base: Path, request: Request, data: bytes) -> Answer:
 
 
 def have_files(base: Path, request: Request, data: bytes) -> Answer:
-    """Which of the digests are not here; those that are count as used."""
+    """Which of the digests are not here, or no longer whole; those that are count as used."""
     absent = []
     for digest in request["digests"]:
-        try:
-            os.utime(str(base / "blobs" / digest))
-        except FileNotFoundError:
+        place = base / "blobs" / digest
+        if place.is_file() and digest_of(place) == digest:
+            os.utime(str(place))
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                place.unlink()
             absent.append(digest)
     return {"absent": absent}, b""
 

@@ -48,7 +48,7 @@ class OpenSsh:
         self._name, self._config = name, config
 
     def run(self, command: str, data: bytes, timeout_s: float) -> Done:
-        arguments = ["ssh", "-T", *self._options(), *self._way(), "--", self._config.ssh, command]
+        arguments = ["ssh", "-T", *self.options(), *self._way(), "--", self._config.ssh, command]
         try:
             done = subprocess.run(arguments, input=data, capture_output=True, timeout=timeout_s)
         except FileNotFoundError as error:
@@ -62,15 +62,16 @@ class OpenSsh:
     def explain(self, done: Done) -> None:
         if done.code not in (OWN_FAILURE, None):
             return
+        host = " or ".join(filter(None, (self._config.ssh, self._config.jump)))
         for said, meaning in LASTING.items():
             if said in done.error:
                 raise EnvironmentMissing(
-                    f"device {self._name}: {meaning.format(host=self._config.ssh)} (ssh says: {_last(done.error)})"
+                    f"device {self._name}: {meaning.format(host=host)} (ssh says: {_last(done.error)})"
                 )
         if done.code == OWN_FAILURE:
             raise LinkLost(f"there is no connection to {self._config.ssh} (ssh says: {_last(done.error)})")
 
-    def _options(self) -> list[str]:
+    def options(self) -> list[str]:
         """What holds for the device and for the host in between."""
         fixed = {
             "BatchMode": "yes",
@@ -102,7 +103,7 @@ class OpenSsh:
         if self._config.jump is not None:
             host, _, port = self._config.jump.partition(":")
             to = ["-p", port] if port else []
-            line = shlex.join(["ssh", "-T", *self._options(), *to, "-W", "[%h]:%p", "--", host])
+            line = shlex.join(["ssh", "-T", *self.options(), *to, "-W", "[%h]:%p", "--", host])
             way += ["-o", f"ProxyCommand={line}"]
         return way
 

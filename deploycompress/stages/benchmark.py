@@ -185,7 +185,9 @@ class Benchmark(Stage):
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
         if setting.device != LOCAL:
             for candidate in check_on(device, [c for c, _ in candidates], feed, progress):
-                reason = f"its outputs on {setting.device} were not checked: {candidate.runtime} cannot run here"
+                reason = (
+                    f"its outputs on {setting.device} were not checked: {candidate.runtime} cannot run here"
+                )
                 notes.append(Note("warning", reason, candidate.id))
         measured = measure(
             device,

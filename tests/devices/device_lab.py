@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import shlex
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deploycompress.config.devices import SshConfig
+from deploycompress.devices.link import Answer, Link
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 MISSING = None if SSHD and shutil.which("ssh") else "sshd is not installed: apt-get install openssh-server"
@@ -54,12 +56,12 @@ class Sshd:
         }
         return SshConfig.model_validate(given)
 
-    def processes(self) -> list[int]:
-        """Of jobs on the device: runners and their children work in a folder below its home."""
-        found = []
+    def processes(self, folder: Path | None = None) -> list[int]:
+        """Of jobs on the device, which work in a folder of their own below ``folder``, or below its home."""
+        found, above = [], str(folder or self.folder)
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.readlink(entry / "cwd").startswith(str(self.home)):
+                if os.readlink(entry / "cwd").startswith(above + "/"):
                     found.append(int(entry.name))
         return found
 
@@ -138,6 +140,7 @@ class FaultyLink:
     faults: dict[int, Fault] = field(default_factory=dict)
     down: bool = False  # every connection is closed at once
     connections: int = 0
+    struck: set[int] = field(default_factory=set)  # the connections whose fault has come
 
     def __post_init__(self) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -154,17 +157,37 @@ class FaultyLink:
             except OSError:
                 return
             fault = self.faults.get(self.connections)
-            self.connections += 1
+            number, self.connections = self.connections, self.connections + 1
+            if fault is not None and fault.kind == "refuse":
+                self.struck.add(number)
             if self.down or (fault is not None and fault.kind == "refuse"):
                 near.close()
                 continue
             far = socket.create_connection(("127.0.0.1", self.to))
             for source, sink, upward in ((near, far, True), (far, near, False)):
                 one = fault if fault is not None and fault.upward == upward else None
-                threading.Thread(target=_pump, args=(source, sink, one), daemon=True).start()
+                strike = functools.partial(self.struck.add, number)
+                threading.Thread(target=_pump, args=(source, sink, one, strike), daemon=True).start()
 
 
-def _pump(source: socket.socket, sink: socket.socket, fault: Fault | None) -> None:
+def fail_at(phase: str, fault: Fault, link: FaultyLink, replace: Callable[..., Any], times: int = 1) -> None:
+    """The first connections of an operation (facts, have, put, start, poll, read, stop) have the fault.
+
+    ``replace``: setattr, or pytest's, which takes it back.
+    """
+    ask = Link.ask
+
+    def failing(self: Link, do: str, *data: bytes, **more: Any) -> Answer:
+        if do == phase and not link.faults:
+            link.faults.update({link.connections + number: fault for number in range(times)})
+        return ask(self, do, *data, **more)
+
+    replace(Link, "ask", failing)
+
+
+def _pump(
+    source: socket.socket, sink: socket.socket, fault: Fault | None, strike: Callable[[], None]
+) -> None:
     """Copies until the end, or until the fault; a slow link goes on at 20 kB/s."""
     gone = 0
     with contextlib.suppress(OSError):
@@ -173,6 +196,7 @@ def _pump(source: socket.socket, sink: socket.socket, fault: Fault | None) -> No
             if not data:
                 break
             if fault is not None and gone + len(data) > fault.after_bytes:
+                strike()
                 if fault.kind == "slow":
                     time.sleep(len(data) / 20_000)
                 elif fault.kind == "flip":
