@@ -84,7 +84,7 @@ class OpenSsh:
             "ForwardAgent": "no",
             "ClearAllForwardings": "yes",
             "PermitLocalCommand": "no",
-            "LogLevel": "ERROR",
+            "LogLevel": "INFO",  # so that it says why a link is lost
         }
         if self._config.known_hosts is not None:
             name = str(self._config.known_hosts).replace("\\", r"\\").replace('"', r"\"")
