@@ -116,14 +116,14 @@ def _trial(number: int, draw: random.Random, server: Sshd, folder: Path) -> dict
     fault = Fault(draw.choice(KINDS), draw.choice((0, draw.randrange(30, longest))), upward)
     phase, times = draw.choice(PHASES), draw.choice((1, 1, 1, 2, 3, 10_000))
     through, runs = FaultyLink(server.port), folder / f"runs{number}"
-    there = server.folder / f"there{number % 10}"  # so that some files are there already
+    there = server.folder / f"there{number % 10}"  # some files are there already, the inputs never
     device = Ssh("board", server.config(through.port, folder=str(there), patience=f"{PATIENCE_S:g} s"))
     candidate = Candidate(
         "it", folder / "any.bin", "known_runtime:Known", options={"busy_ms": BUSY_MS, "runs": str(runs)}
     )
     started = time.monotonic()
     with _failing(phase, fault, through, times):
-        outcome, message = _outcome(device, candidate)
+        outcome, message = _outcome(device, candidate, np.full((2, 4), number, np.float32))
     seconds = time.monotonic() - started
     return {
         **asdict(fault),
@@ -138,13 +138,13 @@ def _trial(number: int, draw: random.Random, server: Sshd, folder: Path) -> dict
     }
 
 
-def _outcome(device: Ssh, candidate: Candidate) -> tuple[str, str]:
+def _outcome(device: Ssh, candidate: Candidate, feed: np.ndarray) -> tuple[str, str]:
     try:
         device.facts()
         result = run_job(
             device,
             [candidate],
-            feed={"x": np.ones((2, 4), np.float32)},
+            feed={"x": feed},
             plan=PLAN,
             progress=lambda *_: None,
         )

@@ -110,4 +110,4 @@ class OpenSsh:
 
 def _last(said: str) -> str:
     lines = said.strip().splitlines()
-    return lines[-1].strip()[:300] if lines else "nothing"
+    return lines[-1].strip()[:300] if lines else "nothing about why"

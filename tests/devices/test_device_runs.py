@@ -107,5 +107,6 @@ def test_an_emulated_device_passes_no_latency_gate(board: Sshd, project: Path, t
     report = report_of(tmp_path / "runs" / "emulated")
     (gate,) = (g for g in report["gates"] if g["metric"] == "latency_p50")
     assert gate["verdict"] == "inconclusive" and "the device is emulated" in gate["message"]
+    assert "on an emulated device, whose times say nothing about a real one" in said
     for row in report["measurements"]:
         assert "the device is emulated, so its times say nothing about a real one" in row["notes"]
