@@ -99,6 +99,7 @@ class Benchmark(Stage):
                 raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run on {device}: {missing}")
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.devices.jobs import open_device
         from deploycompress.graph.judging import figures_with, judge_artifacts
 
         baseline = inputs["baseline"][0] if inputs.get("baseline") else None
@@ -140,6 +141,10 @@ class Benchmark(Stage):
             "corrupted": CORRUPTED,
             "sparse": sparse,
             "placement": PLACEMENT,
+            "devices": {
+                name: dict(open_device(name, context.devices).facts())
+                for name in dict.fromkeys(s.device for s in settings if s.device != LOCAL)
+            },
             "per_class": {id: dict(e.per_class) for id, e in evaluations.items() if e.per_class},
             "by_class": {id: e.by_class for id, e in evaluations.items() if e.by_class},
         }
