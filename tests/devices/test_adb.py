@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from device_lab import python_with
 
+from deploycompress.artifact import digest_file
 from deploycompress.config.devices import AdbConfig
 from deploycompress.devices import link
 from deploycompress.devices.adb import Adb
@@ -94,6 +96,30 @@ def test_a_cable_that_is_pulled_now_and_then(phone: Callable[..., Adb], faults: 
     )
     run(device, made("some", 7))
     assert faults.read_text() == ""
+
+
+def test_a_piece_whose_answer_was_lost_is_not_written_twice(
+    phone: Callable[..., Adb], faults: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the file would be damaged, and have to be sent again as a whole."""
+    offsets: list[int] = []
+    ask = link.Link.ask
+
+    def noting(self: link.Link, do: str, *data: bytes, **more: Any) -> link.Answer:
+        offsets.extend([more["offset"]] if do == "put" else [])
+        return ask(self, do, *data, **more)
+
+    monkeypatch.setattr(link.Link, "ask", noting)
+    large, device = tmp_path / "large", phone()
+    large.write_bytes(os.urandom(300_000))
+    device.facts()
+    faults.write_text(
+        "\n".join(["", "cut", "", "cut", "", "cut", ""])
+    )  # whether it is there, and then pieces
+    device.push({digest_file(large): large})
+    assert (tmp_path / "on the phone" / "blobs" / digest_file(large)).read_bytes() == large.read_bytes()
+    assert faults.read_text() == ""
+    assert offsets[0] == 0 and offsets == sorted(set(offsets))
 
 
 @pytest.mark.parametrize(
