@@ -18,7 +18,11 @@ PIECES = (
 )
 
 
-AGENT = ("deploycompress.measure.environment", "deploycompress.devices.agent")
+AGENT = (
+    "deploycompress.measure.environment",
+    "deploycompress.devices.agent_jobs",
+    "deploycompress.devices.agent",
+)
 
 
 @functools.cache
