@@ -108,7 +108,8 @@ def runs(folder: Path, wait_s: float = 0.0) -> bool:
         return False
     with stream, alarm(wait_s):
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait_s else fcntl.LOCK_NB))
+            # Shared: two who ask at once do not take each other for the job.
+            fcntl.flock(stream, fcntl.LOCK_SH | (0 if wait_s else fcntl.LOCK_NB))
         except (BlockingIOError, TimeoutError):
             return True
         return False

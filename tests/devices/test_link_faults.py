@@ -68,7 +68,7 @@ FAULTS = [
     ("put", Fault("flip", 9000)),
     ("put", Fault("slow", 4000)),
     ("start", Fault("refuse")),
-    ("start", Fault("cut", 5500, upward=False)),  # it was done, and the answer is lost
+    ("start", Fault("cut", 3460, upward=False)),  # it was done, and the answer is lost
     ("poll", Fault("stall", 6000)),
     ("poll", Fault("reset", 9000)),
     ("read", Fault("cut", 3500, upward=False)),
