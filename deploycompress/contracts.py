@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from deploycompress.artifact import Artifact, Kind
 from deploycompress.config.base import StrictModel
+from deploycompress.config.devices import Devices
 from deploycompress.config.schema import Gate, InputSpec, Network, TargetConfig
 from deploycompress.measure.measurement import Measurement
 
@@ -253,6 +254,7 @@ class RunContext:
     emit: Callable[[Event], None]
     stopping: Callable[[], bool]  # true after SIGINT or SIGTERM: save and leave
     step: str = ""  # digest of the step's key, for ``store.checkpoints``; empty where nothing is kept
+    devices: Devices = field(default_factory=Devices)  # what a device's name means
 
 
 Inputs = Mapping[str, tuple[Artifact, ...]]
@@ -395,6 +397,10 @@ class Device(Protocol):
     """Where artefacts run: files are pushed, a job is started, polled, and its results pulled."""
 
     def facts(self) -> Mapping[str, Any]: ...
+    def missing(self, runtime: str) -> str | None:
+        """Why artefacts of that runtime cannot be run there, with what to do; None when they can."""
+        ...
+
     def push(self, files: Mapping[str, Path]) -> None: ...
     def start(self, job: Mapping[str, Any]) -> str: ...
     def poll(self, id: str) -> Mapping[str, Any]: ...

@@ -117,7 +117,15 @@ COMPILERS = Table(
     },
 )
 
-DEVICES = Table("device", {"local": "deploycompress.devices.local:Local"})
+# ``local`` is a device; the others are kinds of devices, which devices.yaml declares under names of their own.
+DEVICES = Table(
+    "device",
+    {
+        "local": "deploycompress.devices.local:Local",
+        "ssh": "deploycompress.devices.ssh:Ssh",
+        "adb": "deploycompress.devices.adb:Adb",
+    },
+)
 
 TASKS = Table(
     "task",

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from deploycompress.cli import COMMANDS
+from deploycompress.config.device_file import read_devices
 from deploycompress.config.reader import read
 from deploycompress.registry import load_reference
 
@@ -32,6 +33,15 @@ def test_the_pipeline_it_explains_is_the_quickstart(tmp_path):
     shown = next(block for language, block in BLOCKS if language == "yaml")
     (tmp_path / "pipeline.yaml").write_text(shown)
     assert read(tmp_path / "pipeline.yaml") == read(ROOT / "pipelines" / "quickstart.yaml")
+
+
+def test_its_devices_are_read(tmp_path):
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "board").touch()
+    shown = next(block for language, block in BLOCKS if language == "yaml" and "ssh:" in block)
+    (tmp_path / "devices.yaml").write_text(shown)
+    devices, problems = read_devices(tmp_path / "devices.yaml")
+    assert problems == [] and list(devices) == ["board", "phone"]
 
 
 def test_every_command_is_in_its_table():

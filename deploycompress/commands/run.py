@@ -18,6 +18,12 @@ import click
     metavar="KEY=VALUE",
     help="Override one key: --set prune.target.macs=30%.",
 )
+@click.option(
+    "--devices",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the devices are declared (default: devices.yaml beside the pipeline).",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory (default: runs/<name>).")
 @click.option(
     "--store",
@@ -30,6 +36,7 @@ import click
 def command(
     pipeline: Path,
     overrides: tuple[str, ...],
+    devices: Path | None,
     out: Path | None,
     store: Path | None,
     no_rehearsal: bool,
@@ -51,6 +58,7 @@ def command(
                 pipeline,
                 view,
                 overrides=overrides,
+                devices=devices,
                 out=out,
                 store=store.absolute() if store else None,
                 rehearsal=not no_rehearsal,

@@ -16,12 +16,18 @@ import click
     metavar="KEY=VALUE",
     help="Override one key: --set prune.target.macs=30%.",
 )
-def command(pipeline: Path, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--devices",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the devices are declared (default: devices.yaml beside the pipeline).",
+)
+def command(pipeline: Path, overrides: tuple[str, ...], devices: Path | None) -> None:
     """Check PIPELINE (a pipeline.yaml): all mistakes at once, each with its place; imports no user code."""
     from deploycompress.config.order import flow
     from deploycompress.config.reader import read
 
-    config = read(pipeline, overrides)
+    config = read(pipeline, overrides, devices=devices)
     hops = list(flow(config.stages, [step.id for step in config.stages]))
     width = max(len(hop.id) for hop in hops)
     click.echo(f"{'model':{width}}  {config.model.build}")

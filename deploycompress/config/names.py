@@ -23,6 +23,7 @@ TABLES: dict[str, registry.Table] = {
     "devices": registry.DEVICES,
 }
 
+ALSO = {"device": "a name in devices.yaml, or module:Name"}
 WITH_ARGUMENTS = frozenset({"loss"})  # a name under one of these may be {name: {argument: value}} instead
 
 
@@ -48,25 +49,29 @@ def wrong_name(table: registry.Table, name: Any, folders: Sequence[Path]) -> str
     if name in table:
         return None
     if ":" not in name:
-        return unknown(table.kind, name, table, also="or module:Name")
+        return unknown(table.kind, name, table, also=ALSO.get(table.kind, "or module:Name"))
     reason = references.locate(name, folders, libraries=False)
     return None if reason is None else f"{table.kind} {name!r}: {reason}"
 
 
-def check_keys(document: Document, path: KeyPath, folders: Sequence[Path]) -> None:
-    """Check the named keys of the mapping at ``path``; a user's file is made absolute in place."""
+def check_keys(document: Document, path: KeyPath, folders: Sequence[Path], devices: registry.Table) -> None:
+    """Check the named keys of the mapping at ``path``; a user's file is made absolute in place.
+
+    ``devices``: those that are declared.
+    """
     block = document.value(path)
     for key in TABLES.keys() & block.keys() if isinstance(block, dict) else ():
+        table = devices if TABLES[key] is registry.DEVICES else TABLES[key]
         listed = isinstance(block[key], list)
         for inner in [(*path, key, i) for i in range(len(block[key]))] if listed else [(*path, key)]:
             given = document.value(inner)
             if isinstance(given, str):
-                name = check_name(TABLES[key], document, inner, folders)
+                name = check_name(table, document, inner, folders)
                 if name is not None:
                     document.value(inner[:-1])[inner[-1]] = name
             elif key in WITH_ARGUMENTS and isinstance(given, dict) and len(given) == 1:
                 (written,) = given
-                name = check_name(TABLES[key], document, (*inner, written), folders, key=True)
+                name = check_name(table, document, (*inner, written), folders, key=True)
                 if name is not None:
                     given[name] = given.pop(written)
             # Of anything else its model says what is due.

@@ -13,7 +13,7 @@ from deploycompress.config.wording import listed, nearest, shown
 from deploycompress.config.yaml_file import parse
 from deploycompress.errors import ConfigError, Problem
 
-TOP_KEYS = tuple(PipelineConfig.model_fields)
+TOP_KEYS = tuple(name for name, field in PipelineConfig.model_fields.items() if not field.exclude)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploycompress.config import (
+    device_file,
     metrics,
     names,
     order,
@@ -19,6 +20,7 @@ from deploycompress.config import (
     yaml_file,
     yaml_text,
 )
+from deploycompress.config.devices import LOCAL, DeviceConfig
 from deploycompress.config.document import Document, KeyPath, in_order
 from deploycompress.config.files import found, not_found, search_path, with_paths
 from deploycompress.config.gates import read_gates
@@ -36,21 +38,30 @@ from deploycompress.config.schema import (
 from deploycompress.config.validation import M, mistakes, validate
 from deploycompress.config.wording import listed, shown, unknown
 from deploycompress.errors import ConfigError, Problem
-from deploycompress.registry import DATASETS, STAGES, TASKS
+from deploycompress.registry import DATASETS, DEVICES, STAGES, TASKS, Table
 
 __all__ = ["dump", "read", "search_path"]
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".th")
 
 
-def read(path: Path, overrides: Sequence[str] = (), *, load_user_code: bool = False) -> PipelineConfig:
+def read(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    devices: Path | None = None,
+    load_user_code: bool = False,
+) -> PipelineConfig:
     """The configuration in the file at ``path``: complete, expanded, with absolute paths.
 
-    ``overrides``: ``--set`` values. ``load_user_code``: import the user's stages and data sources, so that
-    their configuration is checked too; otherwise they are only located.
+    ``overrides``: ``--set`` values. ``devices``: the file of devices, where it is not devices.yaml beside ``path``.
+    ``load_user_code``: import the user's stages and data sources, so that their configuration is checked too;
+    otherwise they are only located.
     Raises ConfigError with every mistake, each with its place.
     """
-    return _Reader(yaml_file.load(path), search_path(path), load_user_code).read(overrides)
+    document, place = yaml_file.load(path), devices or device_file.beside(path)
+    declared, problems = ({}, []) if place is None else device_file.read_devices(place)
+    return _Reader(document, search_path(path), load_user_code, declared, problems).read(overrides)
 
 
 def dump(config: PipelineConfig) -> str:
@@ -70,6 +81,8 @@ class _Reader:
     document: Document
     folders: tuple[Path, ...]
     load_user_code: bool
+    devices: Mapping[str, DeviceConfig | None]
+    device_problems: Sequence[Problem]
 
     def read(self, texts: Sequence[str]) -> PipelineConfig:
         if not isinstance(self.document.data, dict):
@@ -88,12 +101,14 @@ class _Reader:
             metrics.check_expected(self.document, model, made)
         if made is not None:
             metrics.check_gates(self.document, gates, made, stages)
-        if self.document.problems:
-            raise ConfigError(in_order(self.document.problems))
+        if self.document.problems or self.device_problems:
+            raise ConfigError([*in_order(self.document.problems), *in_order(self.device_problems)])
         head = {k: self.document.data[k] for k in ("name", "seed") if k in self.document.data}
         blocks = {"model": model, "data": data, "target": target, "task": task, "gates": gates}
         given = {key: block for key, block in blocks.items() if block is not None}
-        return PipelineConfig.model_validate(head | given | {"stages": tuple(s for s in stages if s)})
+        return PipelineConfig.model_validate(
+            head | given | {"stages": tuple(s for s in stages if s), "devices": self.devices}
+        )
 
     def override(self, texts: Sequence[str]) -> None:
         """Apply ``--set``, before and after ``repeat`` is written out."""
@@ -108,10 +123,21 @@ class _Reader:
             steps.expand(self.document)
             overrides.apply_to_rounds(self.document, rounds)
 
+    @property
+    def known_devices(self) -> Table:
+        """The names that a device may have: of ``local``, and of those that are declared."""
+        return Table("device", {LOCAL: DEVICES[LOCAL], **{name: "" for name in self.devices}})
+
     # ------------------------------------------------------------ blocks
 
     def top_level(self) -> None:
         """Unknown and missing keys, the name and the seed; the other blocks have methods of their own."""
+        if "devices" in self.document.data:
+            self.document.report(
+                ("devices",),
+                "devices stand in a devices.yaml beside this file, or behind --devices",
+                key=True,
+            )
         for mistake in mistakes(PipelineConfig, self.document.data):
             key = mistake.path[0] if mistake.path else ""
             if key in ("name", "seed") or (len(mistake.path) == 1 and mistake.key):
@@ -121,7 +147,7 @@ class _Reader:
         """A block with a model of its own; None when it is not there, or wrong."""
         if key not in self.document.data:
             return None
-        names.check_keys(self.document, (key,), self.folders)
+        names.check_keys(self.document, (key,), self.folders, self.known_devices)
         block = validate(model, self.document, (key,))
         return None if block is None else self.with_files(block, (key,))
 
@@ -212,7 +238,7 @@ class _Reader:
             self.document.report(path, problem, key=True)
             return None
         stage = references.absolute(raw["stage"], self.folders)
-        names.check_keys(self.document, (*path, "config"), self.folders)
+        names.check_keys(self.document, (*path, "config"), self.folders, self.known_devices)
         block = self.document.value((*path, "config"))
         if teachers.KEY in block:
             block[teachers.KEY] = teachers.with_files(block[teachers.KEY], self.source_file)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
 
 from deploycompress.config.base import StrictModel
+from deploycompress.config.devices import DeviceConfig
 from deploycompress.config.quantities import Duration, Level, Points, Quantity, RemainingBytes, Size
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a pipeline: also of its folder
@@ -237,3 +238,5 @@ class PipelineConfig(StrictModel):
     target: TargetConfig = TargetConfig()
     stages: tuple[StepConfig, ...] = Field(min_length=1, description="A list such as [train, prune, export]")
     gates: dict[str, SerializeAsAny[Gate]] = {}
+    # Not of pipeline.yaml, but of the file of devices beside it.
+    devices: dict[str, SerializeAsAny[DeviceConfig]] = Field({}, exclude=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from deploycompress.config.devices import HOST, SERIAL, TEXT
 from deploycompress.config.document import Document, KeyPath
 from deploycompress.config.schema import DIMENSION, NAME, STEP_ID
 from deploycompress.config.wording import listed, nearest, shown, unknown
@@ -19,6 +20,9 @@ M = TypeVar("M", bound=BaseModel)
 WORDS = {
     NAME: "letters, digits, '.', '_' and '-', beginning with a letter or a digit",
     DIMENSION: "the name of a dynamic dimension",
+    HOST: "user@host, a host, or a name of ~/.ssh/config",
+    SERIAL: "a serial as `adb devices` shows it",
+    TEXT: "a path or a command, in one line and not beginning with '-'",
     STEP_ID: "letters, digits, '_' and '-', beginning with a letter or a digit",
 }
 # pydantic's kinds of error begin with the type that was expected
@@ -194,6 +198,7 @@ def _fields(model: Any, path: KeyPath) -> dict[str, Any]:
         for member in _members(annotation)
         if isinstance(member, type) and issubclass(member, BaseModel)
         for name, field in member.model_fields.items()
+        if not field.exclude  # what is written elsewhere
     }
 
 

@@ -1,9 +1,11 @@
-"""Joins the runner, the ONNX reader and the runtimes of a job into the single file that travels to a device."""
+"""Joins what travels to a device into single files: the runner with the runtimes of a job, and the agent."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from deploycompress.errors import ConfigError
@@ -16,6 +18,19 @@ PIECES = (
 )
 
 
+AGENT = (
+    "deploycompress.measure.environment",
+    "deploycompress.devices.agent_jobs",
+    "deploycompress.devices.agent",
+)
+
+
+@functools.cache
+def agent() -> str:
+    """The source of what keeps files and jobs on a device."""
+    return _join(AGENT, "", "main()")
+
+
 def bundle(*runtimes: str) -> str:
     """The source of the runner for these runtimes, each by its name in the registry or as ``module:Name``.
 
@@ -24,31 +39,29 @@ def bundle(*runtimes: str) -> str:
     """
     classes = {runtime: _reference(runtime) for runtime in runtimes}
     modules = dict.fromkeys(module for module, _ in classes.values())
+    known = ", ".join(f"{runtime!r}: {name}" for runtime, (_, name) in classes.items())
+    return _join(
+        (PIECES[0], *modules, *PIECES[1:]),
+        '"""A measuring job\'s runner, joined from several files; see deploycompress.devices.bundle."""\n',
+        f'if __name__ == "__main__":\n    sys.exit(main(sys.argv[1:], check, {{{known}}}))\n',
+    )
+
+
+def _join(pieces: Sequence[str], beginning: str, end: str) -> str:
     imports: dict[str, None] = {}
     bodies: list[str] = []
     owners: dict[str, str] = {}
-    for piece in (PIECES[0], *modules, *PIECES[1:]):
+    for piece in pieces:
         source = _source(piece)
         tree = ast.parse(source)
         for defined in _defined(tree):
             if defined in owners:
                 raise ConfigError(f"{piece} and {owners[defined]} both define {defined}; rename one of them")
             owners[defined] = piece
-        imports.update(dict.fromkeys(_imports(tree, piece)))
+        imports.update(dict.fromkeys(_imports(tree, piece, pieces)))
         bodies.append(f"# {'-' * 64} {piece}\n\n\n{_body(source, tree)}")
-    known = ", ".join(f"{runtime!r}: {name}" for runtime, (_, name) in classes.items())
     return "\n".join(
-        (
-            '"""A measuring job\'s runner, joined from several files; see deploycompress.devices.bundle."""\n',
-            "from __future__ import annotations\n",
-            *sorted(imports),
-            "",
-            *bodies,
-            "",
-            'if __name__ == "__main__":',
-            f"    sys.exit(main(sys.argv[1:], check, {{{known}}}))",
-            "",
-        )
+        (beginning, "from __future__ import annotations\n", *sorted(imports), "", *bodies, "", end)
     )
 
 
@@ -70,14 +83,14 @@ def _source(module: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def _imports(tree: ast.Module, piece: str) -> list[str]:
+def _imports(tree: ast.Module, piece: str, pieces: Sequence[str]) -> list[str]:
     """The import lines at the top level, without those of the other pieces."""
     found = []
     for node in tree.body:
         if not isinstance(node, (ast.Import, ast.ImportFrom)):
             continue
         where = node.module if isinstance(node, ast.ImportFrom) else None
-        if where in PIECES or where == "__future__":
+        if where in pieces or where == "__future__":
             continue
         if str(where).startswith("deploycompress") or "deploycompress" in ast.unparse(node):
             raise ConfigError(f"{piece} travels to devices and must not import {where or ast.unparse(node)}")

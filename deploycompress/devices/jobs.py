@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import re
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from deploycompress.artifact import canonical_json, digest_file, write_text
+from deploycompress.config.devices import KINDS, LOCAL, DeviceConfig, Devices
 from deploycompress.config.wording import listed
 from deploycompress.contracts import Device
 from deploycompress.devices.bundle import bundle
 from deploycompress.devices.results import Failed, Result, State, Timing, read_result
 from deploycompress.devices.runner import SCHEMA
-from deploycompress.errors import DeployCompressError, EnvironmentMissing, StageFailed
+from deploycompress.errors import ConfigError, DeployCompressError, EnvironmentMissing, StageFailed
 from deploycompress.measure.intervals import latency, paired_speedup
 from deploycompress.measure.measurement import Measurement, Speedup
 from deploycompress.registry import DEVICES
@@ -36,6 +38,8 @@ SLOWEST = 20  # times the nominal time, before a job is given up
 LOADING_S = 60.0  # for each candidate
 STOLEN = 0.05  # share of a core's time that the hypervisor may take from a block
 SLOWED = 0.95  # of the highest frequency seen
+
+NONE = Devices()
 
 Progress = Callable[[float, str], None]
 
@@ -68,9 +72,26 @@ class Plan:
         return math.ceil(self.least_samples / self.blocks)
 
 
-def open_device(name: str) -> Device:
-    """The device of that name. Raises ConfigError when there is none."""
+def open_device(name: str, devices: Devices = NONE) -> Device:
+    """The device of that name: ``local``, one that is declared, or ``module:Name``.
+
+    A declared one is opened once in a process, since what it says of itself is asked for often.
+    Raises ConfigError when there is none.
+    """
+    config = devices.of(name)
+    if config is not None:
+        return _declared(name, config, devices.controller)
+    if name != LOCAL and ":" not in name:
+        known = ", ".join((LOCAL, *devices.declared))
+        raise ConfigError(f"unknown device {name!r}; known: {known}, a name in devices.yaml, or module:Name")
     device: Device = DEVICES.load(name)()
+    return device
+
+
+@functools.cache
+def _declared(name: str, config: DeviceConfig, controller: str) -> Device:
+    kind = next(kind for kind, model in KINDS.items() if isinstance(config, model))
+    device: Device = DEVICES.load(kind)(name, config, controller)
     return device
 
 
@@ -291,6 +312,9 @@ def _measurement(
     samples = f"samples/{re.sub(r'[^A-Za-z0-9._@-]', '-', candidate.id)}.json"
     write_text(workdir / samples, canonical_json({"unit": "ns", "blocks": timing.blocks_ns}) + "\n")
     notes = disturbances(states)
+    emulated = bool(device.facts().get("emulated"))
+    if emulated:
+        notes = (*notes, "the device is emulated, so its times say nothing about a real one")
     if not timing.steady:
         notes = (*notes, "still changing at the end of the warm-up")
     return Measurement(
@@ -306,6 +330,7 @@ def _measurement(
         load_ms=timing.load_ms,
         first_inference_ms=timing.first_inference_ms,
         samples=samples,
+        emulated=emulated,
         notes=notes,
     )
 

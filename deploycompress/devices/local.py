@@ -14,6 +14,7 @@ from typing import Any
 
 from deploycompress.errors import EnvironmentMissing
 from deploycompress.measure.environment import machine
+from deploycompress.registry import RUNTIMES
 
 LARGEST_RESULT_BYTES = 1 << 30
 LOCK_WAIT_S = 600.0
@@ -30,6 +31,10 @@ class Local:
 
     def facts(self) -> Mapping[str, Any]:
         return {"name": self.name, **machine()}
+
+    def missing(self, runtime: str) -> str | None:
+        reason: str | None = RUNTIMES.load(runtime)().missing()
+        return reason
 
     def push(self, files: Mapping[str, Path]) -> None:
         """Nothing is copied yet: the runner takes the files by their digest when the job starts."""

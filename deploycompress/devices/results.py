@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import EnvironmentMissing
+
+F = TypeVar("F", bound=BaseModel)
 
 LONGEST_NS = 10**13  # of one call: almost three hours
 
@@ -102,15 +104,34 @@ def read_answers(
     }
 
 
-def _checked(document: Mapping[str, Any], job: Mapping[str, Any], device: str) -> _Result:
+def read_facts(document: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What a device says of itself, as ``measure.environment.machine`` has it, with its Python and libraries."""
+    return _read(_Told, document, device, "what it says of itself").facts.model_dump()
+
+
+def read_state(document: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """``state`` (running, ended), ``done`` and ``message`` of a job. Raises EnvironmentMissing when it is gone."""
+    state = _read(_JobState, document, device, "what it says of the job").model_dump()
+    if state["state"] == "gone":
+        raise EnvironmentMissing(
+            f"device {device}: somebody removed the job there; run the same command again"
+        )
+    return {**state, "message": "".join(c if c.isprintable() else " " for c in state["message"])}
+
+
+def _read(form: type[F], document: Mapping[str, Any], device: str, what: str) -> F:
     try:
-        read = _Result.model_validate(document)
+        return form.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise EnvironmentMissing(
-            f"device {device}: its result is not valid at {where}: {first['msg']}; nothing in it was used"
+            f"device {device}: {what} is not valid at {where}: {first['msg']}; nothing in it was used"
         ) from error
+
+
+def _checked(document: Mapping[str, Any], job: Mapping[str, Any], device: str) -> _Result:
+    read = _read(_Result, document, device, "its result")
     if read.schema_ != SCHEMA:
         raise EnvironmentMissing(f"device {device}: its result has schema {read.schema_}, expected {SCHEMA}")
     if read.error is not None:
@@ -193,6 +214,30 @@ class _State(_Form):
     celsius: float | None = None
     throttled_us: int | None = None
     stolen_ticks: int | None = None
+
+
+class _Facts(_Form):
+    architecture: str = Field(max_length=100)
+    cpu: str = Field(max_length=200)
+    flags: list[str] = Field(max_length=100)
+    cores: int = Field(ge=1)
+    cpu_quota: float | None
+    memory_bytes: int | None
+    governor: str | None
+    virtual: bool
+    emulated: bool
+    python: str = Field(max_length=40)
+    libraries: dict[str, str]
+
+
+class _Told(_Form):
+    facts: _Facts
+
+
+class _JobState(_Form):
+    state: Literal["running", "ended", "gone"]
+    done: float = Field(0.0, ge=0, le=1)
+    message: Annotated[str, Field(max_length=10_000)] = ""
 
 
 class _Result(_Form):

@@ -5,7 +5,7 @@ standard library alone, Python 3.8 syntax. This parent lets the candidates load 
 gives out blocks of timed calls in mirrored order (A B, B A, ...), so that what drifts on the machine meets
 all of them alike. A child that crashes is an entry in the result. Nothing outlives the job: children end
 with the parent, the parent with its deadline and, where it was told to watch standard input, with whoever
-started it.
+started it, or with the interest of whoever asks for it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,19 @@ THIS_FILE = os.path.abspath(__file__)  # before the job folder becomes the curre
 
 
 def main(arguments: list[str], check: Callable[[str], Any], runtimes: Document) -> int:
-    """``JOB_FOLDER [--watch]`` measures; ``--child`` is one candidate's process. ``runtimes``: name -> class."""
+    """``JOB_FOLDER [--watch | --alone]`` measures; ``--child`` is one candidate's process.
+
+    ``--watch``: end with standard input; ``--alone``: end when nobody has asked for the job's ``alone_s``.
+    ``runtimes``: name -> class.
+    """
     if arguments[0] == "--child":
         return serve(check, runtimes)
     os.chdir(arguments[0])
     if "--watch" in arguments:
         threading.Thread(target=_end_with_standard_input, args=(os.getcwd(),), daemon=True).start()
     job = json.loads(Path("job.json").read_text(encoding="utf-8"))
+    if "--alone" in arguments:
+        threading.Thread(target=_end_when_alone, args=(job["alone_s"],), daemon=True).start()
     result: Document = {
         "schema": SCHEMA,
         "runner": file_digest(Path(THIS_FILE)),
@@ -130,7 +136,7 @@ class Child:
         self.log = Path(f"log-{number}.txt")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", THIS_FILE, "--child"],
+                [sys.executable, "-I" if sys.flags.isolated else "-E", THIS_FILE, "--child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -315,6 +321,17 @@ def _end_with_standard_input(folder: str) -> None:
         pass
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)  # the children end with their parent
+
+
+def _end_when_alone(seconds: float) -> None:
+    """Whoever wants the result touches a file; by this process's own clock, since the device's may be set."""
+    seen, since = 0.0, time.monotonic()
+    while time.monotonic() - since <= seconds:
+        touched = os.stat("heartbeat").st_mtime
+        if touched != seen:
+            seen, since = touched, time.monotonic()
+        time.sleep(min(5.0, seconds / 4))
+    os._exit(1)
 
 
 def _last_resort(seconds: float) -> None:

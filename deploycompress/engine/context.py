@@ -8,6 +8,7 @@ from typing import Any
 
 from deploycompress.artifact import digest_json
 from deploycompress.config import references
+from deploycompress.config.devices import Devices
 from deploycompress.config.files import every
 from deploycompress.config.names import TABLES
 from deploycompress.config.schema import Network, PipelineConfig
@@ -45,6 +46,7 @@ def open_context(
         emit=emit,
         stopping=stopping,
         step="" if rehearsal or "key" not in job else digest_json(job["key"]),
+        devices=Devices(config.devices, job.get("controller", "")),
     )
 
 
@@ -85,6 +87,7 @@ def asking_context(config: PipelineConfig, store: FileStore) -> RunContext:
         rehearsal=False,
         emit=lambda event: None,
         stopping=lambda: False,
+        devices=Devices(config.devices),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from deploycompress.artifact import (
     write_json,
     write_text,
 )
+from deploycompress.config.device_file import FILE, dump_devices
 from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import Event, MetricInfo
 from deploycompress.engine import rounds
@@ -56,6 +58,7 @@ def run(
     listener: Listener,
     *,
     overrides: Sequence[str] = (),
+    devices: Path | None = None,
     out: Path | None = None,
     store: Path | None = None,
     rehearsal: bool = True,
@@ -63,6 +66,7 @@ def run(
 ) -> Mapping[str, Any]:
     """Run ``path`` and return the report, whose ``exit_code`` is the run's.
 
+    ``devices``: the file of devices, where it is not devices.yaml beside ``path``.
     Raises ConfigError and EnvironmentMissing for what is wrong before the first step, Interrupted
     after a signal. A step that fails is in the report, not raised.
     """
@@ -70,7 +74,7 @@ def run(
 
     places = [str(p) for p in search_path(path)]
     add_to_path(places)
-    config = read(path, overrides, load_user_code=True)
+    config = read(path, overrides, devices=devices, load_user_code=True)
     warm_up()
     run_dir = (out or Path("runs") / config.name).absolute()
     with ExitStack() as stack:
@@ -122,6 +126,11 @@ class _Run:
                 remove(folder)
         write_text(self.run_dir / "log.txt", "")
         write_text(self.run_dir / "config.yaml", dump(self.config))
+        if self.config.devices:  # beside it, as it was beside the pipeline: the steps read both
+            write_text(self.run_dir / FILE, dump_devices(self.config.devices))
+        else:
+            (self.run_dir / FILE).unlink(missing_ok=True)
+        self.controller = _controller(self.run_dir / JOBS / "controller")
         self.listener.planned(self.run_dir, self.steps)
 
     def steps_in_order(self, rehearsal: bool) -> None:
@@ -285,6 +294,7 @@ class _Run:
             "workdir": str(workdir),
             "store": str(self.store.root),
             "search_path": self.search_path,
+            "controller": self.controller,
             **more,
         }
         write_json(self.run_dir / JOBS / f"{step_id}.json", job)
@@ -310,6 +320,13 @@ class _Run:
 
     def _say(self, step: Step, message: str) -> None:
         self.listener.event(Event("warning", message, step=step.id))
+
+
+def _controller(path: Path) -> str:
+    """Whose jobs a device runs: made once for a run directory, so that a killed run finds them again."""
+    if not path.is_file():
+        write_text(path, secrets.token_hex(16))
+    return path.read_text(encoding="utf-8")
 
 
 def _keep_history(run_dir: Path) -> None:

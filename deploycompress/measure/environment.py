@@ -5,6 +5,7 @@ Standard library alone and Python 3.8 syntax, so that it can travel to a device.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -34,6 +35,17 @@ CPU_FLAGS = (
     "sme",
 )
 VNNI = frozenset({"avx_vnni", "avx512_vnni"})
+X86 = ("x86_64", "amd64", "x86", "i686", "i386")
+X86_VENDORS = ("GenuineIntel", "AuthenticAMD", "HygonGenuine")
+# Flag -> entry and bit of the auxiliary vector: AT_HWCAP is 16, AT_HWCAP2 26 (asm/hwcap.h).
+ARM_FEATURES = {
+    "asimd": (16, 1),
+    "asimddp": (16, 20),
+    "sve": (16, 22),
+    "i8mm": (26, 13),
+    "bf16": (26, 14),
+    "sme": (26, 23),
+}
 LIBRARIES = (
     "torch",
     "onnx",
@@ -73,7 +85,16 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "virtual": "hypervisor" in _cpuinfo("flags").split(),
+        "emulated": emulated(),
     }
+
+
+def emulated() -> bool:
+    """Whether another processor plays this one: qemu's user mode, which lets the host's /proc shine through."""
+    if platform.machine().lower() not in X86 and _cpuinfo("vendor_id") in X86_VENDORS:
+        return True
+    first = (_first_line(Path(f"/proc/{os.getppid()}/cmdline")) or "").split("\0")[0]
+    return os.path.basename(first).startswith("qemu-")
 
 
 def versions(distributions: Sequence[str]) -> dict[str, str]:
@@ -88,13 +109,24 @@ def versions(distributions: Sequence[str]) -> dict[str, str]:
 
 
 def cpu_model() -> str:
+    if emulated():
+        return platform.machine() + ", emulated"
     name = _cpuinfo("model name") or _first_line(Path("/proc/device-tree/model")) or platform.processor()
     return name or platform.machine()
 
 
 def cpu_flags() -> list[str]:
-    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    present = _arm_features() if emulated() else set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return [flag for flag in CPU_FLAGS if flag in present]
+
+
+def _arm_features() -> set[str]:
+    """What the kernel, or who plays it, tells each process of a 64-bit ARM; empty on another processor."""
+    if platform.machine().lower() not in ("aarch64", "arm64"):
+        return set()
+    tell = ctypes.CDLL(None).getauxval
+    tell.restype, tell.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return {name for name, (word, bit) in ARM_FEATURES.items() if tell(word) >> bit & 1}
 
 
 def available_cores() -> int:

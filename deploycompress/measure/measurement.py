@@ -50,6 +50,7 @@ class Measurement:
     metrics: Mapping[str, float] = field(default_factory=dict)  # the task's metrics on the test split
     samples: str | None = None  # file with the raw samples (ns), relative to the step's folder
     at_target: bool = True  # False: with one thing of the target changed
+    emulated: bool = False  # another processor played the device's: no time of it means anything
     notes: tuple[str, ...] = ()  # disturbed blocks, a busy machine
 
     def to_json(self) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def _limit(metric: str, bound: str, limit: float, unit: str, evidence: Evidence)
     before_ms = None if baseline is None else getattr(baseline.latency_ms, percentile)
     if row is None:
         return absent(metric, bound, limit, unit, "no latency was measured at the target")
+    if row.emulated:
+        return _emulated(metric, bound, limit, unit)
     if latency_ms is None:
         needed = SAMPLES_FOR[percentile]
         message = f"{percentile} needs at least {needed} samples; {row.latency_ms.samples} were measured"
@@ -92,10 +94,18 @@ def _speedup(metric: str, limit: float, evidence: Evidence) -> Verdict:
     return Verdict(metric, "min_speedup", limit, speedup.value, "x", verdict, message, low=low, high=high)
 
 
+def _emulated(metric: str, bound: str, limit: float, unit: str) -> Verdict:
+    message = "the device is emulated, so no time measured on it counts; measure on a real one"
+    return Verdict(metric, bound, limit, None, unit, "inconclusive", message)
+
+
 def _throughput(metric: str, gate: ThroughputGate, evidence: Evidence) -> Iterator[Verdict]:
     row = evidence.measurement
     if row is None or row.latency_ms.mean <= 0:
         yield absent(metric, "min", gate.min, "/s", "no latency was measured at the target")
+        return
+    if row.emulated:
+        yield _emulated(metric, "min", gate.min, "/s")
         return
     rate = 1000 * row.batch_size / row.latency_ms.mean
     message = f"{significant(rate)} inferences a second at batch size {row.batch_size}, one call at a time"

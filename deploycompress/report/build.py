@@ -230,9 +230,12 @@ def _undone(record: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _environment(bench: Step | None, steps: Sequence[Step]) -> dict[str, Any]:
-    """The machine and the versions of the benchmark, or of the last step that finished."""
+    """The machine and the versions of the benchmark, or of the last step that finished; the other devices by name."""
     last = bench or (steps[-1] if steps else None)
-    return {} if last is None else dict(last.manifest["environment"])
+    if last is None:
+        return {}
+    devices = last.manifest.get("details", {}).get("devices")
+    return dict(last.manifest["environment"]) | ({"devices": devices} if devices else {})
 
 
 def _command(words: Sequence[str]) -> str:

@@ -97,6 +97,7 @@ class Row(Part):
     metrics: dict[Text, float] = {}
     notes: tuple[Text, ...] = ()
     at_target: bool = True
+    emulated: bool = False
 
     @property
     def gain(self) -> Speedup | None:

@@ -32,6 +32,8 @@ def _outcome(report: Report) -> str:
             f"{row.artifact} is {figure(row.gain.value, 'x')} as fast as the baseline "
             f"({latency} against {figure(base.latency_ms.p50, 'ms')})"
         ]
+    if row.emulated:
+        parts[0] += " on an emulated device, whose times say nothing about a real one"
     ours, theirs = report.artefact(row.artifact), report.artefact(report.baseline)
     if ours is not None and theirs is not None and theirs.bytes and ours is not theirs:
         parts.append(f"at {figure(ours.bytes / theirs.bytes, 'ratio')} of its size")

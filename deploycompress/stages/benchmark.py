@@ -14,11 +14,12 @@ from pydantic import Field
 
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
+from deploycompress.config.devices import LOCAL
 from deploycompress.config.schema import TargetConfig
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
 from deploycompress.measure.measurement import Measurement
-from deploycompress.registry import DEVICES, RUNTIMES
+from deploycompress.registry import RUNTIMES
 
 if TYPE_CHECKING:
     from deploycompress.devices.jobs import Candidate
@@ -93,14 +94,19 @@ class Benchmark(Stage):
         return frozenset({"target"})
 
     def requires(self, context: RunContext) -> None:
-        for device in {context.target.device, *self.config.devices}:
-            DEVICES.load(device)
-        for name in {context.target.runtime, *self.config.runtimes}:
+        from deploycompress.devices.jobs import open_device
+
+        for name in sorted({context.target.runtime, *self.config.runtimes}):
             missing = RUNTIMES.load(name)().missing()
             if missing:
                 raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run here: {missing}")
+        for device, name in sorted({(s.device, s.runtime) for s in self.settings(context)}):
+            missing = open_device(device, context.devices).missing(name)
+            if missing:
+                raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run on {device}: {missing}")
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.devices.jobs import open_device
         from deploycompress.graph.judging import figures_with, judge_artifacts
 
         baseline = inputs["baseline"][0] if inputs.get("baseline") else None
@@ -149,6 +155,10 @@ class Benchmark(Stage):
             "placement": PLACEMENT,
             # For whoever runs a checkpoint that ships; where this machine finds its modules is of no use there.
             "network": {**context.model.recipe, "search_path": []} if "checkpoint" in kinds else None,
+            "devices": {
+                name: dict(open_device(name, context.devices).facts())
+                for name in dict.fromkeys(s.device for s in settings if s.device != LOCAL)
+            },
             "per_class": {id: dict(e.per_class) for id, e in evaluations.items() if e.per_class},
             "by_class": {id: e.by_class for id, e in evaluations.items() if e.by_class},
         }
@@ -179,6 +189,7 @@ class Benchmark(Stage):
     ) -> tuple[list[Measurement], list[Note]]:
         """Every artefact that runs in this setting, interleaved with the first baseline that does."""
         from deploycompress.devices.jobs import measure, open_device
+        from deploycompress.graph.agreement import check_on
         from deploycompress.graph.feeds import take
         from deploycompress.model.parity import to_numpy
 
@@ -190,12 +201,20 @@ class Benchmark(Stage):
         reference = next((c.id for c, a in candidates if a is baseline), None)
         others = list(_in_other_runtimes(setting, [c for c, _ in candidates], baselines, context))
         candidates += others
+        device = open_device(setting.device, context.devices)
+        feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
+        if setting.device != LOCAL:
+            for candidate in check_on(device, [c for c, _ in candidates], feed, progress):
+                reason = (
+                    f"its outputs on {setting.device} were not checked: {candidate.runtime} cannot run here"
+                )
+                notes.append(Note("warning", reason, candidate.id))
         measured = measure(
-            open_device(setting.device),
+            device,
             [candidate for candidate, _ in candidates],
             baseline=reference,
             references={candidate.runtime: candidate.id for candidate, _ in others},
-            feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
+            feed=feed,
             workdir=workdir,
             progress=progress,
             **asdict(length),
@@ -224,7 +243,7 @@ class Benchmark(Stage):
         for candidate, artifact in candidates:
             progress = _progress(context, 0, 1)
             try:
-                rows = placement(open_device(setting.device), candidate, feed, progress)
+                rows = placement(open_device(setting.device, context.devices), candidate, feed, progress)
             except (EnvironmentMissing, StageFailed) as error:  # it was measured; this only tells more of it
                 notes.append(Note("skipped", f"where its operators run is not known: {error}", artifact.id))
                 continue
@@ -256,7 +275,7 @@ class Benchmark(Stage):
                 path = Path(folder) / "model.onnx"
                 fill_zeros(artifact.main_file, path)
                 measured = measure(
-                    open_device(setting.device),
+                    open_device(setting.device, context.devices),
                     [replace(sparse, id="filled", path=path), sparse],
                     baseline="filled",
                     feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
+from deploycompress.config.devices import LOCAL
 from deploycompress.config.quantities import Size
 from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
@@ -49,9 +50,9 @@ class BuildEngine(Stage):
     def depends(self, context: RunContext) -> Mapping[str, Any]:
         from deploycompress.devices.jobs import open_device
 
-        facts = open_device(context.target.device).facts()
+        facts = open_device(context.target.device, context.devices).facts()
         known = {key: facts.get(key) for key in ("cpu", "flags")}
-        return {"missing": self._runtime().missing(), "gpu": gpu_name(), "facts": known}
+        return {"missing": self._missing(context), "gpu": gpu_name(), "facts": known}
 
     def requires(self, context: RunContext) -> None:
         runtime = self._runtime()
@@ -59,19 +60,28 @@ class BuildEngine(Stage):
             raise ConfigError(
                 f"build_engine: the runtime {self.config.runtime!r} builds no engines; use tensorrt or onnxruntime"
             )
-        missing = runtime.missing()
+        missing = self._missing(context)
         if missing and self.config.required:
             raise EnvironmentMissing(
                 f"build_engine: {self.config.runtime} cannot run here: {missing}; or set required: false to go on "
                 "without an engine"
             )
 
+    def _missing(self, context: RunContext) -> str | None:
+        if context.target.device != LOCAL:
+            return (
+                f"an engine is of the machine that builds it, and the target's device is {context.target.device}: run "
+                "deploycompress there"
+            )
+        missing: str | None = self._runtime().missing()
+        return missing
+
     def _runtime(self) -> Any:
         return RUNTIMES.load(self.config.runtime)()
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         runtime, source = self._runtime(), inputs["source"][0]
-        missing = runtime.missing()
+        missing = self._missing(context)
         if missing:
             note = Note("skipped", f"no engine was built: {missing}", self.config.runtime)
             context.emit(Event("decision", note.message))

@@ -61,7 +61,7 @@ class Compile(Stage):
         """Another processor decides otherwise."""
         from deploycompress.devices.jobs import open_device
 
-        facts = open_device(context.target.device).facts()
+        facts = open_device(context.target.device, context.devices).facts()
         missing = {name: COMPILERS.load(name)().missing() for name in COMPILERS}
         known = {key: facts.get(key) for key in ("cpu", "cores", "flags")}
         return {"facts": known, "gpu": gpu_name(), "missing": missing}
@@ -71,9 +71,9 @@ class Compile(Stage):
         from deploycompress.graph.arbiter.building import compiler_of
         from deploycompress.graph.arbiter.entries import missing
 
-        facts = open_device(context.target.device).facts()
+        facts = open_device(context.target.device, context.devices).facts()
         for wanted in () if self.config.candidates == "auto" else self.config.candidates:
-            reason = missing(wanted.runtime)
+            reason = missing(wanted.runtime, context.target.device)
             if reason:
                 raise EnvironmentMissing(f"compile: {wanted.runtime} cannot run here: {reason}")
             recipes = compiler_of(wanted.runtime).recipes(context.target.provider, facts, EVERYTHING)

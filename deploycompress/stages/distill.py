@@ -79,7 +79,11 @@ class Distill(Stage):
         from deploycompress.devices.jobs import open_device
         from deploycompress.graph.schemes import choose_scheme
 
-        return {"scheme": choose_scheme(self.config.quantized, open_device(context.target.device).facts())}
+        return {
+            "scheme": choose_scheme(
+                self.config.quantized, open_device(context.target.device, context.devices).facts()
+            )
+        }
 
     def _packages(self) -> dict[str, Any]:
         modules = {network.build.rpartition(":")[0] for network in self.config.networks()}

@@ -17,7 +17,7 @@ from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Ratio
 from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
-from deploycompress.registry import DEVICES, RUNTIMES
+from deploycompress.registry import RUNTIMES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,10 +77,9 @@ class Factorize(Stage):
         """The machine that layers are measured on, and the runtime."""
         from deploycompress.pruning.latency.bench import Place
 
-        return {"place": Place.of(context.target).key}
+        return {"place": Place.of(context.target, context.devices).key}
 
     def requires(self, context: RunContext) -> None:
-        DEVICES.load(context.target.device)
         runtime = RUNTIMES.load(context.target.runtime)
         if "onnx" not in runtime.accepts:
             raise ConfigError(
@@ -201,7 +200,7 @@ def _speedup(layer: nn.Module, candidate: Candidate, context: RunContext) -> Spe
     from deploycompress.graph.quantization import quantize_onnx
     from deploycompress.pruning.factorization import factorized
 
-    target, device = context.target, open_device(context.target.device)
+    target, device = context.target, open_device(context.target.device, context.devices)
     feed = {INPUT: np.random.default_rng(0).standard_normal(candidate.shape, dtype=np.float32)}
     with tempfile.TemporaryDirectory(prefix="deploycompress-layer-") as folder:
         files = {"dense": [layer], "factorized": list(factorized(layer, candidate.rank))}

@@ -99,7 +99,7 @@ class Prune(Stage):
             return {}
         from deploycompress.pruning.latency.bench import Place
 
-        return {"place": Place.of(context.target).key}
+        return {"place": Place.of(context.target, context.devices).key}
 
     def requires(self, context: RunContext) -> None:
         if self.config.target.latency is not None:
@@ -224,7 +224,7 @@ class Prune(Stage):
         if context.rehearsal:  # MACs stand in for the latency, and may not get as low
             return plan_by_counting(replace(request, target=target.rehearsed(), on_unreachable="best"))
         with tempfile.TemporaryDirectory(dir=workdir, prefix="plans-") as folder:
-            place = Place.of(context.target)
+            place = Place.of(context.target, context.devices)
             return plan_by_measuring(request, Bench(place, context.store, Path(folder), context.emit))
 
     def _scores(

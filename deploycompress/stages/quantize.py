@@ -87,7 +87,7 @@ class Quantize(Stage):
 
         if self.config.precision != "int8" or self.config.scheme in UNREPAIRED:
             return self.config.scheme if self.config.precision == "int8" else ""
-        return choose_scheme(self.config.scheme, open_device(context.target.device).facts())
+        return choose_scheme(self.config.scheme, open_device(context.target.device, context.devices).facts())
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         source, scheme = inputs["source"][0], self._scheme(context)

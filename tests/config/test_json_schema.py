@@ -117,7 +117,6 @@ def test_what_read_takes(reading, good, folder, change) -> None:
         ("image_size: 32", "image_sise: 32"),
         ("task: classification", "task: classified"),
         ("fp32", "fp23"),
-        ("device: local", "device: pi"),
         ("latency_p50:", "latency:"),
         ("{min_speedup: 3.0}", "{on_inconclusive: warn}"),
         ("{mode: quick}", "{runtimes: [ort]}"),

@@ -73,7 +73,7 @@ MISTAKES = [
     ("source: digits", "source: digit", "8:16: data.source: unknown data source 'digit'; did you mean 'digits'? Known: digits, or module:Name"),
     ("task: classification", "task: classifier", "7:7: task.name: unknown task 'classifier'; did you mean 'classification'?"),
     ("runtime: onnxruntime", "runtime: onnx-runtime", "9:34: target.runtime: unknown runtime 'onnx-runtime'; did you mean 'onnxruntime'?"),
-    ("device: local", "device: pi", "9:18: target.device: unknown device 'pi'; known: local, or module:Name"),
+    ("device: local", "device: pi", "9:18: target.device: unknown device 'pi'; known: local, a name in devices.yaml, or module:Name"),
     ("{mode: quick}", "{runtimes: [tensorrt, ort]}", "stages.6.benchmark.runtimes.1: unknown runtime 'ort'"),
     # gates
     ("latency_p50:", "latency:", "20:3: gates.latency: unknown gate 'latency'; did you mean 'latency_p50'? Known: accuracy"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from deploycompress.devices import link, ssh
 from deploycompress.devices.local import Local
+
+sys.path.insert(0, str(Path(__file__).parent))
+import device_lab
+from device_lab import FaultyLink, Sshd
 
 FEED = {"x": np.ones((2, 64), np.float32)}
 
@@ -114,3 +120,40 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
     monkeypatch.setattr("tempfile.tempdir", str(place))
     yield Local()
     assert [p.name for p in place.iterdir() if not p.name.endswith(".lock")] == []
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A device behind a real sshd; its Python is this one."""
+    if device_lab.MISSING:
+        pytest.skip(device_lab.MISSING)
+    with device_lab.sshd(tmp_path_factory.mktemp("sshd") / "device", sys.executable) as server:
+        yield server
+
+
+@pytest.fixture
+def board(server: Sshd) -> Iterator[Sshd]:
+    """The device before any job; nothing of a job is left on it afterwards."""
+    yield server
+    assert server.processes() == []
+    for place in (server.home / ".cache" / "deploycompress").glob("jobs/*"):
+        raise AssertionError(f"{place} was left there")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that is lost is noticed within seconds."""
+    monkeypatch.setattr(ssh, "CONNECT_S", 2)
+    monkeypatch.setattr(ssh, "ALIVE_S", 1)
+    monkeypatch.setattr(ssh, "SILENT", 2)
+    monkeypatch.setattr(link, "PAUSES_S", (0.1, 0.5))
+    monkeypatch.setattr(link, "ANSWER_S", 8.0)
+    monkeypatch.setattr("deploycompress.devices.remote.ANSWER_S", 8.0)
+
+
+@pytest.fixture
+def faulty(board: Sshd) -> Iterator[FaultyLink]:
+    """A link to the device that fails where the test tells it to."""
+    made = FaultyLink(board.port)
+    yield made
+    made.close()

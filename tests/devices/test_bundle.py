@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploycompress.devices.bundle import bundle
+from deploycompress.devices.bundle import agent, bundle
 from deploycompress.errors import ConfigError
 from deploycompress.registry import RUNTIMES
 
@@ -24,6 +24,12 @@ def test_is_one_file_for_python_3_8_with_nothing_of_ours(runtime: str) -> None:
         sys.stdlib_module_names
     )
     assert {line.split()[1].split(".")[0] for line in imported} <= allowed
+
+
+def test_the_agent_is_one_file_for_python_3_8_with_the_standard_library_alone() -> None:
+    tree = ast.parse(agent(), feature_version=(3, 8))
+    imported = [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert {line.split()[1].split(".")[0] for line in imported} <= set(sys.stdlib_module_names)
 
 
 def test_runs_from_an_empty_folder_in_an_isolated_interpreter(tmp_path: Path) -> None:

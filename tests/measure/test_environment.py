@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 
-from deploycompress.measure.environment import environment
+import pytest
+
+from deploycompress.measure import environment as module
+from deploycompress.measure.environment import environment, machine
 
 
 def test_is_json_and_names_this_machine() -> None:
@@ -18,6 +21,18 @@ def test_is_json_and_names_this_machine() -> None:
     assert set(found["libraries"]) >= {"torch", "onnxruntime", "numpy"}
     if found["machine"]["architecture"] == "x86_64":
         assert "sse4_2" in found["machine"]["flags"]
+
+
+def test_another_processor_that_plays_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under qemu's user mode: the processor is of one kind, and /proc/cpuinfo of another."""
+    if machine()["architecture"] != "x86_64":
+        pytest.skip("the machine is no x86, whose /proc/cpuinfo would show")
+    assert machine()["emulated"] is False
+    real, flags = module.cpu_model(), module.cpu_flags()
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    found = machine()
+    assert found["emulated"] is True and found["cpu"] == "riscv64, emulated"
+    assert found["flags"] == [] and real and flags  # none of them are the played one's
 
 
 def test_imports_no_framework() -> None:

@@ -471,3 +471,22 @@ def test_a_row_with_one_thing_changed_is_never_the_targets() -> None:
             gates, [artifact("baseline"), made], [row("baseline"), *rows], {}, "baseline", ACCURACY, TARGET
         )
         assert [(v.verdict, v.value) for v in found.verdicts] == [("fail", 1.11)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "gate"),
+    [
+        ("latency_p50", LatencyGate(max=Quantity.parse("9 s", "time"))),
+        ("latency_p50", LatencyGate(min_speedup=1.1)),
+        ("latency_p99", LatencyGate(max=Quantity.parse("9 s", "time"))),
+        ("throughput", ThroughputGate(min=0.1)),
+    ],
+)
+def test_times_of_an_emulated_device_decide_nothing(metric: str, gate: Gate) -> None:
+    """Though every one of these limits is met by what was measured."""
+    rows = [row("baseline", 1.0, emulated=True), row("small", 0.25, (4.0, 3.8, 4.2), emulated=True)]
+    verdict = only({metric: gate}, rows)
+    assert verdict.verdict == "inconclusive" and verdict.blocks and verdict.value is None
+    assert (
+        verdict.message == "the device is emulated, so no time measured on it counts; measure on a real one"
+    )

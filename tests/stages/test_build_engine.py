@@ -75,6 +75,15 @@ def test_onnx_runtime_writes_a_file_for_this_processor(run_context, exported_of,
     assert rows["build_engine", "onnxruntime"].metrics == rows["export", "onnxruntime"].metrics
 
 
+def test_an_engine_is_not_built_here_for_another_device(run_context, tmp_path: Path) -> None:
+    context = run_context(device="board")
+    stage = BuildEngine(BuildEngine.Config(runtime="onnxruntime"))
+    with pytest.raises(
+        EnvironmentMissing, match=r"an engine is of the machine that builds it, and .* is board"
+    ):
+        stage.requires(context)
+
+
 def test_the_profile_follows_from_the_names(run_context, exported_of) -> None:
     context = run_context(batch_size=4)
     source = exported_of(context)

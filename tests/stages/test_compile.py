@@ -279,6 +279,14 @@ def test_what_is_not_there_is_refused_before_anything_runs(run_context, monkeypa
         refusal(runtime="openvino")
 
 
+def test_what_runs_nowhere_else_is_not_built_for_another_device() -> None:
+    from deploycompress.graph.arbiter.entries import missing
+
+    assert missing("pytorch", "local") is None and missing("onnxruntime", "board") is None
+    assert missing("pytorch", "board") == "what is built for it here does not run on board"
+    assert missing("tensorrt", "board") == "what is built for it here does not run on board"
+
+
 def test_the_rehearsal_builds_nothing(run_context, exported_of, tmp_path: Path) -> None:
     context = run_context(rehearsal=True)
     outcome = compiled(context, exported_of(context), tmp_path / "work")

@@ -32,6 +32,7 @@ class AsItIs:
     """Of a runtime that nothing is known of but that it opens ONNX files."""
 
     reads: ClassVar[Kind] = "onnx"
+    portable: ClassVar[bool] = True
 
     def __init__(self, runtime: str) -> None:
         self._runtime = runtime

@@ -78,7 +78,7 @@ class Arbiter:
         self._folder, self._context = folder, context
         self._runtime, self._source = _reference(sources, context.target.runtime)
         self._batch = fixed_batch_of(self._source.main_file) or fixed_batch(context.model)
-        self._device = open_device(context.target.device)
+        self._device = open_device(context.target.device, context.devices)
         self._started = time.monotonic()
         self._files: dict[str, Built] = {}  # by the name of a recipe that makes it
         facts = self._device.facts()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploycompress.config.devices import LOCAL
 from deploycompress.config.schema import TargetConfig
 from deploycompress.graph.arbiter.building import compiler_of
 from deploycompress.graph.arbiter.wanted import Wanted
@@ -42,8 +43,10 @@ class Entry:
         return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
 
 
-def missing(runtime: str) -> str | None:
-    """Why artefacts of that runtime cannot be built and run here; None when they can."""
+def missing(runtime: str, device: str) -> str | None:
+    """Why artefacts of that runtime cannot be built here and run on the device; None when they can."""
+    if device != LOCAL and not compiler_of(runtime).portable:
+        return f"what is built for it here does not run on {device}"
     reason: str | None = RUNTIMES.load(runtime)().missing() or compiler_of(runtime).missing()
     return reason
 
@@ -62,7 +65,7 @@ def entries(
     if wanted is None:
         files = [name for name in COMPILERS if compiler_of(name).reads == "onnx"]
         known = dict.fromkeys((*files, target.runtime))
-        wanted = [Wanted(runtime=name) for name in known if not missing(name)]
+        wanted = [Wanted(runtime=name) for name in known if not missing(name, target.device)]
     seen: set[str] = set()
     for one in wanted:
         for recipe in compiler_of(one.runtime).recipes(target.provider, facts, operators):

@@ -19,6 +19,7 @@ class OnnxRuntimeCompiler:
     """On the CPU, INT8 in each scheme; on others, FP16 and INT8 with symmetric activations."""
 
     reads: ClassVar[Kind] = "onnx"
+    portable: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         return None if find_spec("onnxruntime") else "onnxruntime is not installed; pip install onnxruntime"

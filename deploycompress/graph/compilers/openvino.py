@@ -21,6 +21,7 @@ class OpenVinoCompiler:
     """What computes in BF16 is chosen when the file is loaded, where the processor has it."""
 
     reads: ClassVar[Kind] = "onnx"
+    portable: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         absent = [name for name in ("openvino", "nncf") if find_spec(name) is None]

@@ -21,6 +21,7 @@ class PyTorchCompiler:
     """All of them are one file: what differs is how it is run. The way of a GPU without TensorRT."""
 
     reads: ClassVar[Kind] = "checkpoint"
+    portable: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         from deploycompress.runtimes.pytorch import PyTorch

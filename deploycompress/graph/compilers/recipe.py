@@ -49,6 +49,7 @@ class Compiler(Protocol):
     """Makes the artefacts of one runtime; ``build`` runs in a process of its own, since a library may crash."""
 
     reads: ClassVar[Kind]  # what ``build`` is given: an ONNX file, or a checkpoint
+    portable: ClassVar[bool]  # whether what is built here runs on another device
 
     def missing(self) -> str | None:
         """Why it cannot build here, with what to do; None when it can."""

@@ -19,6 +19,7 @@ class TensorRTCompiler:
     """FP16 first: INT8 is little faster on many GPUs, and slower on some."""
 
     reads: ClassVar[Kind] = "onnx"
+    portable: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         from deploycompress.runtimes.tensorrt import TensorRT

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploycompress.config.devices import Devices
 from deploycompress.config.schema import TargetConfig
 from deploycompress.contracts import Device, Event, Store
-from deploycompress.devices.jobs import Candidate, open_device
+from deploycompress.devices.jobs import NONE, Candidate, open_device
 from deploycompress.measure.environment import versions
 from deploycompress.registry import RUNTIMES
 
@@ -25,18 +26,22 @@ class Place:
     target: TargetConfig
 
     @classmethod
-    def of(cls, target: TargetConfig) -> Place:
-        return cls(open_device(target.device), target)
+    def of(cls, target: TargetConfig, devices: Devices = NONE) -> Place:
+        return cls(open_device(target.device, devices), target)
 
     @property
     def key(self) -> Mapping[str, Any]:
         """What latencies hold for: the machine, the runtime with its version, and how it is set up."""
         facts = self.device.facts()
+        libraries = getattr(RUNTIMES.load(self.target.runtime), "libraries", ())
+        installed = facts.get("libraries")  # of a device that is not this machine
         return {
             "schema": SCHEMA,
             "device": {name: facts.get(name) for name in COMPARED},
             "runtime": self.target.runtime,
-            "versions": versions(getattr(RUNTIMES.load(self.target.runtime), "libraries", ())),
+            "versions": versions(libraries)
+            if installed is None
+            else {name: installed[name] for name in libraries if name in installed},
             "provider": self.target.provider,
             "precision": self.target.precision,
             "threads": self.target.threads,

@@ -1,0 +1,62 @@
+"""Files to a device and from it, in pieces as large as the link is fast: a lost one is sent again, not the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploycompress.artifact import digest_file
+from deploycompress.devices.link import Answer, Link
+from deploycompress.errors import EnvironmentMissing
+
+PIECES_BYTES = (1 << 16, 1 << 22)  # the smallest, and first, and the largest
+PIECE_S = 3.0  # what one should take
+TRIES = 3  # of a file whose digest is wrong on arrival
+LARGEST_BYTES = 1 << 30  # of what a device may send us
+
+
+def send(link: Link, digest: str, path: Path, sender: str, where: str) -> None:
+    """Put a file there under its digest, which the device checks. ``sender``: whose piece it is, until it is whole."""
+    size = path.stat().st_size
+    there, piece, damaged = 0, PIECES_BYTES[0], 0
+    with path.open("rb") as stream:
+        while damaged < TRIES:
+            stream.seek(there)
+            data = stream.read(piece)
+            answer = link.ask("put", data, digest=digest, sender=sender, offset=there, of=size)
+            now = answer.head.get("size")
+            if now == size and answer.head.get("whole") is True:
+                return
+            piece = _next(piece, answer)
+            if isinstance(now, int) and there < now < size:
+                there = now
+            else:
+                there, damaged = 0, damaged + 1
+    raise EnvironmentMissing(
+        f"{where}: a file of {size} bytes arrived {TRIES} times with another digest; look at its disk and memory"
+    )
+
+
+def receive(link: Link, job: str, name: str, place: Path, where: str) -> bool:
+    """Bring a file of a job to ``place``; False where there is none. Raises EnvironmentMissing for a damaged one."""
+    piece = PIECES_BYTES[0]
+    with place.open("wb") as stream:
+        while True:
+            answer = link.ask("read", id=job, name=name, offset=stream.tell(), most=piece)
+            size = answer.head.get("size")
+            if size is None:
+                return False
+            if not isinstance(size, int) or size > LARGEST_BYTES:
+                raise EnvironmentMissing(f"{where}: {name} has {size} bytes; measure for less time")
+            stream.write(answer.data)
+            if stream.tell() >= size or not answer.data:
+                break
+            piece = _next(piece, answer)
+    if digest_file(place) != answer.head.get("sha256"):
+        raise EnvironmentMissing(f"{where}: {name} of its result arrived damaged; run the same command again")
+    return True
+
+
+def _next(piece: int, answer: Answer) -> int:
+    """What the link can carry in the time that a piece should take; at most twice the last."""
+    fitting = int(piece * PIECE_S / max(answer.seconds, 0.01))
+    return max(PIECES_BYTES[0], min(2 * piece, fitting, PIECES_BYTES[1]))
