@@ -286,6 +286,10 @@ class Stage(ABC):
         """Of the kinds that it accepts, those that it has a use for at this target."""
         return self.accepts
 
+    def makes(self, target: TargetConfig) -> frozenset[str]:
+        """Of the kinds that it produces, those that it may make at this target."""
+        return self.produces
+
     def reads(self) -> frozenset[str]:
         """Which of "target" and "gates" the result depends on."""
         return frozenset()

@@ -11,7 +11,7 @@ from typing import Any
 from deploycompress.config.document import Document, KeyPath
 from deploycompress.config.schema import Gate, ModelConfig, OpenConfig, StepConfig, TargetConfig
 from deploycompress.config.wording import listed, nearest
-from deploycompress.registry import STAGES
+from deploycompress.registry import RUNTIMES, STAGES
 
 Kinds = frozenset[str] | None  # None: not known, because the stage was not imported
 
@@ -111,7 +111,9 @@ class _SoFar:
                 place = place if chosen or name != "source" else ()
             if problem is not None:
                 faults.append((place, problem))
-        return Hop(step.id, step.stage, sources, None if stage is None else stage.produces, tuple(faults))
+        return Hop(
+            step.id, step.stage, sources, None if stage is None else stage.makes(self.target), tuple(faults)
+        )
 
     def _resolve(self, ref: str, stage: Any) -> tuple[str, ...]:
         if ref == "all":
@@ -122,10 +124,11 @@ class _SoFar:
 
     def _kinds(self, ref: str) -> Kinds:
         """What the input ``ref`` may be. A step's id, or a file."""
-        if ref in ("original", "baseline"):
-            return frozenset({"checkpoint"} if ref == "original" else {"onnx"})
-        if ref == "checkpoint":
+        if ref in ("original", "checkpoint"):
             return frozenset({"checkpoint"})
+        if ref == "baseline":
+            own = self.target.runtime in RUNTIMES and RUNTIMES.load(self.target.runtime).accepts
+            return frozenset({"onnx", "checkpoint"} if own == {"checkpoint"} else {"onnx"})
         if ref in self.made:
             return self.made[ref]
         return frozenset({FILE_KINDS.get(Path(ref).suffix, "checkpoint")})

@@ -12,6 +12,7 @@ from deploycompress.registry import RUNTIMES, STAGES
 
 MODEL = "model"
 BASELINE = "baseline"
+NETWORK = frozenset({"checkpoint"})  # the kinds of a step that makes a network and nothing else
 CHECKPOINT = "checkpoint"  # what a step's source was exported from, or is
 
 
@@ -38,15 +39,13 @@ def plan(config: PipelineConfig) -> tuple[Step, ...]:
     """``00-model``, the configured steps, and ``baseline`` before the first compressing one."""
     wanted = [(s.id, s.stage, STAGES.load(s.stage)(s.config), s) for s in config.stages]
     original = _original(wanted)
-    flow = _Flow(original)
+    flow = _Flow(original, RUNTIMES.load(config.target.runtime).accepts == NETWORK)
     flow.add(MODEL, MODEL, _model_stage(config), None)
-    exported = _wants_exported(wanted, config.target.runtime)
+    exported = [stage for _, _, stage, _ in wanted if not flow.compares_networks(stage)]
     for id, name, stage, step in wanted:
-        if id == original and flow.kinds == frozenset({"checkpoint"}) and _asked(wanted, BASELINE):
-            if exported:
-                flow.add(BASELINE, "export", _baseline_stage(wanted), None)
-            else:
-                flow.baseline = flow.last
+        asked = any(BASELINE in stage.inputs().values() for stage in exported)
+        if id == original and flow.kinds == NETWORK and asked:
+            flow.add(BASELINE, "export", _baseline_stage(wanted), None)
         flow.add(id, name, stage, step)
     return tuple(flow.steps)
 
@@ -54,7 +53,10 @@ def plan(config: PipelineConfig) -> tuple[Step, ...]:
 class _Flow:
     """Collects steps, and knows what ``last``, ``original``, ``baseline`` and ``all`` mean at each point."""
 
-    def __init__(self, first_compressing: str | None) -> None:
+    def __init__(self, first_compressing: str | None, networks: bool) -> None:
+        """``networks``: the target's runtime runs checkpoints, and nothing else."""
+        self.networks = networks
+        self.network = ""  # the last step that made a checkpoint and nothing else
         self.steps: list[Step] = []
         self.first_compressing = first_compressing
         self.last = ""
@@ -66,7 +68,7 @@ class _Flow:
         if id == self.first_compressing and self.original is None:
             self._before_compression()
         sources = {
-            key: self._resolve(config.source if ref == "last" and config and config.source else ref)
+            key: self._resolve(config.source if ref == "last" and config and config.source else ref, stage)
             for key, ref in stage.inputs().items()
             if ref != CHECKPOINT
         }
@@ -83,40 +85,44 @@ class _Flow:
             self.baseline = id
         elif stage.produces:
             self.last, self.kinds = id, stage.produces
+            self.network = id if stage.produces == NETWORK else self.network
             if "onnx" in stage.produces and self.first_compressing is None and self.baseline is None:
                 self.baseline = id
 
-    def _is_before_compression(self, step: Step) -> bool:
-        """A network as it came, or as it was trained: what is compared with, and no result."""
-        if step.stage.produces != frozenset({"checkpoint"}):
+    def compares_networks(self, stage: Stage) -> bool:
+        """Whether the stage's baseline is the network before compression, and not an exported one."""
+        return self.networks and "checkpoint" in stage.accepts
+
+    def _is_on_the_way(self, step: Step) -> bool:
+        """A network that is no result: as it came, as it was trained, or before it was trained again."""
+        if step.stage.produces != NETWORK:
             return False
         ids = [s.id for s in self.steps]
-        start = self.original or self.last
-        return start in ids and ids.index(step.id) <= ids.index(start)
+        first = ids.index(self.original or self.network)
+        later = [s for s in self.steps if s.stage.produces == NETWORK]
+        return ids.index(step.id) <= first or any(s.source == step.id for s in later)
 
     def _network_behind(self, source: tuple[str, ...] | Path) -> tuple[str, ...]:
         by_id = {s.id: s for s in self.steps}
         id = source[-1] if isinstance(source, tuple) and source else None
-        while id is not None and "checkpoint" not in by_id[id].stage.produces:
+        while id is not None and by_id[id].stage.produces != NETWORK:
             id = by_id[id].source
         return (id,) if id is not None else ()
 
     def _before_compression(self) -> None:
-        self.original = self.last
+        self.original = self.network
         if self.baseline is None and "onnx" in self.kinds:
             self.baseline = self.last
 
-    def _resolve(self, ref: str) -> tuple[str, ...] | Path:
+    def _resolve(self, ref: str, stage: Stage) -> tuple[str, ...] | Path:
         if ref == "all":
-            return tuple(
-                s.id
-                for s in self.steps
-                if s.stage.produces and s.id != self.baseline and not self._is_before_compression(s)
-            )
+            made = [s for s in self.steps if s.stage.produces and s.id != self.baseline]
+            return tuple(s.id for s in made if not self._is_on_the_way(s))
+        original = self.original or self.network
         named = {
             "last": self.last,
-            "original": self.original or self.last,
-            BASELINE: self.baseline or self.last,
+            "original": original,
+            BASELINE: original if self.compares_networks(stage) else self.baseline or self.last,
         }
         if ref in named:
             return (named[ref],) if named[ref] else ()
@@ -127,18 +133,6 @@ class _Flow:
 
 def _original(wanted: list[tuple[str, str, Stage, StepConfig]]) -> str | None:
     return next((id for id, _, stage, _ in wanted if stage.compresses), None)
-
-
-def _wants_exported(wanted: list[tuple[str, str, Stage, StepConfig]], runtime: str) -> bool:
-    """Whether the baseline is an ONNX file: the target's runtime, or a step that reads no network, wants one."""
-    opened = RUNTIMES.load(runtime).accepts
-    return opened != frozenset({"checkpoint"}) or any(
-        BASELINE in stage.inputs().values() and "checkpoint" not in stage.accepts for _, _, stage, _ in wanted
-    )
-
-
-def _asked(wanted: list[tuple[str, str, Stage, StepConfig]], ref: str) -> bool:
-    return any(ref in stage.inputs().values() for _, _, stage, _ in wanted)
 
 
 def _model_stage(config: PipelineConfig) -> Stage:

@@ -144,6 +144,8 @@ def _round_behind_activations(path: Path) -> None:
         for name in node.input:
             readers.setdefault(name, []).append(node)
 
+    outputs = {port.name for port in graph.output}
+
     def only_reader(name: str, *kinds: str) -> onnx.NodeProto | None:
         found = readers.get(name, [])
         return found[0] if len(found) == 1 and found[0].op_type in kinds else None
@@ -157,6 +159,8 @@ def _round_behind_activations(path: Path) -> None:
         activation = only_reader(back.output[0], *ACTIVATIONS) if back is not None else None
         if rounds is None or back is None or activation is None:
             continue
+        if outputs & {layer.output[0], rounds.output[0], back.output[0]}:
+            continue  # the network gives what is before the activation too
         activation.input[0] = layer.output[0]
         gone += [rounds, back]
     for node in gone:

@@ -34,7 +34,7 @@ outputs = {{port.get_any_name(): value for port, value in model(inputs).items()}
 PYTORCH = """\
 of = next(of for of in json.loads((folder / "manifest.json").read_text())["artifacts"] if of["file"] == {file})
 options = {options}
-with PyTorch().open(folder / {file}, {{**options, "network": of["network"]}}) as session:
+with PyTorch().open(folder / {file}, {{**options, "network": {{**of["network"], "search_path": [str(folder)]}}}}) as session:
     session.bind(inputs)()
     outputs = session.fetch()
 """

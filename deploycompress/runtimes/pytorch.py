@@ -70,7 +70,8 @@ class PyTorch:
             call = session.bind(feed)
             for _ in range(calls):
                 call()
-        return found
+                session.note()
+        return {path: row for path, row in found.items() if row["ns"]}
 
 
 class TorchSession:
@@ -91,6 +92,8 @@ class TorchSession:
         self._shapes: set[tuple[Any, ...]] = set()
         self._feed: dict[str, Any] = {}
         self._outputs: dict[str, Any] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._spent: dict[str, list[int]] = {}  # of each layer, in the call that is on its way
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -136,17 +139,24 @@ class TorchSession:
         return {name: np.array(tensor.numpy()) for name, tensor in self._outputs.items()}
 
     def watch(self) -> dict[str, dict[str, Any]]:
-        """A row for each layer, filled in by every call from now on."""
-        found: dict[str, dict[str, Any]] = {}
+        """A row for each layer, which ``note`` fills in after every call from now on."""
+        found: dict[str, dict[str, Any]] = self._rows
         names = {dtype: name for name, dtype in TORCH_TYPES.items()}
         for path, layer in self._network.named_modules():
             if next(layer.children(), None) is None:
                 row = {"op": type(layer).__name__, "provider": self._device.type, "role": "", "precision": ""}
                 found[path or row["op"]] = {**row, "ns": []}
-                self._time(layer, found[path or row["op"]], names)
+                self._time(layer, path or row["op"], names)
         return found
 
-    def _time(self, layer: Any, row: dict[str, Any], names: Mapping[str, str]) -> None:
+    def note(self) -> None:
+        """Sums up what each layer took in the last call, in which it may have been used several times."""
+        for path, spent in self._spent.items():
+            self._rows[path]["ns"].append(sum(spent))
+        self._spent.clear()
+
+    def _time(self, layer: Any, path: str, names: Mapping[str, str]) -> None:
+        row = self._rows[path]
         began: list[int] = []
 
         def before(*_: Any) -> None:
@@ -155,7 +165,7 @@ class TorchSession:
 
         def after(_layer: Any, _inputs: Any, output: Any) -> None:
             self._wait()
-            row["ns"].append(time.perf_counter_ns() - began.pop())
+            self._spent.setdefault(path, []).append(time.perf_counter_ns() - began.pop())
             told = str(getattr(output, "dtype", "")).replace("torch.", "")
             row["precision"] = names.get(told, told)
 
@@ -180,7 +190,8 @@ def _torch_device(provider: str) -> Any:
 
 def _torch_network(path: Path, network: Mapping[str, Any]) -> Any:
     """The network, its inputs and its call. Raises RuntimeError with the reason of whoever makes it."""
-    sys.path[:] = [*sys.path, *(folder for folder in network["search_path"] if folder not in sys.path)]
+    # In front, as in the process that told of them: a module of the user's may have the name of an installed one.
+    sys.path[:0] = [folder for folder in network["search_path"] if folder not in sys.path]
     module, _, function = network["loader"].partition(":")
     try:
         load = getattr(importlib.import_module(module), function)

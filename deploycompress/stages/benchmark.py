@@ -85,9 +85,10 @@ class Benchmark(Stage):
         return {"source": "all", "baseline": "baseline", "original": "original"}
 
     def opens(self, target: TargetConfig) -> frozenset[str]:
-        """Networks only where a runtime runs them; a runtime of the user's is not asked before the run."""
+        """Networks only where a runtime runs them; of a runtime of the user's that is not known before the run."""
         runtimes = {target.runtime, *self.config.runtimes}
-        networks = any("checkpoint" in RUNTIMES.load(name).accepts for name in runtimes if name in RUNTIMES)
+        known = [RUNTIMES.load(name).accepts for name in runtimes if name in RUNTIMES]
+        networks = len(known) < len(runtimes) or any("checkpoint" in kinds for kinds in known)
         return self.accepts if networks else self.accepts - {"checkpoint"}
 
     def reads(self) -> frozenset[str]:
@@ -111,7 +112,10 @@ class Benchmark(Stage):
 
         baseline = inputs["baseline"][0] if inputs.get("baseline") else None
         original = next((a for a in inputs.get("original", ()) if a.kind == "checkpoint"), None)
-        opened = self.opens(context.target)
+        opened = {
+            kind for setting in self.settings(context) for kind in RUNTIMES.load(setting.runtime).accepts
+        }
+        opened |= self.accepts - {"checkpoint"}
         artifacts = [
             a for a in _distinct((baseline, *inputs["source"])) if a.kind in opened or "runtime" in a.details
         ]
@@ -153,8 +157,7 @@ class Benchmark(Stage):
             "corrupted": CORRUPTED,
             "sparse": sparse,
             "placement": PLACEMENT,
-            # For whoever runs a checkpoint that ships; where this machine finds its modules is of no use there.
-            "network": {**context.model.recipe, "search_path": []} if "checkpoint" in kinds else None,
+            "network": _shipped(context.model.recipe) if "checkpoint" in kinds else None,
             "devices": {
                 name: dict(open_device(name, context.devices).facts())
                 for name in dict.fromkeys(s.device for s in settings if s.device != LOCAL)
@@ -287,6 +290,20 @@ class Benchmark(Stage):
             assert speedup is not None
             found[artifact.id] = {"zeros": share, **asdict(speedup)}
         return found
+
+
+def _shipped(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """For whoever runs a checkpoint that ships: where this machine has its files is of no use there."""
+
+    def named(network: Mapping[str, Any]) -> dict[str, Any]:
+        place, _, name = network["build"].rpartition(":")
+        return {
+            **network,
+            "build": f"{Path(place).name}:{name}" if place.endswith(".py") else network["build"],
+        }
+
+    others = [named(other) for other in recipe["others"]]
+    return {**recipe, "config": named(recipe["config"]), "others": others, "search_path": []}
 
 
 def _distinct(artifacts: Sequence[Artifact | None]) -> list[Artifact]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +29,8 @@ class Compile(Stage):
 
     accepts = frozenset({"onnx", "checkpoint"})
     produces = frozenset({"onnx", "openvino", "engine", "checkpoint"})
-    libraries = ("onnxruntime", "onnx", "numpy", "openvino", "nncf", "tensorrt", "torch")
+    libraries = ("onnxruntime", "onnx", "numpy", "openvino", "nncf", "tensorrt", "torch", "triton")
+    version = 2
     compresses = True
 
     class Config(StrictModel):
@@ -54,6 +57,12 @@ class Compile(Stage):
         runs = target.runtime in RUNTIMES and "checkpoint" in RUNTIMES.load(target.runtime).accepts
         return self.accepts if runs else frozenset({"onnx"})
 
+    def makes(self, target: TargetConfig) -> frozenset[str]:
+        named = () if self.config.candidates == "auto" else self.config.candidates
+        tried = {target.runtime, *(wanted.runtime for wanted in named)} & set(RUNTIMES)
+        networks = any("checkpoint" in RUNTIMES.load(name).accepts for name in tried)
+        return self.produces if networks else self.produces - {"checkpoint"}
+
     def reads(self) -> frozenset[str]:
         return frozenset({"target", "gates"})
 
@@ -64,7 +73,8 @@ class Compile(Stage):
         facts = open_device(context.target.device, context.devices).facts()
         missing = {name: COMPILERS.load(name)().missing() for name in COMPILERS}
         known = {key: facts.get(key) for key in ("cpu", "cores", "flags")}
-        return {"facts": known, "gpu": gpu_name(), "missing": missing}
+        compiler = shutil.which(os.environ.get("CXX", "g++")) is not None  # torch.compile wants one
+        return {"facts": known, "gpu": gpu_name(), "missing": missing, "compiler": compiler}
 
     def requires(self, context: RunContext) -> None:
         from deploycompress.devices.jobs import open_device
@@ -91,7 +101,8 @@ class Compile(Stage):
         from deploycompress.graph.arbiter.decision import Arbiter, Terms
 
         source = inputs["source"][0]
-        sources: dict[str, Artifact] = {a.kind: a for a in (source, *inputs.get("network", ()))}
+        networks = [a for a in inputs.get("network", ()) if a.kind == "checkpoint"]
+        sources: dict[str, Artifact] = {a.kind: a for a in (*networks, source)}
         baseline = inputs["baseline"][0] if inputs.get("baseline") else source
         terms = Terms(
             None if self.config.candidates == "auto" else self.config.candidates,

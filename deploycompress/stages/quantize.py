@@ -37,7 +37,7 @@ class Quantize(Stage):
 
     accepts = frozenset({"onnx"})
     produces = frozenset({"onnx", "openvino"})
-    version = 3
+    version = 4
     libraries = ("onnxruntime", "onnx", "numpy", "openvino", "nncf")
     compresses = True
 
@@ -78,7 +78,9 @@ class Quantize(Stage):
             raise EnvironmentMissing(f"quantize: {missing}")
 
     def depends(self, context: RunContext) -> Mapping[str, Any]:
-        return {"scheme": self._scheme(context), "place": _place(self.config.precision, context)}
+        scheme = self._scheme(context)
+        place = {"provider": context.target.provider} if scheme == NNCF else {}
+        return {"scheme": scheme, "place": {**_place(self.config.precision, context), **place}}
 
     def _scheme(self, context: RunContext) -> str:
         """Resolved; empty in half precision."""
@@ -90,7 +92,10 @@ class Quantize(Stage):
         return choose_scheme(self.config.scheme, open_device(context.target.device, context.devices).facts())
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
+        from deploycompress.graph.execution import fixed_batch_of
+
         source, scheme = inputs["source"][0], self._scheme(context)
+        fixed = fixed_batch_of(source.main_file)
         path = workdir / "model.onnx"
         before = _validated(source.main_file, context)
         details: dict[str, Any] = {}
@@ -108,9 +113,10 @@ class Quantize(Stage):
         elif scheme == NNCF:
             path, notes = _by_nncf(source, workdir, self.config.calibration, context)
             details = {"scheme": scheme, **OPENVINO, "provider": context.target.provider}
+            details |= {"batch": fixed} if fixed else {}
         else:
             details, notes = self._static(inputs, path, scheme, before, context)
-        after = _validated(path, context, self.config.precision, scheme)
+        after = _validated(path, context, self.config.precision, scheme, fixed)
         if scheme in ("", *UNREPAIRED):
             notes = (*notes, *self._unrepaired(inputs, before, after, context))
         kind: Kind = "openvino" if scheme == NNCF else "onnx"
@@ -168,7 +174,7 @@ class Quantize(Stage):
         source, primary = inputs["source"][0], context.task.primary
         loader = context.data.loader("calibration")
         scales, in_float, learned = _learned_scales(source, scheme)
-        calibrator, searched = self._calibrator(source, scheme, context)
+        calibrator, searched = self._calibrator(source, scheme, path.parent, context)
         quantized = quantize_onnx(
             source.main_file,
             path,
@@ -215,7 +221,9 @@ class Quantize(Stage):
             context.emit(Event("warning", message))
         return {**details, "repair": str(best.recipe)}, (*notes, *warnings, *told)
 
-    def _calibrator(self, source: Artifact, scheme: str, context: RunContext) -> tuple[str, tuple[Note, ...]]:
+    def _calibrator(
+        self, source: Artifact, scheme: str, workdir: Path, context: RunContext
+    ) -> tuple[str, tuple[Note, ...]]:
         """As configured, or searched for."""
         from deploycompress.graph.calibration import calibration_feeds
         from deploycompress.graph.ladder.climbing import Ladder
@@ -227,7 +235,7 @@ class Quantize(Stage):
         loader = context.data.loader("calibration")
         feeds = list(calibration_feeds(loader, source.main_file, self.config.calibration))
         context.emit(Event("progress", "searching for the calibrator"))
-        with tempfile.TemporaryDirectory(prefix="calibrators-") as folder:
+        with tempfile.TemporaryDirectory(dir=workdir, prefix=".calibrators-") as folder:
             ladder = Ladder(source.main_file, feeds, Path(folder), lost=lambda path: 0.0)
             chosen, told = ladder.nearest_calibrator(scheme)
         return chosen, tuple(told)
@@ -315,7 +323,9 @@ def _place(precision: str, context: RunContext) -> dict[str, Any]:
     return {"runtime": "openvino", "provider": "cpu", "options": {"computes_in": "bf16"}}
 
 
-def _validated(path: Path, context: RunContext, precision: str = "fp32", scheme: str = "") -> Evaluation:
+def _validated(
+    path: Path, context: RunContext, precision: str = "fp32", scheme: str = "", batch: int | None = None
+) -> Evaluation:
     from deploycompress.graph.evaluation import evaluate_artifact
     from deploycompress.graph.execution import fixed_batch_of
     from deploycompress.graph.feeds import fixed_batch
@@ -323,5 +333,5 @@ def _validated(path: Path, context: RunContext, precision: str = "fp32", scheme:
     options = {"threads": context.target.threads}
     loader, runtime = context.data.loader("val"), _reader(precision, scheme)
     file = path / "model.xml" if path.is_dir() else path
-    batch = fixed_batch_of(file) or fixed_batch(context.model)
+    batch = batch or fixed_batch_of(file) or fixed_batch(context.model)
     return evaluate_artifact(runtime, file, options, loader, context.task, batch)

@@ -164,8 +164,24 @@ def test_a_runtime_of_networks_is_compared_with_the_network_before_compression(t
     assert steps["compile"][1] == {"source": ("prune",), "baseline": ("train",), "network": ("prune",)}
     assert steps["benchmark"][1]["baseline"] == ("train",)
     assert steps["benchmark"][1]["source"] == ("prune", "compile")
+    # An exported one is there for a step that reads no network.
     steps = steps_of(tiny, chain + "  - export\n  - quantize\n  - benchmark\n")
-    assert steps["benchmark"][1]["baseline"] == ("baseline",)
+    assert steps["quantize"][1]["baseline"] == ("baseline",)
+    assert steps["benchmark"][1]["baseline"] == ("train",)
+    # An export before the first compressing step is nothing that this runtime runs.
+    steps = steps_of(tiny, "  - train: {epochs: 1}\n  - export\n  - compile\n  - benchmark\n")
+    assert steps["compile"][1] == {"source": ("export",), "baseline": ("train",), "network": ("train",)}
+    assert steps["benchmark"][1]["baseline"] == steps["benchmark"][1]["original"] == ("train",)
+
+
+def test_a_network_that_is_trained_again_is_no_result(tiny):
+    text = tiny.read_text()
+    tiny.write_text(text.replace("target: {threads: 1}", "target: {runtime: pytorch}"))
+    rounds = (
+        "  - repeat: 2\n    stages:\n      - prune: {target: {macs: 50%}}\n      - distill: {epochs: 1}\n"
+    )
+    steps = steps_of(tiny, "  - train: {epochs: 1}\n" + rounds + "  - benchmark\n")
+    assert steps["benchmark"][1]["source"] == ("distill@2",)
 
 
 def test_compile_knows_the_network_that_its_source_was_exported_from(tiny):

@@ -233,3 +233,23 @@ def test_a_file_too_large_for_protocol_buffers_goes_into_one_where_its_quarter_f
     monkeypatch.setattr(quantization, "LARGEST_FILE", 100_000)
     with pytest.raises(StageFailed, match=r"model\.onnx has more than 2 GB in INT8 too"):
         quantize_onnx(source, path, feeds, scheme="s8s8")
+
+
+def test_what_is_before_an_activation_may_be_an_output_too(tmp_path: Path) -> None:
+    """Logits beside their sigmoid: the nodes that make the output stay."""
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["logits"], name="layer"),
+        helper.make_node("Sigmoid", ["logits"], ["shares"], name="activation"),
+    ]
+    x, *outputs = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4])
+        for name in ("x", "logits", "shares")
+    )
+    graph = helper.make_graph(nodes, "g", [x], outputs, [weight])
+    source = tmp_path / "source.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), source)
+    feeds = [{"x": np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)}]
+    quantize_onnx(source, tmp_path / "made.onnx", feeds, scheme="s8s8_symmetric")
+    wanted, found = run_onnx(source, feeds)[0], run_onnx(tmp_path / "made.onnx", feeds)[0]
+    assert set(found) == {"logits", "shares"} and compare(wanted, found).cosine > 0.999

@@ -167,6 +167,39 @@ def test_a_row_for_each_layer(model: SourceModel, saved: Path) -> None:
         PyTorch().profile(saved, {"network": model.recipe, "compiled": True}, FEED, calls=4)
 
 
+def test_a_layer_that_is_used_twice_is_timed_as_one_and_an_unused_one_not_at_all(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "shared_layer.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Shared(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.layer, self.unused = nn.Linear(3, 3), nn.Linear(3, 3)\n\n"
+        "    def forward(self, x):\n"
+        "        return self.layer(self.layer(x))\n"
+    )
+    inputs = {"x": InputSpec(shape=("batch", 3))}
+    build = f"{tmp_path / 'shared_layer.py'}:Shared"
+    model = SourceModel(ModelConfig(build=build, weights=None, inputs=inputs), 0)
+    checkpoint.save(model.build(), tmp_path / "model", model)
+    found = PyTorch().profile(tmp_path / "model", {"network": model.recipe}, FEED, calls=4)
+    assert list(found) == ["layer"] and len(found["layer"]["ns"]) == 4
+
+
+def test_the_users_module_comes_before_an_installed_one_of_its_name(
+    model: SourceModel, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "two_outputs.py").write_text("raise ImportError('the wrong one')\n")
+    recipe = model.recipe
+    sys.modules.pop("two_outputs")
+    monkeypatch.setattr(
+        sys, "path", [str(tmp_path / "other"), *(p for p in sys.path if "code" not in Path(p).name)]
+    )
+    assert given(saved, {"network": recipe})["sum"].shape == (5, 2)
+
+
 def test_the_call_keeps_what_it_needs_alive(model: SourceModel, saved: Path) -> None:
     context = PyTorch().open(saved, {"network": model.recipe})
     session = context.__enter__()

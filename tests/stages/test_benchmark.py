@@ -174,7 +174,9 @@ def test_networks_are_measured_where_the_target_runs_them(
     ]
     assert outcome.measurements[1].speedup is not None and outcome.details["baseline"] == "train"
     assert set(outcome.measurements[1].metrics) >= {"accuracy"}
+    # Of where the code lies on this machine nothing is told.
     assert outcome.details["network"]["search_path"] == []
+    assert outcome.details["network"]["config"]["build"] == "tiny_model.py:build"
     rows = json.loads((tmp_path / "placement.json").read_text())["prune"]
     assert [row["op"] for row in rows][:2] == ["Conv2d", "BatchNorm2d"]
     elsewhere = run_context()

@@ -327,3 +327,37 @@ def test_a_network_beside_onnx_files_where_it_is_named(
         assert [a.kind for a in outcome.artifacts] == ["checkpoint"] * made  # 4 ms beside far less
     reasons = {row["reason"] for row in outcome.details["candidates"]}
     assert reasons == {"not built: it is made from an artefact of kind checkpoint, and there is none here"}
+
+
+def test_what_it_may_make_depends_on_what_it_tries() -> None:
+    from deploycompress.config.schema import TargetConfig
+
+    named = Compile(Compile.Config.model_validate({"candidates": [{"runtime": "pytorch"}]}))
+    assert "checkpoint" not in Compile(Compile.Config()).makes(TargetConfig())
+    assert "checkpoint" in named.makes(TargetConfig())
+    assert "checkpoint" in Compile(Compile.Config()).makes(TargetConfig(runtime="pytorch"))
+
+
+def test_its_source_is_what_it_was_given_and_not_what_lies_beside_the_network(
+    run_context, checkpoint_of, exported_of, tmp_path: Path, monkeypatch
+) -> None:
+    """A compile before it may have kept ONNX files of its own."""
+    from deploycompress.graph.arbiter import decision
+
+    seen: list[dict[str, str]] = []
+
+    class Looks:
+        def __init__(self, terms, sources, *more) -> None:
+            seen.append({kind: source.id for kind, source in sources.items()})
+
+        def decide(self, workdir):
+            return None
+
+    monkeypatch.setattr(decision, "Arbiter", Looks)
+    context = run_context()
+    source = replace(exported_of(context), id="given")
+    beside = (replace(source, id="slow"), replace(checkpoint_of(context), id="network"))
+    Compile(Compile.Config()).run(
+        {"source": (source,), "baseline": (source,), "network": beside}, tmp_path, context
+    )
+    assert seen == [{"checkpoint": "network", "onnx": "given"}]

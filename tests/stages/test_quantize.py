@@ -228,3 +228,36 @@ def test_nncf_that_is_not_there(run_context, monkeypatch) -> None:
     )
     with pytest.raises(EnvironmentMissing, match="quantize: nncf not installed"):
         Quantize(Quantize.Config(scheme="nncf")).requires(run_context())
+
+
+def test_a_calibrator_that_fails_is_not_the_end_of_the_search(
+    run_context, exported_of, tmp_path: Path, monkeypatch
+) -> None:
+    """Histograms have no range for a mask of minus infinity."""
+    from deploycompress.graph.ladder.climbing import Ladder
+
+    def distance_of(self, recipe, works=("minmax",)):
+        if recipe.calibrator not in works:
+            raise StageFailed("a range is not finite")
+        return 0.2
+
+    context = run_context()
+    source = exported_of(context)
+    monkeypatch.setattr(Ladder, "_distance_of", distance_of)
+    outcome = Quantize(Quantize.Config(calibrator="search")).run({"source": (source,)}, tmp_path, context)
+    assert outcome.artifacts[0].details["calibrator"] == "minmax"
+    skipped = [note.message for note in outcome.notes if note.kind == "skipped"]
+    assert skipped == ["a range is not finite"] * 4
+    monkeypatch.setattr(Ladder, "_distance_of", lambda self, recipe: distance_of(self, recipe, ()))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(StageFailed, match="no calibrator makes a file: a range is not finite"):
+        Quantize(Quantize.Config(calibrator="search")).run({"source": (source,)}, tmp_path / "again", context)
+
+
+def test_nncf_keeps_the_batch_that_a_file_fixes(run_context, exported_of, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    source, context = exported_of(run_context(4)), run_context()
+    stage = Quantize(Quantize.Config(scheme="nncf"))
+    (made,) = stage.run({"source": (source,)}, tmp_path, context).artifacts
+    assert made.details["batch"] == 4
+    assert stage.depends(context) != stage.depends(run_context(provider="gpu"))

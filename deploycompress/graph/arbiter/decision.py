@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,10 @@ class Arbiter:
         def spent() -> float | None:
             if self._baseline.sha256 == self._source.sha256:
                 return 0.0
-            before = replace(source, id="the baseline", path=self._baseline.main_file)
+            runtime, given = _reference({self._baseline.kind: self._baseline}, self._context.target.runtime)
+            before = self._candidate(
+                "the baseline", given.kind, given.main_file, "fp32", runtime, source.threads
+            )
             return loss(primary, Checker(self._device, before, self._context).source, checker.source)
 
         allowed, warnings = allowance(self._terms.max_drop, self._context.gates, spent)

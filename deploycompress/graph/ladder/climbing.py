@@ -111,11 +111,20 @@ class Ladder:
         return best, notes
 
     def nearest_calibrator(self, scheme: str) -> tuple[str, list[Note]]:
-        """The one of all whose file comes nearest to the source on samples that no range was taken from."""
-        found = {name: self._distance_of(Recipe(scheme, name)) for name in CALIBRATORS}
-        told = [
-            Note("decision", f"outputs {away:.3g} away", f"calibrator {name}") for name, away in found.items()
-        ]
+        """The one of all whose file comes nearest to the source on samples that no range was taken from.
+
+        Raises StageFailed where none of them makes a file.
+        """
+        found: dict[str, float] = {}
+        told: list[Note] = []
+        for name in CALIBRATORS:
+            try:
+                found[name] = self._distance_of(Recipe(scheme, name))
+                told.append(Note("decision", f"outputs {found[name]:.3g} away", f"calibrator {name}"))
+            except StageFailed as error:  # a mask of minus infinity is no range for a histogram
+                told.append(Note("skipped", str(error), f"calibrator {name}"))
+        if not found:
+            raise StageFailed(f"no calibrator makes a file: {told[0].message}")
         return min(found, key=lambda name: found[name]), told
 
     # ---------------------------------------------------------------- the rungs
