@@ -1,8 +1,9 @@
-"""What raw samples support: percentiles, and the speed-up with its interval."""
+"""What raw samples support: percentiles, the speed-up with its interval, and what that says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,12 @@ from deploycompress.measure.measurement import Latency, Speedup
 FEWEST_SAMPLES = {90: 64, 99: 662}
 RESAMPLES = 10_000
 FEWEST_BLOCKS = 6  # below it a bootstrap over blocks has too few values to draw from
+POOLED_RESAMPLES = 500  # each of them sorts all samples
+# Two processes of one artefact differ by 1 to 2 % through where their memory happens to lie.
+LEAST_EFFECT = 0.03
+
+Statistic = Literal["p50", "p90", "p99", "mean"]
+Word = Literal["faster", "slower", "cannot tell"]
 
 
 def latency(blocks_ns: Sequence[Sequence[int]]) -> Latency:
@@ -53,3 +60,54 @@ def paired_speedup(
         draws = np.random.default_rng(seed).integers(0, len(ratios), (RESAMPLES, len(ratios)))
         low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
     return Speedup(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)))
+
+
+def ratio(
+    statistic: Statistic,
+    baseline_ns: Sequence[Sequence[int]],
+    candidate_ns: Sequence[Sequence[int]],
+    seed: int = 0,
+) -> Speedup | None:
+    """Baseline over candidate, of blocks that ran side by side; None where a percentile has too few samples.
+
+    The p50's is ``paired_speedup``. One block has too few samples for a tail: others are of all samples together,
+    with a bootstrap over the pairs of blocks (95 %).
+    """
+    if statistic == "p50":
+        return paired_speedup(baseline_ns, candidate_ns, seed)
+    blocks = [[np.asarray(b, dtype=np.int64) for b in side] for side in (baseline_ns, candidate_ns)]
+    if statistic != "mean" and any(sum(map(len, b)) < FEWEST_SAMPLES[int(statistic[1:])] for b in blocks):
+        return None
+
+    def of(pairs: Sequence[int]) -> float:
+        before, after = (_figure(statistic, np.concatenate([side[i] for i in pairs])) for side in blocks)
+        return before / after
+
+    count = len(blocks[0])
+    draws = np.random.default_rng(seed).integers(0, count, (POOLED_RESAMPLES, count))
+    drawn = [of([i]) for i in range(count)] if count < FEWEST_BLOCKS else [of(draw) for draw in draws]
+    ends = [0, 100] if count < FEWEST_BLOCKS else [2.5, 97.5]
+    low, high = np.percentile(drawn, ends)
+    return Speedup(of(range(count)), float(low), float(high))
+
+
+def _figure(statistic: Statistic, samples_ns: np.ndarray) -> float:
+    if statistic == "mean":
+        return float(samples_ns.mean())
+    return float(np.percentile(samples_ns, int(statistic[1:]), method="higher"))
+
+
+def noise_floor(again: Speedup) -> float:
+    """The share by which an artefact differs from itself: the end of its A/A interval that is farther from 1."""
+    return max(again.high, 1 / again.low) - 1
+
+
+def word(speedup: Speedup, floor: float) -> Word:
+    """What a speed-up says where differences below ``floor`` (a share, at least ``LEAST_EFFECT``) are noise.
+
+    Its whole interval must lie beyond the floor.
+    """
+    margin = 1 + max(floor, LEAST_EFFECT)
+    if speedup.low > margin:
+        return "faster"
+    return "slower" if speedup.high < 1 / margin else "cannot tell"
