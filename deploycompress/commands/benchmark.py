@@ -22,7 +22,9 @@ from deploycompress.commands.measuring import How, measuring_options
     help="Size of a dynamic batch; repeatable (default: that of --input, else 1).",
 )
 @measuring_options
-@click.option("--aa", is_flag=True, help="Show the first artefact beside itself: the noise floor of the machine.")
+@click.option(
+    "--aa", is_flag=True, help="Show the first artefact beside itself: the noise floor of the machine."
+)
 @click.option("--json", "json_file", type=JsonFile(), help="Write all of it to this file.")
 def command(
     artefacts: tuple[Path, ...],

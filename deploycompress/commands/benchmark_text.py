@@ -26,7 +26,8 @@ def text(found: Benchmarked) -> str:
 
 def _setting(found: Benchmarked, setting: Setting) -> Iterator[str]:
     inputs = ", ".join(
-        f"{clean(name)} {'x'.join(map(str, shape))} {dtype}" for name, (dtype, shape) in setting.inputs.items()
+        f"{clean(name)} {'x'.join(map(str, shape))} {dtype}"
+        for name, (dtype, shape) in setting.inputs.items()
     )
     ways = {_way(row) for row in setting.found.rows}
     yield f"batch size {setting.batch_size}: {inputs}" + (f", in {ways.pop()}" if len(ways) == 1 else "")
@@ -35,7 +36,9 @@ def _setting(found: Benchmarked, setting: Setting) -> Iterator[str]:
     for row, given in zip(measured.rows, found.givens, strict=True):
         apart = f" ({_way(row)})" if ways else ""
         verdict = measured.word(row)
-        rows.append([*_cells(row, row.id + apart, given.artifact.bytes), verdict or "what the others are against"])
+        rows.append(
+            [*_cells(row, row.id + apart, given.artifact.bytes), verdict or "what the others are against"]
+        )
     if found.aa and measured.again is not None:
         rows.append([*_cells(measured.again, measured.again.id, found.givens[0].artifact.bytes), "A/A"])
     if len(rows) == 1:

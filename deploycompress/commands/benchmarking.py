@@ -10,7 +10,14 @@ from typing import Any, Literal
 from deploycompress.commands.given import Given, open_given
 from deploycompress.commands.measuring import How, candidate_of
 from deploycompress.commands.random_inputs import Wanted, feed_for
-from deploycompress.commands.side_by_side import FEWEST_ALIKE, Row, SideBySide, cosines, distinct, side_by_side
+from deploycompress.commands.side_by_side import (
+    FEWEST_ALIKE,
+    Row,
+    SideBySide,
+    cosines,
+    distinct,
+    side_by_side,
+)
 from deploycompress.devices.jobs import Progress, open_device
 from deploycompress.measure.environment import environment
 from deploycompress.stages.benchmark import LENGTHS
@@ -64,7 +71,8 @@ class Benchmarked:
         return {
             "batch_size": setting.batch_size,
             "inputs": {
-                name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in setting.inputs.items()
+                name: {"dtype": dtype, "shape": list(shape)}
+                for name, (dtype, shape) in setting.inputs.items()
             },
             "noise_floor": found.floor(),
             "again": None if found.again is None else _row(found.again),
@@ -134,7 +142,5 @@ def benchmark(
         found = side_by_side(device, candidates, feed, LENGTHS[mode], share, again=twice)
         alike = cosines(device, candidates, feed, lambda done, message: share(1.0, "comparing the outputs"))
         shapes = {name: (str(array.dtype), array.shape) for name, array in feed.items()}
-        settings.append(
-            Setting(found.rows[0].measurement.batch_size, shapes, found, alike, tuple(notes))
-        )
+        settings.append(Setting(found.rows[0].measurement.batch_size, shapes, found, alike, tuple(notes)))
     return Benchmarked(tuple(givens), device_name, mode, tuple(settings), aa)

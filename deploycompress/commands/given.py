@@ -73,14 +73,16 @@ def open_given(path: Path, name: str) -> Given:
             f"{artifact.sha256[:12]}…; benchmark it in the run's artifacts/ folder, or build it here with build_engine"
         )
     entry = entry or {}
-    inputs = _declared(told, name) if told is not None else _configured(entry.get("inputs"))
+    inputs = _declared(told, name) if told is not None else configured(entry.get("inputs"))
     return Given(name, artifact, inputs, entry.get("details") or {})
 
 
 def _main_file(path: Path) -> Path:
     if path.is_dir():
         if (path / "report.json").is_file():
-            raise ConfigError(f"{path} is a run directory; expected {EXPECTED}, such as {path}/artifacts/model.onnx")
+            raise ConfigError(
+                f"{path} is a run directory; expected {EXPECTED}, such as {path}/artifacts/model.onnx"
+            )
         found = [path / file for file in FILES if (path / file).is_file()]
         if not found:
             raise ConfigError(f"{path} holds no {listed(FILES, last='or')}; expected {EXPECTED}")
@@ -88,7 +90,9 @@ def _main_file(path: Path) -> Path:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; expected {EXPECTED}")
     if path.suffix == ".xml" and path.name != "model.xml":
-        raise ConfigError(f"{path} cannot be measured by that name; expected model.xml with model.bin in one folder")
+        raise ConfigError(
+            f"{path} cannot be measured by that name; expected model.xml with model.bin in one folder"
+        )
     return path
 
 
@@ -103,7 +107,9 @@ def _entry(artifact: Artifact) -> dict[str, Any] | None:
         manifest = read_json(path)
         if manifest["schema"] != 1 or ("seal" in manifest and manifest["seal"] != seal(manifest)):
             return None
-        found = [e for e in manifest["artifacts"] if (e["sha256"], e["bytes"]) == (artifact.sha256, artifact.bytes)]
+        found = [
+            e for e in manifest["artifacts"] if (e["sha256"], e["bytes"]) == (artifact.sha256, artifact.bytes)
+        ]
         if not found or not isinstance(found[0].get("details") or {}, dict):
             return None
         entry: dict[str, Any] = found[0]
@@ -130,7 +136,7 @@ def _size(dimension: int | str | None) -> int | str | None:
     return None if isinstance(dimension, int) and dimension < 1 else dimension
 
 
-def _configured(inputs: Any) -> dict[str, Interface] | None:
+def configured(inputs: Any) -> dict[str, Interface] | None:
     """The inputs as pipeline.yaml had them, from artifacts/manifest.json; None where they are not there."""
     from pydantic import ValidationError
 

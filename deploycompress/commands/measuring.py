@@ -31,7 +31,9 @@ class How:
 def measuring_options(command: Command) -> Command:
     """``--runtime --provider --threads --input --device --mode`` of a command."""
     options = (
-        click.option("--runtime", help="What opens the files (default: what they were made for, else onnxruntime)."),
+        click.option(
+            "--runtime", help="What opens the files (default: what they were made for, else onnxruntime)."
+        ),
         click.option("--provider", help="Of the runtime, such as cpu or cuda (default: cpu)."),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="(default: 1)"),
         click.option(

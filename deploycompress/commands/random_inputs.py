@@ -96,7 +96,9 @@ def _resolved(given: Given, wanted: Mapping[str, Wanted], batch_size: int | None
             raise ConfigError(
                 f"{given.name} does not tell its inputs; give each of them: --input NAME=SHAPE[:DTYPE[:MAX]]"
             )
-        inputs = {name: Interface(w.dtype or "float32", (None,) * len(w.shape), w.max) for name, w in wanted.items()}
+        inputs = {
+            name: Interface(w.dtype or "float32", (None,) * len(w.shape), w.max) for name, w in wanted.items()
+        }
     named = {  # a dimension's name -> its size, where one of the given shapes tells it
         dimension: size
         for name, of in inputs.items()
@@ -104,7 +106,9 @@ def _resolved(given: Given, wanted: Mapping[str, Wanted], batch_size: int | None
         for dimension, size in zip(of.shape, wanted[name].shape, strict=True)
         if isinstance(dimension, str)
     }
-    return {name: _one(given.name, name, of, wanted.get(name), named, batch_size) for name, of in inputs.items()}
+    return {
+        name: _one(given.name, name, of, wanted.get(name), named, batch_size) for name, of in inputs.items()
+    }
 
 
 def _one(
@@ -121,7 +125,9 @@ def _one(
     shape = declared.shape
     if shape is None or (wanted is not None and len(wanted.shape) != len(shape)):
         if wanted is None:
-            raise ConfigError(f"{whose}: the shape of the input {name!r} is not known; give it: --input {name}=SHAPE")
+            raise ConfigError(
+                f"{whose}: the shape of the input {name!r} is not known; give it: --input {name}=SHAPE"
+            )
         if shape is not None:
             raise ConfigError(
                 f"{whose}: --input {name} has {len(wanted.shape)} dimensions; the file declares {_dimensions(shape)}"
@@ -134,7 +140,9 @@ def _one(
             asked = batch_size if axis == 0 and batch_size is not None else size
             if asked not in (None, dimension):
                 what = "the batch" if axis == 0 else f"dimension {axis}"
-                raise ConfigError(f"{whose}: {what} of the input {name!r} is fixed at {dimension}; received {asked}")
+                raise ConfigError(
+                    f"{whose}: {what} of the input {name!r} is fixed at {dimension}; received {asked}"
+                )
             sizes.append(dimension)
         elif axis == 0:
             sizes.append(batch_size or size or named.get(dimension or "", 1))
@@ -180,7 +188,9 @@ def _random(name: str, spec: Wanted, generator: np.random.Generator) -> np.ndarr
     if spec.max is None:
         return np.ones(spec.shape, dtype)
     highest = min(spec.max, int(np.iinfo(dtype).max) + 1)
-    return generator.integers(0, highest, spec.shape, dtype=np.uint64 if highest > 2**63 else np.int64).astype(dtype)
+    return generator.integers(
+        0, highest, spec.shape, dtype=np.uint64 if highest > 2**63 else np.int64
+    ).astype(dtype)
 
 
 def _shown(spec: Wanted) -> str:
