@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Literal
 
 from deploycompress.commands.comparison import (
-    MEASURED,
-    SPEED,
     Comparison,
     Line,
     metric_line,
     plain_line,
     speed_lines,
-    through_the_baseline,
     worst_class_line,
 )
 from deploycompress.commands.finished_run import Run, finished_run
 from deploycompress.commands.fresh_gates import all_gates
 from deploycompress.commands.given import Given, open_given
-from deploycompress.commands.machines import differences, versions_apart
+from deploycompress.commands.machines import versions_apart
 from deploycompress.commands.measuring import How, candidate_of
 from deploycompress.commands.random_inputs import Wanted, feed_for
+from deploycompress.commands.recorded import apart, away, recorded_lines
 from deploycompress.commands.side_by_side import FEWEST_ALIKE, SideBySide, cosines, distinct, side_by_side
 from deploycompress.devices.jobs import Candidate, Progress, open_device
 from deploycompress.errors import ConfigError
@@ -70,6 +68,7 @@ def compare_runs(
     a directory holds no finished run, or files or gates that cannot be read.
     """
     base, head = finished_run(base_dir), finished_run(head_dir)
+    limits = head.gates()
     here = environment()
     primary = head.report.primary
     if primary.name != base.report.primary.name:
@@ -88,11 +87,11 @@ def compare_runs(
     lines = [metric_line(primary.name, primary, (base.metric, head.metric), scores)]
     worst = worst_class_line(head.report.figures.get("worst_class", primary), base.per_class, head.per_class)
     lines += [worst] if worst else []
-    apart = _apart(base, head)
-    why_not = apart or ("" if measure else "as --no-measure says") or _away(head, here)
+    reason = apart(base, head)
+    why_not = reason or ("" if measure else "--no-measure was given") or away(head, here)
     row = None
     if why_not:
-        lines += _recorded_lines(base, head, apart)
+        lines += recorded_lines(base, head, reason)
         notes = [f"nothing was measured: {why_not}"]
     else:
         givens, candidates, found = _measure_runs(base, head, wanted, mode, progress)
@@ -105,7 +104,7 @@ def compare_runs(
     if base.report.data != head.report.data or (scores is None and base.judged_on != head.judged_on):
         notes.append("the two runs were not judged on the same test samples")
     notes += _on_targets(base, head)
-    gates = all_gates(head, row, wanted, mode, progress)
+    gates = all_gates(head, limits, row, wanted, mode, progress)
     return Comparison(
         base.name, head.name, _with_gates(lines, gates, base, head), tuple(notes), row is not None, here
     )
@@ -152,71 +151,6 @@ def _same(givens: tuple[Given, Given], candidates: list[Candidate]) -> bool:
     base, head = candidates
     one_file = givens[0].artifact.sha256 == givens[1].artifact.sha256
     return one_file and replace(base, id=head.id, path=head.path) == head
-
-
-# ---------------------------------------------------------------- as it was measured then
-
-
-def _apart(base: Run, head: Run) -> str:
-    """Why no figure of speed of the one can stand beside the other's; empty where it can."""
-    if base.row.batch_size != head.row.batch_size:
-        return f"BASE was measured at batch size {base.row.batch_size}, HEAD at {head.row.batch_size}"
-    devices = (base.report.target.device, head.report.target.device)
-    if devices[0] != devices[1]:
-        return f"BASE was measured on the device {devices[0]}, HEAD on {devices[1]}"
-    found = differences(base.report.environment, head.report.environment)
-    return f"the two runs were measured on different machines ({'; '.join(found)})" if found else ""
-
-
-def _away(head: Run, here: Mapping[str, object]) -> str:
-    """Why the device of the runs is not at hand; empty where it is."""
-    if head.report.target.device not in ("local", ""):
-        return ""  # it is asked, and says so itself
-    found = differences(head.report.environment, here)
-    return f"this is not the machine of the two runs ({'; '.join(found)})" if found else ""
-
-
-def _recorded_lines(base: Run, head: Run, apart: str) -> list[Line]:
-    """Figures of two times never tell a speed by themselves; two speed-ups over one baseline file do."""
-    units = {"throughput": "/s", "peak_memory": "bytes"}
-    reason = apart or "measured at different times"
-    lines = [
-        Line(
-            m,
-            units.get(m, "ms"),
-            _recorded(m, base.row),
-            _recorded(m, head.row),
-            None,
-            "not compared",
-            reason,
-        )
-        for m in MEASURED
-    ]
-    if apart or not _one_baseline(base, head) or base.row.gain is None or head.row.gain is None:
-        return lines
-    change, verdict = through_the_baseline(base.row.gain, head.row.gain)
-    told = "over the same baseline, each in its own run"
-    return [replace(lines[0], change=change, verdict=verdict, message=told), *lines[1:]]
-
-
-def _one_baseline(base: Run, head: Run) -> bool:
-    """Whether both were held against the same file, run in the same way by the same version of its runtime."""
-    files = [run.report.artefact(run.report.baseline) for run in (base, head)]
-    rows = [run.report.row(run.report.baseline) for run in (base, head)]
-    if None in files or None in rows or files[0].sha256 != files[1].sha256:  # type: ignore[union-attr]
-        return False
-    ways = {(r.runtime, r.provider, r.threads) for r in rows if r is not None}
-    apart = versions_apart(base.report.environment, head.report.environment, _runtimes(base, head))
-    return len(ways) == 1 and not apart
-
-
-def _recorded(metric: str, row: Row) -> float | None:
-    if metric in SPEED and metric != "throughput":
-        value: float | None = getattr(row.latency_ms, SPEED[metric])
-        return value
-    if metric == "throughput":
-        return 1000 * row.batch_size / row.latency_ms.mean if row.latency_ms.mean > 0 else None
-    return row.peak_memory_bytes if metric == "peak_memory" else row.load_ms
 
 
 # ---------------------------------------------------------------- beside the lines

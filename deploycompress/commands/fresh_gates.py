@@ -22,14 +22,19 @@ FRESH = ("latency_p50", "latency_p90", "latency_p99", "throughput", "peak_memory
 
 
 def all_gates(
-    head: Run, row: Measurement | None, wanted: Mapping[str, Wanted], mode: str, progress: Progress
+    head: Run,
+    limits: Mapping[str, Gate],
+    row: Measurement | None,
+    wanted: Mapping[str, Wanted],
+    mode: str,
+    progress: Progress,
 ) -> list[Verdict]:
-    """A verdict for each limit. ``row``: HEAD's best artefact as it was measured now; None where nothing was.
+    """A verdict for each limit. ``limits``: all of its gates; ``row``: HEAD's best artefact as it was measured now; None where nothing was.
 
     Where a gate holds it against HEAD's own baseline, the two are measured side by side for that.
     """
     recorded = [Verdict(**gate.model_dump()) for gate in head.report.gates]
-    gates = {name: gate for name, gate in head.gates().items() if name in FRESH}
+    gates = {name: gate for name, gate in limits.items() if name in FRESH}
     if row is None or not gates:
         return recorded
     evidence = _evidence(head, row, gates, wanted, mode, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,17 +42,18 @@ def percentile(samples_ns: np.ndarray, rank: int) -> float | None:
 
 
 def paired_speedup(
-    baseline_ns: Sequence[Sequence[int]], candidate_ns: Sequence[Sequence[int]], seed: int = 0
+    baseline_ns: Sequence[Sequence[int]],
+    candidate_ns: Sequence[Sequence[int]],
+    seed: int = 0,
+    of: Callable[[Sequence[int]], np.floating] = np.median,
 ) -> Speedup:
-    """Baseline over candidate: the median of the ratios of blocks that ran side by side.
+    """Baseline over candidate: the median of the ratios of blocks that ran side by side, each ``of`` its samples.
 
     The interval (95 %) is a percentile bootstrap over the blocks; below ``FEWEST_BLOCKS`` of them it is
     the range of the ratios. Pairing takes out what drifts slowly: clocks, heat, a neighbour (Bulej et al.,
     "Duet Benchmarking", ICPE 2020).
     """
-    ratios = np.array(
-        [np.log(np.median(b) / np.median(c)) for b, c in zip(baseline_ns, candidate_ns, strict=True)]
-    )
+    ratios = np.array([np.log(of(b) / of(c)) for b, c in zip(baseline_ns, candidate_ns, strict=True)])
     value = float(np.median(ratios))
     if len(ratios) < FEWEST_BLOCKS:
         low, high = float(ratios.min()), float(ratios.max())
@@ -70,31 +71,30 @@ def ratio(
 ) -> Speedup | None:
     """Baseline over candidate, of blocks that ran side by side; None where a percentile has too few samples.
 
-    The p50's is ``paired_speedup``. One block has too few samples for a tail: others are of all samples together,
-    with a bootstrap over the pairs of blocks (95 %).
+    Those of p50 and mean are paired block by block. A block has too few samples for a tail: p90 and p99 are those of
+    all samples together, with a bootstrap over the pairs of blocks (95 %).
     """
     if statistic == "p50":
         return paired_speedup(baseline_ns, candidate_ns, seed)
-    blocks = [[np.asarray(b, dtype=np.int64) for b in side] for side in (baseline_ns, candidate_ns)]
-    if statistic != "mean" and any(sum(map(len, b)) < FEWEST_SAMPLES[int(statistic[1:])] for b in blocks):
+    if statistic == "mean":
+        return paired_speedup(baseline_ns, candidate_ns, seed, np.mean)
+    rank = int(statistic[1:])
+    if any(sum(map(len, blocks)) < FEWEST_SAMPLES[rank] for blocks in (baseline_ns, candidate_ns)):
         return None
+    sides = [[np.asarray(b, dtype=np.int64) for b in blocks] for blocks in (baseline_ns, candidate_ns)]
 
     def of(pairs: Sequence[int]) -> float:
-        before, after = (_figure(statistic, np.concatenate([side[i] for i in pairs])) for side in blocks)
-        return before / after
+        before, after = (
+            np.percentile(np.concatenate([side[i] for i in pairs]), rank, method="higher") for side in sides
+        )
+        return float(before / after)
 
-    count = len(blocks[0])
+    count = len(sides[0])
     draws = np.random.default_rng(seed).integers(0, count, (POOLED_RESAMPLES, count))
-    drawn = [of([i]) for i in range(count)] if count < FEWEST_BLOCKS else [of(draw) for draw in draws]
-    ends = [0, 100] if count < FEWEST_BLOCKS else [2.5, 97.5]
-    low, high = np.percentile(drawn, ends)
+    few = count < FEWEST_BLOCKS
+    drawn = [of([i]) for i in range(count)] if few else [of(draw) for draw in draws]
+    low, high = np.percentile(drawn, [0, 100] if few else [2.5, 97.5])
     return Speedup(of(range(count)), float(low), float(high))
-
-
-def _figure(statistic: Statistic, samples_ns: np.ndarray) -> float:
-    if statistic == "mean":
-        return float(samples_ns.mean())
-    return float(np.percentile(samples_ns, int(statistic[1:]), method="higher"))
 
 
 def noise_floor(again: Speedup) -> float:

@@ -142,7 +142,13 @@ def _run_directory(
         "data": {"source": "digits", "test_samples": len(scores)},
         "model": {"inputs": {"x": {"shape": ["batch", WIDTH], "dtype": "float32"}}},
         "stages": [
-            {"name": "benchmark", "kind": "benchmark", "seconds": 1.0, "reused": False, "directory": "07-benchmark"}
+            {
+                "name": "benchmark",
+                "kind": "benchmark",
+                "seconds": 1.0,
+                "reused": False,
+                "directory": "07-benchmark",
+            }
         ],
         "artifacts": made,
         "measurements": [row("baseline", 1.0, None), row(name, 1 / speedup, speedup)],

@@ -48,7 +48,10 @@ def test_more_layers_are_slower_at_each_batch_size(network, shortly, tmp_path, c
         assert second["load_ms"] > 0 and second["first_inference_ms"] > 0
         assert any("many.onnx" in warning for warning in setting["warnings"])  # it computes something else
     verdicts = [line.split()[-1] for line in out.splitlines() if line.startswith("  many.onnx")]
-    assert verdicts == ["slower", "slower"] and "batch size 3: x 3x192 float32, in onnxruntime cpu, 1 thread" in out
+    assert (
+        verdicts == ["slower", "slower"]
+        and "batch size 3: x 3x192 float32, in onnxruntime cpu, 1 thread" in out
+    )
     assert "noise floor" in out
 
 
@@ -170,7 +173,9 @@ def test_a_manifest_that_is_not_ours_vouches_for_nothing(network, tmp_path, caps
 def test_what_a_file_was_made_for_is_taken_from_its_manifest(network, shortly, tmp_path, capsys):
     path = network(tmp_path / "model.onnx")
     artifact = Artifact.of("made", "onnx", path, details={"runtime": "onnxruntime", "threads": 2})
-    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, "artifacts": [artifact.to_json(tmp_path)]}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"schema": 1, "artifacts": [artifact.to_json(tmp_path)]})
+    )
     code, out, err = run(capsys, path)
     assert code == 0 and "onnxruntime cpu, 2 threads" in out, err
     code, out, err = run(capsys, path, "--threads", 1)
