@@ -34,8 +34,16 @@ def measuring_options(command: Command) -> Command:
         click.option(
             "--runtime", help="What opens the files (default: what they were made for, else onnxruntime)."
         ),
-        click.option("--provider", help="Of the runtime, such as cpu or cuda (default: cpu)."),
-        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="(default: 1)"),
+        click.option(
+            "--provider",
+            help="Of the runtime, such as cpu or cuda (default: what they were made for, else cpu).",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="(default: what they were made for, else 1)",
+        ),
         click.option(
             "--input",
             "inputs",
