@@ -36,11 +36,9 @@ def _setting(found: Benchmarked, setting: Setting) -> Iterator[str]:
     for row, given in zip(measured.rows, found.givens, strict=True):
         apart = f" ({_way(row)})" if ways else ""
         verdict = measured.word(row)
-        rows.append(
-            [*_cells(row, row.id + apart, given.artifact.bytes), verdict or "what the others are against"]
-        )
+        rows.append([*_cells(row, row.id + apart, given.bytes), verdict or "what the others are against"])
     if found.aa and measured.again is not None:
-        rows.append([*_cells(measured.again, measured.again.id, found.givens[0].artifact.bytes), "A/A"])
+        rows.append([*_cells(measured.again, measured.again.id, found.givens[0].bytes), "A/A"])
     if len(rows) == 1:
         rows[0][-1] = ""
     yield from table([[*HEAD, ""], *rows])

@@ -80,8 +80,8 @@ class Benchmarked:
                 _row(row)
                 | {
                     "file": str(given.artifact.path),
-                    "sha256": given.artifact.sha256,
-                    "bytes": given.artifact.bytes,
+                    "sha256": given.digest,
+                    "bytes": given.bytes,
                     "verdict": found.word(row),
                     "cosine": cosine if isinstance(cosine := setting.cosines.get(row.id), float) else None,
                 }

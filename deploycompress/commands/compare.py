@@ -93,6 +93,11 @@ def command(
 def _require_alike(base: Path, head: Path, runs: list[bool]) -> None:
     from deploycompress.errors import ConfigError
 
+    for path, is_run in zip((base, head), runs, strict=True):
+        if not is_run and (path / "config.yaml").is_file():
+            raise ConfigError(
+                f"{path} is no finished run: {path / REPORT} does not exist; run its pipeline to its end"
+            )
     if runs[0] != runs[1]:
         run, other = (base, head) if runs[0] else (head, base)
         raise ConfigError(

@@ -19,14 +19,13 @@ from deploycompress.commands.finished_run import Run, finished_run
 from deploycompress.commands.fresh_gates import all_gates
 from deploycompress.commands.given import Given, open_given
 from deploycompress.commands.machines import versions_apart
-from deploycompress.commands.measuring import How, candidate_of
+from deploycompress.commands.measuring import How, candidate_of, how_of
 from deploycompress.commands.random_inputs import Wanted, feed_for
 from deploycompress.commands.recorded import apart, away, recorded_lines
 from deploycompress.commands.side_by_side import FEWEST_ALIKE, SideBySide, cosines, distinct, side_by_side
 from deploycompress.devices.jobs import Candidate, Progress, open_device
 from deploycompress.errors import ConfigError
 from deploycompress.measure.environment import environment
-from deploycompress.report.document import Row
 from deploycompress.report.figures import plural
 from deploycompress.report.verdict import Verdict
 from deploycompress.stages.benchmark import LENGTHS
@@ -54,7 +53,7 @@ def compare_artefacts(
     found = side_by_side(device, candidates, feed, LENGTHS[mode], progress, again=True)
     alike = cosines(device, candidates, feed, lambda done, message: progress(1.0, "comparing the outputs"))
     lines = _measured_lines(found, _same(givens, candidates))
-    lines.append(plain_line("artifact_size", "bytes", *(given.artifact.bytes for given in givens)))
+    lines.append(plain_line("artifact_size", "bytes", *(given.bytes for given in givens)))
     notes = [*notes, *_on_outputs(alike), *_on_rows(found)]
     return Comparison(str(base), str(head), tuple(lines), tuple(notes), True, environment())
 
@@ -127,11 +126,6 @@ def _measure_runs(
     return givens, candidates, side_by_side(device, candidates, feed, LENGTHS[mode], progress, again=True)
 
 
-def how_of(row: Row) -> How:
-    """As the run measured it."""
-    return How(row.runtime, row.provider or None, row.threads)
-
-
 def _measured_lines(found: SideBySide, same: bool) -> list[Line]:
     base, head = (row.measurement for row in found.rows)
     again = found.again.measurement if found.again else base
@@ -149,7 +143,7 @@ def _measured_lines(found: SideBySide, same: bool) -> list[Line]:
 def _same(givens: tuple[Given, Given], candidates: list[Candidate]) -> bool:
     """Whether both sides are one file that is run in one way."""
     base, head = candidates
-    one_file = givens[0].artifact.sha256 == givens[1].artifact.sha256
+    one_file = givens[0].digest == givens[1].digest
     return one_file and replace(base, id=head.id, path=head.path) == head
 
 

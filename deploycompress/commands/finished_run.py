@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from deploycompress.artifact import MANIFEST, Artifact, damaged, read_json
-from deploycompress.commands.given import Given, open_given
+from deploycompress.commands.given import Given, configured, made_for, open_given
 from deploycompress.config import yaml_file
 from deploycompress.config.schema import GATES, AccuracyGate, Gate
 from deploycompress.errors import ConfigError
@@ -73,15 +73,13 @@ class Run:
             raise ConfigError(
                 f"{self.path}: {artifact.id} is not the artefact that was made: other contents; run again"
             )
-        from deploycompress.commands.given import configured
-
         declared = configured(self.raw.get("model", {}).get("inputs")) or {}
         inputs = given.inputs if given.inputs is not None else declared
         bounded = {
             name: replace(of, max=declared[name].max if name in declared else None)
             for name, of in inputs.items()
         }
-        return replace(given, inputs=bounded or None, made_for=given.made_for or artifact.details)
+        return replace(given, inputs=bounded or None, made_for=given.made_for or made_for(artifact.details))
 
     def gates(self) -> dict[str, Gate]:
         """The gates of its config.yaml. Raises ConfigError where they cannot be read."""

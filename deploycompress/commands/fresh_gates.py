@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from deploycompress.artifact import Artifact
 from deploycompress.commands.finished_run import Run
-from deploycompress.commands.measuring import How, candidate_of
+from deploycompress.commands.measuring import candidate_of, how_of
 from deploycompress.commands.random_inputs import Wanted, feed_for
 from deploycompress.commands.side_by_side import side_by_side
 from deploycompress.config.schema import Gate
@@ -68,10 +68,7 @@ def _evidence(
         return Evidence(primary, artifact=best, measurement=row, baseline=best, baseline_measurement=row)
     pair = (baseline, head.row)
     givens = [head.file_of(one.artifact) for one in pair]
-    candidates = [
-        candidate_of(given, How(one.runtime, one.provider or None, one.threads))
-        for given, one in zip(givens, pair, strict=True)
-    ]
+    candidates = [candidate_of(given, how_of(one)) for given, one in zip(givens, pair, strict=True)]
     feed, _ = feed_for(givens, wanted, head.row.batch_size)
     device = open_device(head.report.target.device or "local")
     found = side_by_side(device, candidates, feed, LENGTHS[mode], progress, again=False)

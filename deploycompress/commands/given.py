@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploycompress.artifact import MANIFEST, Artifact, Kind, read_json
+from deploycompress.artifact import MANIFEST, Artifact, Kind, digest_file, digest_json, read_json
 from deploycompress.config.wording import listed
 from deploycompress.errors import ConfigError
 from deploycompress.graph.execution import inspect_onnx
@@ -49,6 +49,8 @@ class Given:
     name: str
     artifact: Artifact
     inputs: Mapping[str, Interface] | None
+    bytes: int  # with the weights that an ONNX file keeps beside it, which the digest covers too
+    digest: str
     made_for: Mapping[str, Any] = field(default_factory=dict)  # runtime, provider, threads, options
 
 
@@ -64,7 +66,7 @@ def open_given(path: Path, name: str) -> Given:
         raise ConfigError(f"{path} is no artefact that can be measured; expected {EXPECTED}")
     whole = main.parent if kind == "openvino" else path  # the weights lie beside model.xml
     # The safe reader comes first: nothing of a file that it refuses is looked at any further.
-    told = inspect_onnx(main)["inputs"] if kind == "onnx" else None
+    told = inspect_onnx(main) if kind == "onnx" else None
     artifact = Artifact.of(name, kind, whole)
     entry = _entry(artifact)
     if kind == "engine" and entry is None:
@@ -73,8 +75,24 @@ def open_given(path: Path, name: str) -> Given:
             f"{artifact.sha256[:12]}…; benchmark it in the run's artifacts/ folder, or build it here with build_engine"
         )
     entry = entry or {}
-    inputs = _declared(told, name) if told is not None else configured(entry.get("inputs"))
-    return Given(name, artifact, inputs, entry.get("details") or {})
+    inputs = configured(entry.get("inputs")) if told is None else _declared(told["inputs"], name)
+    beside = [] if told is None or path.is_dir() else [main.parent / file for file in told["external"]]
+    digest = digest_json([artifact.sha256, *map(digest_file, beside)]) if beside else artifact.sha256
+    size_bytes = artifact.bytes + sum(file.stat().st_size for file in beside)
+    return Given(name, artifact, inputs, size_bytes, digest, made_for(entry.get("details")))
+
+
+def made_for(details: Any) -> dict[str, Any]:
+    """How an artefact is to be run, from a record that may come from anywhere: of what is built in, nothing else."""
+    from deploycompress.registry import RUNTIMES
+
+    if not isinstance(details, Mapping) or details.get("runtime") not in list(RUNTIMES):
+        return {}
+    found: dict[str, Any] = {"runtime": details["runtime"]}
+    provider, threads, options = (details.get(key) for key in ("provider", "threads", "options"))
+    found |= {"provider": provider} if isinstance(provider, str) else {}
+    found |= {"threads": threads} if isinstance(threads, int) and threads > 0 else {}
+    return found | ({"options": dict(options)} if isinstance(options, Mapping) else {})
 
 
 def _main_file(path: Path) -> Path:
@@ -110,10 +128,7 @@ def _entry(artifact: Artifact) -> dict[str, Any] | None:
         found = [
             e for e in manifest["artifacts"] if (e["sha256"], e["bytes"]) == (artifact.sha256, artifact.bytes)
         ]
-        if not found or not isinstance(found[0].get("details") or {}, dict):
-            return None
-        entry: dict[str, Any] = found[0]
-        return entry
+        return dict(found[0]) if found else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # it is no manifest of ours, and knows nothing
 

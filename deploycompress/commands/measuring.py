@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from deploycompress.commands.given import Given
     from deploycompress.devices.jobs import Candidate
+    from deploycompress.report.document import Row
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,3 +93,16 @@ def candidate_of(given: Given, how: How) -> Candidate:
     options = mine.get("options") or {}
     path, precision = given.artifact.path, given.artifact.precision
     return Candidate(given.name, path, name, provider, threads, precision, options)
+
+
+def how_of(row: Row) -> How:
+    """As a run measured it. Raises ConfigError for a runtime of the user's: a report names no code to be run."""
+    from deploycompress.errors import ConfigError
+    from deploycompress.registry import RUNTIMES
+
+    if row.runtime not in list(RUNTIMES):
+        raise ConfigError(
+            f"{row.artifact} was measured in the runtime {row.runtime}, which is not built in; compare the two artefacts "
+            "with --runtime, or the reports with --no-measure"
+        )
+    return How(row.runtime, row.provider or None, row.threads)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from deploycompress.commands.comparison import MEASURED, SPEED, Line, through_the_baseline
 from deploycompress.commands.finished_run import Run
 from deploycompress.commands.machines import differences, versions_apart
+from deploycompress.registry import DEVICES
 from deploycompress.report.document import Row
 
 
@@ -24,8 +25,12 @@ def apart(base: Run, head: Run) -> str:
 
 def away(head: Run, here: Mapping[str, object]) -> str:
     """Why the device of the runs is not at hand; empty where it is."""
-    if head.report.target.device not in ("local", ""):
-        return ""  # it is asked, and says so itself
+    name = head.report.target.device
+    if name not in (
+        "local",
+        "",
+    ):  # a built-in one is asked, and says so itself; a report names no code to be run
+        return "" if name in list(DEVICES) else f"the device {name} is not built in"
     found = differences(head.report.environment, here)
     return f"this is not the machine of the two runs ({'; '.join(found)})" if found else ""
 

@@ -182,6 +182,16 @@ def test_what_a_file_was_made_for_is_taken_from_its_manifest(network, shortly, t
     assert code == 0 and "onnxruntime cpu, 1 thread" in out, err
 
 
+def test_weights_beside_the_file_count_and_are_in_the_digest(network, tmp_path):
+    path = network(tmp_path / "model.onnx", external="weights.bin")
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(bytes(4 * 192 * 192))
+    before = open_given(path, "model.onnx")
+    assert before.bytes == path.stat().st_size + 4 * 192 * 192
+    weights.write_bytes(b"1" * 4 * 192 * 192)
+    assert open_given(path, "model.onnx").digest != before.digest
+
+
 def test_outputs_that_are_no_numbers_are_no_figures(network, shortly, tmp_path, capsys):
     import onnx
 

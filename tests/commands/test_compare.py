@@ -204,7 +204,7 @@ def artifact(run, **changed):
 
 
 MISTAKES = {
-    "no report": (lambda p: (p / "report.json").unlink(), "head is none (head/report.json does not exist)"),
+    "no report": (lambda p: (p / "report.json").unlink(), "head is no finished run: head/report.json does not exist"),
     "half a report": (lambda p: (p / "report.json").write_text('{"schema": 1,'), "cannot be read as a report"),
     "not a report": (lambda p: (p / "report.json").write_text("[]"), "cannot be read as a report"),
     "stopped": (
@@ -231,6 +231,29 @@ def test_a_run_directory_that_is_damaged(runs, tmp_path, capsys, monkeypatch, sh
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "base", "head")
     assert (code, out) == (2, "") and message in err, err
+
+
+def test_a_report_names_no_code_to_be_run(runs, tmp_path, capsys, monkeypatch):
+    base, head = runs()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text("open('done', 'w')")
+    monkeypatch.chdir(tmp_path)
+    report = json.loads((head / "report.json").read_text())
+    rows, made = report["measurements"], report["artifacts"]
+    spoilt(head, measurements=[rows[0], rows[1] | {"runtime": "evil:Runtime"}])
+    code, _, err = run(capsys, base, head)
+    assert code == 2 and "the runtime evil:Runtime, which is not built in" in err
+    spoilt(
+        head,
+        measurements=rows,
+        artifacts=[made[0], made[1] | {"details": {"runtime": "evil:Runtime", "options": 7}}],
+    )
+    target = report["target"] | {"device": "evil:Device"}
+    for path in (base, head):
+        spoilt(path, target=target)
+    code, out, _ = run(capsys, base, head)
+    assert code == 3 and "the device evil:Device is not built in" in out
+    assert not (tmp_path / "done").exists()
 
 
 def test_damaged_scores_leave_the_two_figures(runs, capsys):
