@@ -36,7 +36,7 @@ def _setting(found: Benchmarked, setting: Setting) -> Iterator[str]:
     for row, given in zip(measured.rows, found.givens, strict=True):
         apart = f" ({_way(row)})" if ways else ""
         verdict = measured.word(row)
-        rows.append([*_cells(row, row.id + apart, given.bytes), verdict or "what the others are against"])
+        rows.append([*_cells(row, row.id + apart, given.bytes), verdict or "the baseline"])
     if found.aa and measured.again is not None:
         rows.append([*_cells(measured.again, measured.again.id, found.givens[0].bytes), "A/A"])
     if len(rows) == 1:
