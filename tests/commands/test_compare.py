@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from deploycompress.cli import main
+from deploycompress.commands.comparison import metric_line, plain_line, worst_class_line
 from deploycompress.commands.machines import differences, versions_apart
 from deploycompress.measure.intervals import noise_floor, paired_speedup, ratio, word
 from deploycompress.measure.measurement import Speedup
+from deploycompress.report.document import Metric
 
 
 def run(capsys, *arguments):
@@ -335,6 +337,36 @@ def test_what_a_speed_up_says():
     assert word(Speedup(1.2, 1.1, 1.3), 0.15) == "cannot tell"  # below the floor of this machine
     assert noise_floor(Speedup(0.98, 0.95, 1.01)) == pytest.approx(1 / 0.95 - 1)
     assert noise_floor(Speedup(1.02, 1.0, 1.05)) == pytest.approx(0.05)
+
+
+def test_an_error_is_better_the_lower_it_is():
+    mae = Metric(name="mae", higher_is_better=False, unit="")
+    low, high = [0.1 + i / 1000 for i in range(50)], [0.4 + i / 1000 for i in range(50)]
+    assert metric_line("mae", mae, (0.1, 0.4), (low, high)).verdict == "worse"
+    assert metric_line("mae", mae, (0.4, 0.1), (high, low)).verdict == "better"
+    assert metric_line("mae", mae, (0.1, 0.1), (low, low)).verdict == "same"
+    assert metric_line("mae", mae, (0.1, 0.4), None).verdict == "cannot tell"
+    assert metric_line("mae", mae, (None, 0.4), None).verdict == "not compared"
+    line = worst_class_line(mae, {"a": 0.1, "b": 0.3}, {"a": 0.5, "b": 0.2})
+    assert (
+        line is not None
+        and (line.base, line.head) == (0.3, 0.5)
+        and line.message == "class a lost most: 0.400"
+    )
+    assert worst_class_line(mae, {}, {"a": 0.1}) is None
+
+
+def test_plain_figures():
+    assert plain_line("packed_size", "bytes", 1000, 1009).verdict == "same"
+    assert plain_line("packed_size", "bytes", 1000, 1020).verdict == "worse"
+    assert plain_line("packed_size", "bytes", None, 1020).verdict == "not compared"
+    assert plain_line("peak_memory", "bytes", 1000, 1040).verdict == "cannot tell"
+    assert plain_line("peak_memory", "bytes", 1000, 1100).verdict == "worse"
+    assert plain_line("peak_memory", "bytes", 1000, 1100, noise=0.06).verdict == "cannot tell"
+    assert (
+        plain_line("load", "ms", 10, 4).verdict == "better"
+        and plain_line("load", "ms", 10, 14).verdict == "cannot tell"
+    )
 
 
 def test_ratios_of_tails_are_of_all_samples():
