@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from deploycompress.commands.benchmarking import Benchmarked, Setting
 from deploycompress.commands.side_by_side import Row
 from deploycompress.measure.environment import machine
-from deploycompress.measure.intervals import LEAST_EFFECT
+from deploycompress.measure.intervals import least_effect
 from deploycompress.measure.measurement import Speedup
 from deploycompress.report.figures import NOTHING, clean, figure, plural
 from deploycompress.report.terminal import table
@@ -76,7 +76,7 @@ def _remarks(setting: Setting) -> Iterator[str]:
     floor = found.floor()
     if floor is not None:
         told = f"noise floor {figure(floor, 'ratio')}: what {found.rows[0].id} differs from itself by"
-        yield f"{told}; below {figure(max(floor, LEAST_EFFECT), 'ratio')} there is nothing to tell"
+        yield f"{told}; below {figure(least_effect(floor), 'ratio')} there is nothing to tell"
     alike = [f"{id} {of:.4f}" for id, of in setting.cosines.items() if isinstance(of, float)]
     if alike:
         yield f"cosine of the outputs with those of {found.rows[0].id}: {', '.join(alike)}"

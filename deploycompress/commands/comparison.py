@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from deploycompress.commands.side_by_side import Row, SideBySide
-from deploycompress.measure.intervals import LEAST_EFFECT, Statistic, word
+from deploycompress.measure.intervals import Statistic, least_effect, word
 from deploycompress.measure.measurement import Speedup
 from deploycompress.report import document
 from deploycompress.report.figures import figure, limit, signed
@@ -150,7 +150,7 @@ def _speed_line(metric: str, base: Row, head: Row, found: SideBySide) -> Line:
     if speedup is None:
         return Line(metric, unit, *values, None, "cannot tell", f"too few samples for {statistic}")
     told = found.word(head, statistic) or "cannot tell"
-    floor = max(found.floor(statistic) or 0.0, LEAST_EFFECT)
+    floor = least_effect(found.floor(statistic) or 0.0)
     message = "" if told != "cannot tell" else f"differences below {figure(floor, 'ratio')} are noise"
     return Line(metric, unit, *values, of_speedup(speedup, metric), _word(told), message)
 
@@ -165,7 +165,7 @@ def of_speedup(speedup: Speedup, metric: str) -> Change:
 def through_the_baseline(base: document.Speedup, head: document.Speedup) -> tuple[Change, Word]:
     """From the speed-ups of two runs over one baseline file: its interval holds what both of theirs allow."""
     speedup = Speedup(head.value / base.value, head.low / base.high, head.high / base.low)
-    return of_speedup(speedup, "latency_p50"), _word(word(speedup, LEAST_EFFECT))
+    return of_speedup(speedup, "latency_p50"), _word(word(speedup, 0.0))
 
 
 def _word(told: str) -> Word:

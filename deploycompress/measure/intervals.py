@@ -102,12 +102,14 @@ def noise_floor(again: Speedup) -> float:
     return max(again.high, 1 / again.low) - 1
 
 
-def word(speedup: Speedup, floor: float) -> Word:
-    """What a speed-up says where differences below ``floor`` (a share, at least ``LEAST_EFFECT``) are noise.
+def least_effect(floor: float) -> float:
+    """The share below which a difference is noise: twice the floor, as that is one pair of processes of many."""
+    return max(2 * floor, LEAST_EFFECT)
 
-    Its whole interval must lie beyond the floor.
-    """
-    margin = 1 + max(floor, LEAST_EFFECT)
+
+def word(speedup: Speedup, floor: float) -> Word:
+    """What a speed-up says beside a noise floor (a share): its whole interval must lie beyond ``least_effect``."""
+    margin = 1 + least_effect(floor)
     if speedup.low > margin:
         return "faster"
     return "slower" if speedup.high < 1 / margin else "cannot tell"

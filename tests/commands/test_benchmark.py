@@ -56,7 +56,7 @@ def test_more_layers_are_slower_at_each_batch_size(network, shortly, tmp_path, c
 
 
 def test_a_file_beside_itself_is_neither_faster_nor_slower(network, shortly, tmp_path, capsys):
-    file, out = network(tmp_path / "one.onnx", 4), tmp_path / "found.json"
+    file, out = network(tmp_path / "one.onnx", 4, shape=(64, 192)), tmp_path / "found.json"
     code, said, err = run(capsys, file, file, "--json", out)
     assert code == 0, err
     (setting,) = json.loads(out.read_text())["settings"]

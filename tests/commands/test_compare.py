@@ -64,7 +64,11 @@ def test_one_file_twice_is_the_same(network, shortly, tmp_path, capsys):
 def test_equal_work_in_two_files_is_neither_better_nor_worse(network, shortly, tmp_path, capsys):
     """Other numbers in the matrices, which take as long to multiply with: measured, and not told apart."""
     file = tmp_path / "found.json"
-    base, head = network(tmp_path / "base.onnx", 4), network(tmp_path / "head.onnx", 4, seed=1)
+    large = {"shape": (64, 192)}  # where memory lies changes the time of a small one by some percent
+    base, head = (
+        network(tmp_path / "base.onnx", 4, **large),
+        network(tmp_path / "head.onnx", 4, seed=1, **large),
+    )
     code, _, err = run(capsys, base, head, "--format", "json", "--output", file, "--fail-on", "worse")
     rows = rows_of(file)
     assert code == 0 and rows["latency_p50"]["verdict"] == "cannot tell", (err, rows)
@@ -334,7 +338,7 @@ def test_what_a_speed_up_says():
     assert word(Speedup(1.2, 1.1, 1.3), 0.0) == "faster" and word(Speedup(0.8, 0.7, 0.9), 0.0) == "slower"
     assert word(Speedup(1.2, 0.99, 1.3), 0.0) == "cannot tell"  # the interval holds 1
     assert word(Speedup(1.02, 1.015, 1.025), 0.0) == "cannot tell"  # below what two processes differ by
-    assert word(Speedup(1.2, 1.1, 1.3), 0.15) == "cannot tell"  # below the floor of this machine
+    assert word(Speedup(1.2, 1.1, 1.3), 0.06) == "cannot tell"  # below the floor of this machine
     assert noise_floor(Speedup(0.98, 0.95, 1.01)) == pytest.approx(1 / 0.95 - 1)
     assert noise_floor(Speedup(1.02, 1.0, 1.05)) == pytest.approx(0.05)
 
