@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("init", "Write a commented pipeline.yaml that runs."),
     "probe": ("probe", "Take any model through prune, export, quantize and benchmark in one line."),
     "inspect": ("inspect", "Where a model's MACs, parameters and time go, and what could be pruned."),
+    "benchmark": ("benchmark", "Measure ONNX files and engines side by side, whoever made them."),
+    "compare": ("compare", "Two runs, or two artefacts: better, worse, or cannot tell."),
     "report": ("report", "Render the report of a run directory again."),
     "doctor": ("doctor", "What is installed here, which runtimes can run, and what to do about the rest."),
     "schema": ("schema", "Print the JSON Schema of pipeline.yaml for an editor."),

@@ -1,8 +1,9 @@
-"""What raw samples support: percentiles, and the speed-up with its interval."""
+"""What raw samples support: percentiles, the speed-up with its interval, and what that says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,12 @@ from deploycompress.measure.measurement import Latency, Speedup
 FEWEST_SAMPLES = {90: 64, 99: 662}
 RESAMPLES = 10_000
 FEWEST_BLOCKS = 6  # below it a bootstrap over blocks has too few values to draw from
+POOLED_RESAMPLES = 500  # each of them sorts all samples
+# Two processes of one artefact differ by 1 to 2 % through where their memory happens to lie.
+LEAST_EFFECT = 0.03
+
+Statistic = Literal["p50", "p90", "p99", "mean"]
+Word = Literal["faster", "slower", "cannot tell"]
 
 
 def latency(blocks_ns: Sequence[Sequence[int]]) -> Latency:
@@ -35,17 +42,18 @@ def percentile(samples_ns: np.ndarray, rank: int) -> float | None:
 
 
 def paired_speedup(
-    baseline_ns: Sequence[Sequence[int]], candidate_ns: Sequence[Sequence[int]], seed: int = 0
+    baseline_ns: Sequence[Sequence[int]],
+    candidate_ns: Sequence[Sequence[int]],
+    seed: int = 0,
+    of: Callable[[Sequence[int]], np.floating] = np.median,
 ) -> Speedup:
-    """Baseline over candidate: the median of the ratios of blocks that ran side by side.
+    """Baseline over candidate: the median of the ratios of blocks that ran side by side, each ``of`` its samples.
 
     The interval (95 %) is a percentile bootstrap over the blocks; below ``FEWEST_BLOCKS`` of them it is
     the range of the ratios. Pairing takes out what drifts slowly: clocks, heat, a neighbour (Bulej et al.,
     "Duet Benchmarking", ICPE 2020).
     """
-    ratios = np.array(
-        [np.log(np.median(b) / np.median(c)) for b, c in zip(baseline_ns, candidate_ns, strict=True)]
-    )
+    ratios = np.array([np.log(of(b) / of(c)) for b, c in zip(baseline_ns, candidate_ns, strict=True)])
     value = float(np.median(ratios))
     if len(ratios) < FEWEST_BLOCKS:
         low, high = float(ratios.min()), float(ratios.max())
@@ -53,3 +61,55 @@ def paired_speedup(
         draws = np.random.default_rng(seed).integers(0, len(ratios), (RESAMPLES, len(ratios)))
         low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
     return Speedup(float(np.exp(value)), float(np.exp(low)), float(np.exp(high)))
+
+
+def ratio(
+    statistic: Statistic,
+    baseline_ns: Sequence[Sequence[int]],
+    candidate_ns: Sequence[Sequence[int]],
+    seed: int = 0,
+) -> Speedup | None:
+    """Baseline over candidate, of blocks that ran side by side; None where a percentile has too few samples.
+
+    Those of p50 and mean are paired block by block. A block has too few samples for a tail: p90 and p99 are those of
+    all samples together, with a bootstrap over the pairs of blocks (95 %).
+    """
+    if statistic == "p50":
+        return paired_speedup(baseline_ns, candidate_ns, seed)
+    if statistic == "mean":
+        return paired_speedup(baseline_ns, candidate_ns, seed, np.mean)
+    rank = int(statistic[1:])
+    if any(sum(map(len, blocks)) < FEWEST_SAMPLES[rank] for blocks in (baseline_ns, candidate_ns)):
+        return None
+    sides = [[np.asarray(b, dtype=np.int64) for b in blocks] for blocks in (baseline_ns, candidate_ns)]
+
+    def of(pairs: Sequence[int]) -> float:
+        before, after = (
+            np.percentile(np.concatenate([side[i] for i in pairs]), rank, method="higher") for side in sides
+        )
+        return float(before / after)
+
+    count = len(sides[0])
+    draws = np.random.default_rng(seed).integers(0, count, (POOLED_RESAMPLES, count))
+    few = count < FEWEST_BLOCKS
+    drawn = [of([i]) for i in range(count)] if few else [of(draw) for draw in draws]
+    low, high = np.percentile(drawn, [0, 100] if few else [2.5, 97.5])
+    return Speedup(of(range(count)), float(low), float(high))
+
+
+def noise_floor(again: Speedup) -> float:
+    """The share by which an artefact differs from itself: the end of its A/A interval that is farther from 1."""
+    return max(again.high, 1 / again.low) - 1
+
+
+def least_effect(floor: float) -> float:
+    """The share below which a difference is noise: twice the floor, as that is one pair of processes of many."""
+    return max(2 * floor, LEAST_EFFECT)
+
+
+def word(speedup: Speedup, floor: float) -> Word:
+    """What a speed-up says beside a noise floor (a share): its whole interval must lie beyond ``least_effect``."""
+    margin = 1 + least_effect(floor)
+    if speedup.low > margin:
+        return "faster"
+    return "slower" if speedup.high < 1 / margin else "cannot tell"

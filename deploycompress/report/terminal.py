@@ -16,7 +16,7 @@ def summary(report: Report) -> str:
     gates = [view.gate_view(gate) for gate in report.gates]
     if gates:
         rows = [[g.mark, g.metric, g.limit, g.value, g.word, g.message] for g in gates]
-        lines += ["", "Gates", *_table(rows)]
+        lines += ["", "Gates", *table(rows)]
     artefacts = view.artefact_views(report)
     if artefacts:
         head = ["", "artefact", "size", "p50", "p90", "p99", "speed-up", report.primary.name]
@@ -24,12 +24,13 @@ def summary(report: Report) -> str:
             ["*" if a.is_best else "", a.id, a.size, a.p50, a.p90, a.p99, a.speedup, f"{a.metric} {a.change}"]
             for a in artefacts
         ]
-        lines += ["", "Artefacts (* the best)", *_table([head, *rows])]
+        lines += ["", "Artefacts (* the best)", *table([head, *rows])]
         lines += [f"  {artefact}: {note}" for artefact, note in view.row_notes(report)]
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of equally wide columns; all cells but the last of a row are cut where they are long."""
     cells = [[shortened(cell, 48) for cell in row[:-1]] + [row[-1]] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -1,0 +1,202 @@
+"""Compares two runs, or two artefacts: measured anew side by side where they can be, else as their reports have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from deploycompress.commands.comparison import (
+    Comparison,
+    Line,
+    metric_line,
+    plain_line,
+    speed_lines,
+    worst_class_line,
+)
+from deploycompress.commands.finished_run import Run, finished_run
+from deploycompress.commands.fresh_gates import all_gates
+from deploycompress.commands.given import Given, open_given
+from deploycompress.commands.machines import versions_apart
+from deploycompress.commands.measuring import How, candidate_of, how_of
+from deploycompress.commands.random_inputs import Wanted, feed_for
+from deploycompress.commands.recorded import apart, away, recorded_lines
+from deploycompress.commands.side_by_side import FEWEST_ALIKE, SideBySide, cosines, distinct, side_by_side
+from deploycompress.devices.jobs import Candidate, Progress, open_device
+from deploycompress.errors import ConfigError
+from deploycompress.measure.environment import environment
+from deploycompress.report.figures import plural
+from deploycompress.report.verdict import Verdict
+from deploycompress.stages.benchmark import LENGTHS
+
+Mode = Literal["quick", "full"]
+Inputs = Mapping[str, Wanted]
+
+
+def compare_artefacts(
+    base: Path,
+    head: Path,
+    how: How,
+    wanted: Inputs,
+    batch_size: int | None,
+    mode: Mode,
+    device_name: str,
+    progress: Progress,
+) -> Comparison:
+    """Two files, measured side by side on this machine. Raises as ``benchmarking.benchmark`` does."""
+    names = distinct([str(base), str(head)])
+    givens = (open_given(base, names[0]), open_given(head, names[1]))
+    candidates = [candidate_of(given, how) for given in givens]
+    feed, notes = feed_for(givens, wanted, batch_size)
+    device = open_device(device_name)
+    found = side_by_side(device, candidates, feed, LENGTHS[mode], progress, again=True)
+    alike = cosines(device, candidates, feed, lambda done, message: progress(1.0, "comparing the outputs"))
+    lines = _measured_lines(found, _same(givens, candidates))
+    lines.append(plain_line("artifact_size", "bytes", *(given.bytes for given in givens)))
+    notes = [*notes, *_on_outputs(alike), *_on_rows(found)]
+    return Comparison(str(base), str(head), tuple(lines), tuple(notes), True, environment())
+
+
+def compare_runs(
+    base_dir: Path, head_dir: Path, wanted: Inputs, mode: Mode, progress: Progress, *, measure: bool
+) -> Comparison:
+    """The best artefacts of two runs, and HEAD's gates.
+
+    With ``measure`` they are measured anew where the machine of both runs is this one. Raises ConfigError where
+    a directory holds no finished run, or files or gates that cannot be read.
+    """
+    base, head = finished_run(base_dir), finished_run(head_dir)
+    limits = head.gates()
+    here = environment()
+    primary = head.report.primary
+    if primary.name != base.report.primary.name:
+        raise ConfigError(
+            f"{base.name} is judged by {base.report.primary.name} and {head.name} by {primary.name}; "
+            "runs of different tasks cannot be compared"
+        )
+    scores = (
+        (base.scores, head.scores)
+        if base.scores
+        and head.scores
+        and base.judged_on == head.judged_on
+        and len(base.scores) == len(head.scores)
+        else None
+    )
+    lines = [metric_line(primary.name, primary, (base.metric, head.metric), scores)]
+    worst = worst_class_line(head.report.figures.get("worst_class", primary), base.per_class, head.per_class)
+    lines += [worst] if worst else []
+    reason = apart(base, head)
+    why_not = reason or ("" if measure else "--no-measure was given") or away(head, here)
+    row = None
+    if why_not:
+        lines += recorded_lines(base, head, reason)
+        notes = [f"nothing was measured: {why_not}"]
+    else:
+        givens, candidates, found = _measure_runs(base, head, wanted, mode, progress)
+        row = found.rows[1].measurement
+        lines += _measured_lines(found, _same(givens, candidates))
+        notes = [*_on_versions(base, head, here), *_on_rows(found)]
+    lines.append(plain_line("artifact_size", "bytes", base.best.bytes, head.best.bytes))
+    if base.packed_bytes is not None or head.packed_bytes is not None:
+        lines.append(plain_line("packed_size", "bytes", base.packed_bytes, head.packed_bytes))
+    if base.report.data != head.report.data or (scores is None and base.judged_on != head.judged_on):
+        notes.append("the two runs were not judged on the same test samples")
+    notes += _on_targets(base, head)
+    gates = all_gates(head, limits, row, wanted, mode, progress)
+    return Comparison(
+        base.name, head.name, _with_gates(lines, gates, base, head), tuple(notes), row is not None, here
+    )
+
+
+# ---------------------------------------------------------------- measured now
+
+
+def _measure_runs(
+    base: Run, head: Run, wanted: Inputs, mode: Mode, progress: Progress
+) -> tuple[tuple[Given, Given], list[Candidate], SideBySide]:
+    givens = (base.file_of(base.best.id), head.file_of(head.best.id))
+    names = distinct([f"BASE {base.best.id}", f"HEAD {head.best.id}"])
+    givens = (replace(givens[0], name=names[0]), replace(givens[1], name=names[1]))
+    candidates = [
+        candidate_of(given, how_of(run.row)) for given, run in zip(givens, (base, head), strict=True)
+    ]
+    feed, _ = feed_for(givens, wanted, head.row.batch_size)
+    device = open_device(head.report.target.device or "local")
+    return givens, candidates, side_by_side(device, candidates, feed, LENGTHS[mode], progress, again=True)
+
+
+def _measured_lines(found: SideBySide, same: bool) -> list[Line]:
+    base, head = (row.measurement for row in found.rows)
+    again = found.again.measurement if found.again else base
+    lines = speed_lines(found)
+    for metric, unit, name in (("peak_memory", "bytes", "peak_memory_bytes"), ("load", "ms", "load_ms")):
+        before, after, twice = (getattr(m, name) for m in (base, head, again))
+        noise = abs(twice / before - 1) if before and twice else 0.0
+        lines.append(plain_line(metric, unit, before, after, noise))
+    if same:  # what two processes of one file differ by is no difference
+        told = "BASE and HEAD are the same file"
+        lines = [replace(line, verdict="same", message=told) for line in lines]
+    return lines
+
+
+def _same(givens: tuple[Given, Given], candidates: list[Candidate]) -> bool:
+    """Whether both sides are one file that is run in one way."""
+    base, head = candidates
+    one_file = givens[0].digest == givens[1].digest
+    return one_file and replace(base, id=head.id, path=head.path) == head
+
+
+# ---------------------------------------------------------------- beside the lines
+
+
+def _with_gates(lines: list[Line], gates: Sequence[Verdict], base: Run, head: Run) -> tuple[Line, ...]:
+    """Each line with HEAD's gates on it; a gate on something else is a line of its own."""
+    primary = head.report.primary.name
+    called = {"accuracy": primary, f"metric:{primary}": primary}
+    by_metric: dict[str, list[Verdict]] = {}
+    for verdict in gates:
+        by_metric.setdefault(called.get(verdict.metric, verdict.metric), []).append(verdict)
+    found = [replace(line, gates=tuple(by_metric.pop(line.metric, ()))) for line in lines]
+    for metric, verdicts in by_metric.items():
+        name = metric.removeprefix("metric:")
+        figures = (base.row.metrics.get(name), head.row.metrics.get(name))
+        info = head.report.figures.get(name)
+        line = Line(metric, "", None, None, None, "not compared", verdicts[0].message)
+        if info is not None and None not in figures:
+            line = metric_line(metric, info, figures, None)
+        found.append(replace(line, gates=tuple(verdicts)))
+    return tuple(found)
+
+
+def _runtimes(*runs: Run) -> tuple[str, ...]:
+    return tuple(run.row.runtime for run in runs)
+
+
+def _on_versions(base: Run, head: Run, here: Mapping[str, object]) -> list[str]:
+    notes = []
+    for run in (base, head):
+        apart = versions_apart(run.report.environment, here, _runtimes(base, head))
+        if apart:
+            notes.append(
+                f"{run.name} was made with other versions, both are measured with those here: {'; '.join(apart)}"
+            )
+    return notes
+
+
+def _on_targets(base: Run, head: Run) -> list[str]:
+    ways = [f"{r.row.runtime} {r.row.provider}, {plural(r.row.threads, 'thread')}" for r in (base, head)]
+    return [f"BASE runs in {ways[0]}, HEAD in {ways[1]}"] if ways[0] != ways[1] else []
+
+
+def _on_outputs(alike: Mapping[str, float | str]) -> list[str]:
+    return [
+        f"warning: the outputs are not alike: {of}"
+        if isinstance(of, str)
+        else f"{'warning: ' if of < FEWEST_ALIKE else ''}cosine of the outputs on random inputs: {of:.4f}"
+        for of in alike.values()
+    ]
+
+
+def _on_rows(found: SideBySide) -> list[str]:
+    return [f"{row.id}: {note}" for row in found.rows for note in row.measurement.notes]
