@@ -202,3 +202,13 @@ def test_a_clear_error_and_the_right_code(project, case):
     assert not [p for p in out.rglob("*") if p.name.startswith(".") and p.name not in (".lock", ".jobs")]
     store = project.parent.parent / "store"
     assert not store.exists() or not list((store / "tmp").glob("*"))
+
+
+def test_a_temporary_folder_with_too_long_a_path(project, tmp_path, monkeypatch):
+    """The fork server's socket lies there."""
+    folder = tmp_path / ("t" * 120)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    code, said, out = run(project)
+    assert code == 3 and f"in the temporary folder {folder}: AF_UNIX path too long; set TMPDIR" in said
+    assert not out.exists()

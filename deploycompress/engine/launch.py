@@ -10,6 +10,7 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from deploycompress.contracts import Event
 from deploycompress.engine.interrupts import Interrupts
 from deploycompress.engine.worker import forked
-from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed
+from deploycompress.errors import BY_NAME, DeployCompressError, EnvironmentMissing, Interrupted, StageFailed
 
 GRACE_S = 5.0  # between SIGTERM and SIGKILL; a CI system gives 7.5 s in all
 
@@ -27,10 +28,19 @@ _context: Any = multiprocessing.get_context("forkserver" if sys.platform == "lin
 
 
 def warm_up() -> None:
-    """Start the fork server now, so that it imports the frameworks while the main process reads and plans."""
+    """Start the fork server now, so that it imports the frameworks while the main process reads and plans.
+
+    Raises EnvironmentMissing where its socket cannot lie in the temporary folder.
+    """
     if sys.platform == "linux":
         _context.set_forkserver_preload(["deploycompress.engine.preload"])
-        multiprocessing.forkserver.ensure_running()
+        try:
+            multiprocessing.forkserver.ensure_running()
+        except OSError as error:  # a socket's path may have 107 bytes, and 31 of them are its own
+            raise EnvironmentMissing(
+                f"no socket can be made in the temporary folder {tempfile.gettempdir()}: {error}; set TMPDIR to a "
+                "folder that can be written to and has a short path, such as /tmp"
+            ) from error
 
 
 def run_worker(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,21 @@ def project(tiny: Path) -> Path:
     return tiny
 
 
+@pytest.fixture(autouse=True)
+def own_lock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For what is measured here; below a short path, since sockets lie there too."""
+    with tempfile.TemporaryDirectory(prefix="runs-") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+
+
 def declare(project: Path, device: DeviceConfig) -> None:
     (project.parent / "devices.yaml").write_text(dump_devices({"board": device}))
 
 
 def start(project: Path, out: Path) -> subprocess.Popen[str]:
-    out.parent.mkdir(exist_ok=True)
-    environment = {
-        **os.environ,
-        "TMPDIR": str(out.parent),
-    }  # with a lock of its own for what is measured here
     command = [*RUN, str(project), "--out", str(out), "--no-rehearsal"]
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finished(project: Path, out: Path) -> tuple[int, str]:
