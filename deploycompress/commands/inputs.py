@@ -44,6 +44,17 @@ def model_arguments(command: Command) -> Command:
     return click.argument("build")(option(command))
 
 
+def matched(text: str) -> re.Match[str]:
+    """The parts of one ``NAME=SHAPE[:DTYPE[:MAX]]``. Raises click.BadParameter."""
+    match = INPUT.fullmatch(text)
+    if match is None:
+        raise click.BadParameter(
+            f"received {text!r}; expected NAME=SHAPE[:DTYPE[:MAX]], as image=1x3x224x224 or ids=1x128:int64:30521",
+            param_hint="--input",
+        )
+    return match
+
+
 def input_specs(inputs: tuple[str, ...]) -> tuple[dict[str, InputSpec], int]:
     """The inputs with a dynamic batch, and the batch size that was given. Raises click.BadParameter."""
     from pydantic import ValidationError
@@ -53,12 +64,7 @@ def input_specs(inputs: tuple[str, ...]) -> tuple[dict[str, InputSpec], int]:
     specs: dict[str, InputSpec] = {}
     batches: dict[str, int] = {}
     for text in inputs:
-        match = INPUT.fullmatch(text)
-        if match is None:
-            raise click.BadParameter(
-                f"received {text!r}; expected NAME=SHAPE[:DTYPE[:MAX]], as image=1x3x224x224 or ids=1x128:int64:30521",
-                param_hint="--input",
-            )
+        match = matched(text)
         name, sizes = match["name"], [int(size) for size in match["shape"].split("x")]
         if name in specs:
             raise click.BadParameter(f"input {name!r} is given twice", param_hint="--input")

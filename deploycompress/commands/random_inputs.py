@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from deploycompress.commands.given import DTYPES, Given, Interface
-from deploycompress.commands.inputs import INPUT
+from deploycompress.commands.inputs import matched
 from deploycompress.errors import ConfigError
 
 SEED = 0
@@ -30,12 +30,7 @@ def wanted_inputs(texts: Sequence[str]) -> dict[str, Wanted]:
     """``--input NAME=SHAPE[:DTYPE[:MAX]]``, read. Raises click.BadParameter."""
     found: dict[str, Wanted] = {}
     for text in texts:
-        match = INPUT.fullmatch(text)
-        if match is None:
-            raise click.BadParameter(
-                f"received {text!r}; expected NAME=SHAPE[:DTYPE[:MAX]], as image=1x3x224x224 or ids=1x128:int64:30521",
-                param_hint="--input",
-            )
+        match = matched(text)
         name, shape = match["name"], tuple(int(size) for size in match["shape"].split("x"))
         highest = int(match["max"]) if match["max"] else None
         reason = (

@@ -65,8 +65,8 @@ class OnnxRuntime:
     def build(self, source: Path, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         """Write ``source`` to ``path`` as ONNX Runtime has it after all of its optimisations for this machine.
 
-        Weights are laid out for this processor and operators are fused, so that it loads sooner; it runs as fast as
-        the portable file, and elsewhere it may be slower or not run. Gives how it is to be run. Raises RuntimeError
+        Weights are laid out for this processor and operators are fused, so that it loads sooner;
+        elsewhere it may be slower or not run. Gives how it is to be run. Raises RuntimeError
         when ONNX Runtime does not load the file.
         """
         provider = options.get("provider", "cpu")

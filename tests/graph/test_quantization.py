@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import shape_inference
 
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph import quantization
@@ -221,6 +223,14 @@ def test_a_file_too_large_for_protocol_buffers_goes_into_one_where_its_quarter_f
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(made, source, save_as_external_data=True, location="weights.bin", size_threshold=0)
     monkeypatch.setattr(quantization, "LARGEST_FILE", 400_000)  # of 720,000 bytes in FP32
+    asked: list[bool] = []
+
+    def watched(*given: Any, **named: Any) -> None:
+        asked.append(named.get("save_as_external_data", False))
+        prepare(*given, **named)
+
+    prepare = shape_inference.quant_pre_process
+    monkeypatch.setattr(shape_inference, "quant_pre_process", watched)
     path = tmp_path / "small" / "model.onnx"
     path.parent.mkdir()
     feeds = [{"x": np.random.default_rng(1).standard_normal((8, 300)).astype(np.float32)}]
@@ -228,6 +238,7 @@ def test_a_file_too_large_for_protocol_buffers_goes_into_one_where_its_quarter_f
         quantize_dynamic_onnx(source, path)
     else:
         quantize_onnx(source, path, feeds, scheme="s8s8")
+    assert asked == [True]
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"] and path.stat().st_size < 250_000
     assert compare(run_onnx(source, feeds)[0], run_onnx(path, feeds)[0]).cosine > 0.99
     monkeypatch.setattr(quantization, "LARGEST_FILE", 100_000)
