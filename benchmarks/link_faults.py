@@ -40,7 +40,7 @@ from deploycompress.measure.environment import environment  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "link_faults.json"
 PHASES = ("facts", "have", "put", "start", "poll", "read", "stop")
-PLAN = Plan(blocks=4, block_ms=20, warmup_ms=10, least_samples=4)
+PLAN = Plan(blocks=4, block_ms=20, warmup_ms=10, least_samples=4, again=0.0)
 BUSY_MS = 2.0
 SLOWEST = 1.25  # times the known time, of the quickest call: another process can only add to it
 PATIENCE_S, ANSWER_S = 6.0, 5.0
@@ -156,8 +156,9 @@ def _outcome(device: Ssh, candidate: Candidate, feed: np.ndarray) -> tuple[str, 
     found = result.candidates["it"]
     if not isinstance(found, Timing):
         return "another error", found.message
-    least_ms = min(min(block) for block in found.blocks_ns) / 1e6
-    right = len(found.blocks_ns) == PLAN.blocks and BUSY_MS <= least_ms <= SLOWEST * BUSY_MS
+    blocks = found.blocks_ns + found.set_aside_ns
+    least_ms = min(map(min, blocks)) / 1e6
+    right = len(blocks) == PLAN.blocks and BUSY_MS <= least_ms <= SLOWEST * BUSY_MS
     return ("result" if right else "wrong figure"), f"{least_ms:.3f} ms"
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
+import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,34 @@ gates:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of slow tests first: at the end one process would wait for the other."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test marked ``quiet`` says what was measured, so none of the other processes runs a test meanwhile."""
+    with _machine(alone=item.get_closest_marker("quiet") is not None):
+        return (yield)
+
+
+@contextlib.contextmanager
+def _machine(alone: bool) -> Iterator[None]:
+    """The kernel's lock, together with others or alone; a turnstile lets nobody past one that waits to be alone."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if session is None:
+        yield
+        return
+    root = Path(tempfile.gettempdir())
+    with open(root / f"pytest-{session}.turn", "w") as turn, open(root / f"pytest-{session}.run", "w") as running:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        yield
+
+
+def pytest_sessionfinish() -> None:
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    for file in Path(tempfile.gettempdir()).glob(f"pytest-{session}.*"):
+        file.unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from deploycompress.registry import RUNTIMES
 
 PIECES = (
     "deploycompress.runtimes.onnx_file",
+    "deploycompress.devices.disturbance",
+    "deploycompress.devices.counters",
     "deploycompress.devices.candidate",
     "deploycompress.devices.runner",
 )

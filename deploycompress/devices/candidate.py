@@ -18,6 +18,9 @@ from typing import Any, Callable, Dict
 
 import numpy as np
 
+from deploycompress.devices.counters import Counters, Gpus, packages_uj, taken_uj
+from deploycompress.devices.disturbance import clock_mhz
+
 # At the start of each block: the other candidates have had the caches, and the threads of the last one spin on for a
 # while. With 4 ms one and the same file, 2 threads, was up to 1.6 times itself; with 50 ms it is within 1 %.
 UNTIMED_MS = 50.0
@@ -71,6 +74,7 @@ class Opened:
         self.check = check
         self.runtime = runtimes[self.candidate["runtime"]]()
         self.call: Callable[[], None] = lambda: None
+        self.gpus = None if self.candidate["options"].get("provider") == "cpu" else Gpus()
 
     def open(self) -> Document:
         """Load, run for the first time, warm up. Milliseconds, and the peak of resident memory in bytes."""
@@ -91,6 +95,7 @@ class Opened:
             "steady": steady,
             "outputs": outputs,
             "peak_memory_bytes": peak_memory_bytes(),
+            "gpu_memory_bytes": None if self.gpus is None else self.gpus.memory_bytes(),
         }
 
     def profile(self) -> Document:
@@ -165,10 +170,24 @@ class Opened:
             before = now
 
     def block(self) -> Document:
+        """Raw timings, with what else is known of the time they took."""
         budget_ns = self.command["block_ms"] * 1e6
         timed_calls(self.call, max(budget_ns / 10, UNTIMED_MS * 1e6), 1)
         least, enough = self.command["least_samples"], self.command["enough_samples"]
-        return {"samples_ns": timed_calls(self.call, budget_ns, least, enough)}
+        energy, began_ns, used_ns = self.energy_uj(), time.perf_counter_ns(), time.process_time_ns()
+        samples = timed_calls(self.call, budget_ns, least, enough)
+        used_ns, took_ns = time.process_time_ns() - used_ns, time.perf_counter_ns() - began_ns
+        return {
+            "block": {
+                "samples_ns": samples,
+                "cpu_share": used_ns / took_ns,
+                "mhz": clock_mhz(),
+                "energy_uj": taken_uj(energy, self.energy_uj()),
+            }
+        }
+
+    def energy_uj(self) -> Counters:
+        return {**packages_uj(), **(self.gpus.energy_uj() if self.gpus is not None else {})}
 
 
 def answer_file(candidate: int, feed: int, output: int) -> str:

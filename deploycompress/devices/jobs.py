@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 import re
 import tempfile
@@ -21,7 +20,8 @@ from deploycompress.config.devices import KINDS, LOCAL, DeviceConfig, Devices
 from deploycompress.config.wording import listed
 from deploycompress.contracts import Device
 from deploycompress.devices.bundle import bundle
-from deploycompress.devices.results import Failed, Result, State, Timing, read_result
+from deploycompress.devices.disturbance import KINDS
+from deploycompress.devices.results import Failed, Result, Timing, read_result
 from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import ConfigError, DeployCompressError, EnvironmentMissing, StageFailed
 from deploycompress.measure.intervals import latency, paired_speedup
@@ -36,8 +36,6 @@ MAIN_FILES = ("model.onnx", "model.xml", "model.engine", "model.safetensors")  #
 POLL_S = 0.1
 SLOWEST = 20  # times the nominal time, before a job is given up
 LOADING_S = 60.0  # for each candidate
-STOLEN = 0.05  # share of a core's time that the hypervisor may take from a block
-SLOWED = 0.95  # of the highest frequency seen
 
 NONE = Devices()
 
@@ -66,6 +64,11 @@ class Plan:
     warmup_ms: float
     least_samples: int = 1  # of all blocks together, however slow the candidate is
     enough_samples: int = 200_000  # of one block: a quick candidate is not measured for longer
+    again: float = 0.5  # disturbed blocks are made again, at most this share of ``blocks``
+
+    @property
+    def extra_blocks(self) -> int:
+        return math.floor(self.again * self.blocks)
 
     @property
     def block_samples(self) -> int:
@@ -132,7 +135,7 @@ def measure(
             if candidate.id in measured:  # the baseline, in a job before
                 continue
             timing = _timing(candidate, result, device)
-            measurement = _measurement(candidate, timing, result.states, feed, device, workdir)
+            measurement = _measurement(candidate, timing, result, feed, device, workdir)
             reference = references.get(candidate.runtime)
             measured[candidate.id] = replace(
                 measurement,
@@ -171,6 +174,7 @@ def run_job(
     settings = {
         "do": "measure",
         "blocks": plan.blocks,
+        "extra_blocks": plan.extra_blocks,
         "block_ms": plan.block_ms,
         "warmup_ms": plan.warmup_ms,
         "least_samples": plan.block_samples,
@@ -270,7 +274,7 @@ def _main_file(path: Path) -> str:
 
 
 def _deadline_s(candidates: int, plan: Plan) -> float:
-    nominal_s = (plan.warmup_ms + plan.blocks * plan.block_ms) / 1000
+    nominal_s = (plan.warmup_ms + (plan.blocks + plan.extra_blocks) * plan.block_ms) / 1000
     return candidates * (LOADING_S + SLOWEST * nominal_s)
 
 
@@ -304,19 +308,27 @@ def failure_of(entry: Failed, what: str) -> DeployCompressError:
 def _measurement(
     candidate: Candidate,
     timing: Timing,
-    states: Sequence[State],
+    result: Result,
     feed: Mapping[str, np.ndarray],
     device: Device,
     workdir: Path,
 ) -> Measurement:
     samples = f"samples/{re.sub(r'[^A-Za-z0-9._@-]', '-', candidate.id)}.json"
-    write_text(workdir / samples, canonical_json({"unit": "ns", "blocks": timing.blocks_ns}) + "\n")
-    notes = disturbances(states)
+    raw = {
+        "unit": "ns",
+        "blocks": timing.blocks_ns,
+        "set_aside": timing.set_aside_ns,
+        "disturbed": result.disturbed,
+        "states": result.states,
+    }
+    write_text(workdir / samples, canonical_json(raw) + "\n")
+    notes = disturbances(result)
     emulated = bool(device.facts().get("emulated"))
     if emulated:
         notes = (*notes, "the device is emulated, so its times say nothing about a real one")
     if not timing.steady:
         notes = (*notes, "still changing at the end of the warm-up")
+    calls = sum(map(len, timing.blocks_ns))
     return Measurement(
         artifact=candidate.id,
         runtime=candidate.runtime,
@@ -327,31 +339,25 @@ def _measurement(
         batch_size=next(iter(feed.values())).shape[0],
         latency_ms=latency(timing.blocks_ns),
         peak_memory_bytes=timing.peak_memory_bytes,
+        gpu_memory_bytes=timing.gpu_memory_bytes,
+        energy_mj=sum(timing.energy_uj.values()) / 1000 / calls if timing.energy_uj else None,
+        energy_of=tuple(timing.energy_uj),
         load_ms=timing.load_ms,
         first_inference_ms=timing.first_inference_ms,
         samples=samples,
         emulated=emulated,
+        disturbed=not result.quiet,
         notes=notes,
     )
 
 
-def disturbances(states: Sequence[State]) -> tuple[str, ...]:
-    """What kept the machine from being itself, in words: throttled, robbed or slowed rounds of blocks."""
-    pairs = list(itertools.pairwise(states))
-    throttled = sum(_grown(a.throttled_us, b.throttled_us) > 0 for a, b in pairs)
-    # Clock ticks are hundredths of a second on Linux.
-    stolen = sum(
-        _grown(a.stolen_ticks, b.stolen_ticks) / 100 > STOLEN * (b.time_s - a.time_s) for a, b in pairs
-    )
-    highest = max((s.mhz for s in states if s.mhz), default=None)
-    slowed = sum(s.mhz is not None and highest is not None and s.mhz < SLOWED * highest for s in states)
-    told = (
-        (throttled, "were throttled by the control group"),
-        (stolen, "lost time to other virtual machines"),
-        (slowed, "ran at a lower clock frequency"),
-    )
-    return tuple(f"{count} of {len(pairs)} rounds {what}" for count, what in told if count)
-
-
-def _grown(before: float | None, after: float | None) -> float:
-    return 0.0 if before is None or after is None else after - before
+def disturbances(result: Result) -> tuple[str, ...]:
+    """What kept the machine from being itself, in words."""
+    rounds = len(result.disturbed)
+    counted = {kind: sum(kind in kinds for kinds in result.disturbed) for kind in KINDS}
+    what = [f"{count} {KINDS[kind]}" for kind, count in counted.items() if count]
+    if not what:
+        return ()
+    disturbed = sum(map(bool, result.disturbed))
+    those = "which are left out" if result.quiet else "too many to leave out, so the times decide nothing"
+    return (f"{disturbed} of {rounds} rounds were disturbed ({', '.join(what)}), {those}",)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deploycompress.devices.disturbance import disturbances, undisturbed
 from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import EnvironmentMissing
 
@@ -18,12 +19,15 @@ LONGEST_NS = 10**13  # of one call: almost three hours
 
 @dataclass(frozen=True)
 class Timing:
-    """One candidate's raw figures."""
+    """One candidate's raw figures: of the rounds that count, which are the same ones for all candidates of a job."""
 
     blocks_ns: tuple[tuple[int, ...], ...]
+    set_aside_ns: tuple[tuple[int, ...], ...]  # of the rounds that something disturbed
+    energy_uj: Mapping[str, int]  # by what the counter counts, over all calls of ``blocks_ns``; empty without one
     load_ms: float
     first_inference_ms: float
     peak_memory_bytes: int | None
+    gpu_memory_bytes: int | None
     steady: bool
     finite: bool  # its outputs of the first inference
     versions: Mapping[str, str]
@@ -49,21 +53,17 @@ class OperatorProfile:
 
 
 @dataclass(frozen=True)
-class State:
-    """The machine between two blocks; None where it does not tell."""
-
-    time_s: float
-    load: float | None
-    mhz: float | None
-    celsius: float | None
-    throttled_us: int | None
-    stolen_ticks: int | None
-
-
-@dataclass(frozen=True)
 class Result:
+    """What a job measured; ``disturbed`` has of each round the kinds of what disturbed it.
+
+    ``states``: of the machine before the first round and after each (load, temperature, and what is judged).
+    ``quiet``: enough rounds were undisturbed, and only those count; else all of them do, and decide nothing.
+    """
+
     candidates: Mapping[str, Timing | Failed]
-    states: tuple[State, ...]
+    states: tuple[Mapping[str, Any], ...]
+    disturbed: tuple[tuple[str, ...], ...]
+    quiet: bool
 
 
 def read_result(document: Mapping[str, Any], job: Mapping[str, Any], device: str) -> Result:
@@ -72,9 +72,28 @@ def read_result(document: Mapping[str, Any], job: Mapping[str, Any], device: str
     A job that could not be run at all (device busy, files damaged on the way) is raised as well.
     """
     read = _checked(document, job, device)
-    states = tuple(State(**state.model_dump()) for state in read.blocks)
-    entries = {id: _entry(entry, job["blocks"], id, device) for id, entry in read.candidates.items()}
-    return Result(entries, states)
+    rounds, most = len(read.states) - 1, job["blocks"] + job["extra_blocks"]
+    timed = {id: entry for id, entry in read.candidates.items() if entry.error is None}
+    for id, entry in timed.items():
+        if len(entry.blocks) != rounds or entry.load_ms is None or entry.first_inference_ms is None:
+            raise EnvironmentMissing(
+                f"device {device}: {id} has {len(entry.blocks)} blocks of {rounds} rounds; nothing in it was used"
+            )
+    if not (job["blocks"] if timed else 0) <= rounds <= most:
+        raise EnvironmentMissing(
+            f"device {device}: it measured {rounds} rounds, expected {job['blocks']} to {most}; nothing was used"
+        )
+    states = [state.model_dump() for state in read.states]
+    blocks = {id: [block.model_dump() for block in entry.blocks] for id, entry in timed.items()}
+    disturbed = disturbances(states, blocks, job["candidates"])
+    quiet = undisturbed(disturbed, job["blocks"])
+    counting = range(rounds) if quiet is None else quiet
+    return Result(
+        {id: _entry(entry, counting) for id, entry in read.candidates.items()},
+        tuple(states),
+        tuple(map(tuple, disturbed)),
+        quiet is not None,
+    )
 
 
 def read_profile(
@@ -148,18 +167,21 @@ def _checked(document: Mapping[str, Any], job: Mapping[str, Any], device: str) -
     return read
 
 
-def _entry(entry: _Entry, blocks: int, id: str, device: str) -> Timing | Failed:
+def _entry(entry: _Entry, counting: Sequence[int]) -> Timing | Failed:
     if entry.error is not None:
         return Failed(entry.error.kind, entry.error.message)
-    if len(entry.blocks_ns) != blocks or entry.load_ms is None or entry.first_inference_ms is None:
-        raise EnvironmentMissing(
-            f"device {device}: {id} has {len(entry.blocks_ns)} blocks, expected {blocks}"
-        )
+    assert entry.load_ms is not None and entry.first_inference_ms is not None
+    counted = [entry.blocks[number] for number in counting]
+    told = [set(block.energy_uj) for block in counted]
+    known = sorted(set.intersection(*told)) if told else []
     return Timing(
-        tuple(tuple(block) for block in entry.blocks_ns),
+        tuple(tuple(block.samples_ns) for block in counted),
+        tuple(tuple(b.samples_ns) for number, b in enumerate(entry.blocks) if number not in set(counting)),
+        {name: sum(block.energy_uj[name] for block in counted) for name in known},
         entry.load_ms,
         entry.first_inference_ms,
         entry.peak_memory_bytes,
+        entry.gpu_memory_bytes,
         entry.steady,
         all(output.finite for output in entry.outputs.values()),
         entry.versions,
@@ -170,7 +192,7 @@ def _entry(entry: _Entry, blocks: int, id: str, device: str) -> Timing | Failed:
 
 _Nanoseconds = Annotated[int, Field(ge=1, le=LONGEST_NS)]
 _Name = Annotated[str, Field(max_length=10_000)]
-_Block = Annotated[list[_Nanoseconds], Field(min_length=1)]
+_Samples = Annotated[list[_Nanoseconds], Field(min_length=1)]
 
 
 class _Form(BaseModel):
@@ -194,12 +216,20 @@ class _Operator(_Form):
     ns: list[Annotated[int, Field(ge=0, le=LONGEST_NS)]]
 
 
+class _Block(_Form):
+    samples_ns: _Samples
+    cpu_share: float = Field(ge=0)
+    mhz: float | None = Field(gt=0)
+    energy_uj: dict[Annotated[str, Field(max_length=100)], Annotated[int, Field(ge=0)]] = Field(max_length=1000)
+
+
 class _Entry(_Form):
     error: _Error | None
-    blocks_ns: list[_Block] = []
+    blocks: list[_Block] = []
     load_ms: float | None = Field(default=None, ge=0)
     first_inference_ms: float | None = Field(default=None, ge=0)
     peak_memory_bytes: int | None = Field(default=None, ge=0)
+    gpu_memory_bytes: int | None = Field(default=None, ge=0)
     steady: bool = False
     outputs: dict[str, _Output] = {}
     versions: dict[str, str] = {}
@@ -210,7 +240,6 @@ class _Entry(_Form):
 class _State(_Form):
     time_s: float
     load: float | None = None
-    mhz: float | None = None
     celsius: float | None = None
     throttled_us: int | None = None
     stolen_ticks: int | None = None
@@ -246,4 +275,4 @@ class _Result(_Form):
     error: _Error | None
     files: dict[str, str]
     candidates: dict[str, _Entry]
-    blocks: list[_State]
+    states: list[_State] = Field(max_length=100_000)

@@ -3,7 +3,7 @@
 It travels, joined by ``bundle`` into one file with ``candidate``, the ONNX reader and the runtimes of the job: the
 standard library alone, Python 3.8 syntax. This parent lets the candidates load one after the other, then
 gives out blocks of timed calls in mirrored order (A B, B A, ...), so that what drifts on the machine meets
-all of them alike. A child that crashes is an entry in the result. Nothing outlives the job: children end
+all of them alike. A round of blocks that something disturbed is made again, a few times. A child that crashes is an entry in the result. Nothing outlives the job: children end
 with the parent, the parent with its deadline and, where it was told to watch standard input, with whoever
 started it, or with the interest of whoever asks for it.
 """
@@ -11,7 +11,6 @@ started it, or with the interest of whoever asks for it.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -27,8 +26,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 from deploycompress.devices.candidate import Document, Failure, serve
+from deploycompress.devices.disturbance import disturbances, machine_state, undisturbed
 
-SCHEMA = 1
+SCHEMA = 2
 SETTINGS = ("feed", "block_ms", "warmup_ms", "least_samples", "enough_samples", "calls", "feeds")
 CHECK_EVERY_S = 0.2
 LAST_RESORT_S = 30  # after the deadline
@@ -56,7 +56,7 @@ def main(arguments: list[str], check: Callable[[str], Any], runtimes: Document) 
         "error": None,
         "files": {},
         "candidates": {},
-        "blocks": [],
+        "states": [],
     }
     try:
         with _Lock(job):
@@ -73,29 +73,44 @@ def main(arguments: list[str], check: Callable[[str], Any], runtimes: Document) 
 
 
 def measure(job: Document, result: Document) -> None:
-    """Fill in ``result["candidates"]`` and ``result["blocks"]``; a candidate that fails drops out."""
+    """Fill in ``result["candidates"]`` and ``result["states"]``; a candidate that fails drops out."""
     deadline = time.monotonic() + job["deadline_s"]
     children: dict[str, Child] = {}
     entries: Document = result["candidates"]
-    steps = len(job["candidates"]) + job["blocks"]
+    order = [c["id"] for c in job["candidates"]]
+    steps = len(order) + job["blocks"]
     try:
         for number, candidate in enumerate(job["candidates"]):
             id = candidate["id"]
             report(number / steps, "loading and warming up " + id)
-            entries[id] = {"error": None, "blocks_ns": []}
+            entries[id] = {"error": None, "blocks": []}
             children[id] = Child(number, candidate, job)
             attempt(children, entries, id, {"do": "open"}, deadline)
-        for block in range(job["blocks"]):
-            report((len(job["candidates"]) + block) / steps, f"block {block + 1} of {job['blocks']}")
-            result["blocks"].append(machine_state())
-            order = [c["id"] for c in job["candidates"]]
-            for id in order if block % 2 == 0 else reversed(order):
+        result["states"].append(machine_state())
+        done = 0
+        while another(job, result, done):
+            told = f"block {done + 1} of {job['blocks']}" if done < job["blocks"] else "a disturbed block again"
+            report(min(1.0, (len(order) + done) / steps), told)
+            for id in order if done % 2 == 0 else reversed(order):
                 if id in children:
                     attempt(children, entries, id, {"do": "block"}, deadline)
-        result["blocks"].append(machine_state())
+            result["states"].append(machine_state())
+            done += 1
     finally:
         for child in children.values():
             child.end()
+
+
+def another(job: Document, result: Document, done: int) -> bool:
+    """Whether one more round is to be made: those asked for, then as many again as were disturbed, within limits."""
+    wanted, left = job["blocks"], job["blocks"] + job["extra_blocks"] - done
+    entries = result["candidates"]
+    if done < wanted or not left:
+        return bool(left)
+    sound = {id: entry["blocks"] for id, entry in entries.items() if entry["error"] is None}
+    found = disturbances(result["states"], sound, job["candidates"])
+    quiet = sum(not kinds for kinds in found)
+    return bool(sound) and quiet < wanted and undisturbed(found + [[]] * left, wanted) is not None
 
 
 def one_by_one(job: Document, result: Document) -> None:
@@ -123,9 +138,9 @@ def attempt(
         entries[id]["error"] = failure.to_json()
         children.pop(id).end()
         return
-    samples = answer.pop("samples_ns", None)
-    if samples is not None:
-        entries[id]["blocks_ns"].append(samples)
+    block = answer.pop("block", None)
+    if block is not None:
+        entries[id]["blocks"].append(block)
     entries[id].update(answer)
 
 
@@ -196,52 +211,6 @@ class Child:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-
-
-# ---------------------------------------------------------------- the machine
-
-
-def machine_state() -> Document:
-    """What disturbs a block, read between blocks; None where this system does not tell."""
-    frequencies = [
-        _number(f) for f in sorted(glob.glob("/sys/devices/system/cpu/cpu[0-7]/cpufreq/scaling_cur_freq"))
-    ]
-    temperatures = [_number(f) for f in glob.glob("/sys/class/thermal/thermal_zone*/temp")]
-    known_mhz = [f / 1e3 for f in frequencies if f is not None]
-    known_celsius = [t / 1e3 for t in temperatures if t is not None]
-    return {
-        "time_s": time.monotonic(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "mhz": max(known_mhz) if known_mhz else None,
-        "celsius": max(known_celsius) if known_celsius else None,
-        "throttled_us": _throttled_us(),
-        "stolen_ticks": _stolen_ticks(),
-    }
-
-
-def _throttled_us() -> int | None:
-    """Time for which the control group has kept its processes from running."""
-    try:
-        lines = Path("/sys/fs/cgroup/cpu.stat").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("throttled_usec")), None)
-
-
-def _stolen_ticks() -> int | None:
-    """Time that the hypervisor gave to others, of all cores."""
-    try:
-        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    except OSError:
-        return None
-    return int(words[8]) if len(words) > 8 else None
-
-
-def _number(path: str) -> float | None:
-    try:
-        return float(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
 
 
 # ---------------------------------------------------------------- files, and the end of processes

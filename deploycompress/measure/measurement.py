@@ -44,17 +44,21 @@ class Measurement:
     speedup_vs_target: Speedup | None = (
         None  # over the baseline in the target's runtime, where that is another
     )
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None  # of the host's memory, by the whole process
+    gpu_memory_bytes: int | None = None  # of all GPUs, by the process once it is warm
+    energy_mj: float | None = None  # of one inference, by counters that see the whole chip
+    energy_of: tuple[str, ...] = ()  # what they count: package-0, gpu-0
     load_ms: float | None = None
     first_inference_ms: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)  # the task's metrics on the test split
     samples: str | None = None  # file with the raw samples (ns), relative to the step's folder
     at_target: bool = True  # False: with one thing of the target changed
     emulated: bool = False  # another processor played the device's: no time of it means anything
-    notes: tuple[str, ...] = ()  # disturbed blocks, a busy machine
+    disturbed: bool = False  # too many rounds were: the times are shown, and decide nothing
+    notes: tuple[str, ...] = ()  # disturbed rounds, an unsteady warm-up
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"notes": list(self.notes)}
+        return asdict(self) | {"notes": list(self.notes), "energy_of": list(self.energy_of)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Measurement:
@@ -62,5 +66,5 @@ class Measurement:
             name: None if document.get(name) is None else Speedup(**document[name])
             for name in ("speedup", "speedup_vs_target")
         }
-        latency, notes = Latency(**document["latency_ms"]), tuple(document["notes"])
-        return cls(**{**document, **speedups, "latency_ms": latency, "notes": notes})
+        tuples = {name: tuple(document.get(name, ())) for name in ("notes", "energy_of")}
+        return cls(**{**document, **speedups, **tuples, "latency_ms": Latency(**document["latency_ms"])})

@@ -52,6 +52,7 @@ class WaywardSession:
     def __init__(self, options):
         self.options = options
         self.calls = 0
+        self.opened = time.monotonic()
         self.inputs = {"x": None}
 
     def bind(self, feed):
@@ -70,9 +71,15 @@ class WaywardSession:
         if self.options.get("fail") == "hang" and self.calls > 3:
             time.sleep(600)
         print("noise on standard output", flush=True)
+        if self.robbed():
+            time.sleep(0.003)
         end = time.perf_counter_ns() + int(self.options.get("busy_ms", 1) * 1e6)
         while time.perf_counter_ns() < end:
             pass
+
+    def robbed(self):
+        """Whether this call is in one of the tenths of a second in which it does not get the processor."""
+        return self.options.get("robbed") and 0.3 < time.monotonic() - self.opened < 0.6
 
     def fetch(self):
         value = float("nan") if self.options.get("fail") == "nan" else 1.0

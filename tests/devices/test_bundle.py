@@ -37,6 +37,7 @@ def test_runs_from_an_empty_folder_in_an_isolated_interpreter(tmp_path: Path) ->
     job.mkdir()
     runner.write_text(bundle("onnxruntime", "openvino"))
     document = {"do": "measure", "files": {}, "feed": {}, "candidates": [], "blocks": 1, "deadline_s": 10}
+    document["extra_blocks"] = 3
     (job / "job.json").write_text(json.dumps(document))
     ended = subprocess.run(
         [sys.executable, "-I", str(runner), str(job)],
@@ -48,7 +49,7 @@ def test_runs_from_an_empty_folder_in_an_isolated_interpreter(tmp_path: Path) ->
     assert ended.returncode == 0, ended.stderr.decode()
     result = json.loads((job / "result.json").read_text())
     assert (result["error"], result["candidates"]) == (None, {})
-    assert len(result["blocks"]) == 2
+    assert len(result["states"]) == 2
 
 
 def test_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

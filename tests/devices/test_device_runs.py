@@ -68,13 +68,14 @@ def test_a_killed_run_takes_up_its_measurement_again(board: Sshd, project: Path,
     (job,) = (name for name, text in _jobs(there).items() if "measure" in text)
     result = there / "jobs" / job / "result.json"
     wait_until(result.exists, 120)  # it goes on without a controller
-    samples = {id: entry["blocks_ns"] for id, entry in json.loads(result.read_text())["candidates"].items()}
+    entries = json.loads(result.read_text())["candidates"].values()
+    samples = [sorted(block["samples_ns"] for block in entry["blocks"]) for entry in entries]
     code, said = finished(project, out)
     assert code == 0, said
     report = report_of(out)
     assert {row["device"] for row in report["measurements"]} == {"board"}
-    kept = [json.loads((out / row["samples"]).read_text())["blocks"] for row in report["measurements"]]
-    assert sorted(kept) == sorted(samples.values())  # what was measured while nobody asked
+    raw = [json.loads((out / row["samples"]).read_text()) for row in report["measurements"]]
+    assert sorted(sorted(of["blocks"] + of["set_aside"]) for of in raw) == sorted(samples)  # what was measured while nobody asked
     assert report["environment"]["devices"]["board"]["python"].startswith("3.")
     assert list((there / "jobs").iterdir()) == []
 

@@ -13,7 +13,7 @@ from deploycompress.devices.results import Failed, Timing
 from deploycompress.measure.intervals import paired_speedup
 from deploycompress.measure.measurement import Speedup
 
-FIRST = Plan(blocks=6, block_ms=110.0, warmup_ms=200.0, least_samples=12, enough_samples=200)
+FIRST = Plan(blocks=6, block_ms=110.0, warmup_ms=200.0, least_samples=12, enough_samples=200, again=0.0)
 FINAL = Plan(blocks=20, block_ms=110.0, warmup_ms=200.0, least_samples=40, enough_samples=200)
 FINALISTS = 4  # one job
 # What is slower than the fastest by more than this in the brief measurement is not measured again.
