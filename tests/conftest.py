@@ -80,7 +80,10 @@ def _machine(alone: bool) -> Iterator[None]:
         yield
         return
     root = Path(tempfile.gettempdir())
-    with open(root / f"pytest-{session}.turn", "w") as turn, open(root / f"pytest-{session}.run", "w") as running:
+    with (
+        open(root / f"pytest-{session}.turn", "w") as turn,
+        open(root / f"pytest-{session}.run", "w") as running,
+    ):
         fcntl.flock(turn, fcntl.LOCK_EX)
         fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(turn, fcntl.LOCK_UN)

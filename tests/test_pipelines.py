@@ -18,13 +18,16 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = {"digits"}  # data that come with a library
+# Other tests run beside it, and disturb so many rounds that a latency decides nothing; a failure still fails.
+WHATEVER_ELSE_RUNS = ("--set", "gates.latency_p50.on_inconclusive=warn")
 PIPELINES = [p for p in sorted((ROOT / "pipelines").glob("*.yaml")) if read(p).data.source in EMBEDDED]
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: p.stem)
 def test_it_runs_and_passes_its_gates(pipeline, tmp_path):
+    command = [sys.executable, "-m", "deploycompress", "run", str(pipeline), "--out", str(tmp_path / "run")]
     done = subprocess.run(
-        [sys.executable, "-m", "deploycompress", "run", str(pipeline), "--out", str(tmp_path / "run")],
+        [*command, *(WHATEVER_ELSE_RUNS if "latency_p50" in read(pipeline).gates else ())],
         capture_output=True,
         text=True,
         cwd=tmp_path,

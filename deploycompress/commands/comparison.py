@@ -152,6 +152,8 @@ def _speed_line(metric: str, base: Row, head: Row, found: SideBySide) -> Line:
     told = found.word(head, statistic) or "cannot tell"
     floor = least_effect(found.floor(statistic) or 0.0)
     message = "" if told != "cannot tell" else f"differences below {figure(floor, 'ratio')} are noise"
+    if head.measurement.disturbed:
+        message = "too many rounds were disturbed"
     return Line(metric, unit, *values, of_speedup(speedup, metric), _word(told), message)
 
 

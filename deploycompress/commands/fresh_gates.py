@@ -18,7 +18,7 @@ from deploycompress.report.bounds import verdicts
 from deploycompress.report.verdict import Evidence, Verdict
 from deploycompress.stages.benchmark import LENGTHS
 
-FRESH = ("latency_p50", "latency_p90", "latency_p99", "throughput", "peak_memory")
+FRESH = ("latency_p50", "latency_p90", "latency_p99", "throughput", "energy", "peak_memory")
 
 
 def all_gates(

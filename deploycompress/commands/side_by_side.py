@@ -56,7 +56,9 @@ class SideBySide:
         found, floor = row.speedups.get(statistic), self.floor(statistic)
         if not row.speedups:
             return None
-        return "cannot tell" if found is None or floor is None else word(found, floor)
+        if row.measurement.disturbed or found is None or floor is None:
+            return "cannot tell"
+        return word(found, floor)
 
 
 def distinct(names: Sequence[str]) -> list[str]:

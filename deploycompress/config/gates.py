@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from deploycompress.config.document import Document, KeyPath
 from deploycompress.config.quantities import Quantity
-from deploycompress.config.schema import GATES, AccuracyGate, Gate
+from deploycompress.config.schema import GATES, AccuracyGate, EnergyGate, Gate, LatencyGate, ThroughputGate
 from deploycompress.config.validation import validate
 from deploycompress.config.wording import listed, shown, unknown
 
 METRIC = "metric:"
 LOSSES = ("max_drop", "max_rise")
 OF_PRIMARY_METRIC = ("accuracy", "worst_class")
+MEASURED = (LatencyGate, ThroughputGate, EnergyGate)  # what a longer measurement tells more about
 
 
 def read_gates(document: Document, share: bool) -> dict[str, Gate]:
@@ -45,6 +46,9 @@ def _gate(document: Document, name: str, share: bool) -> Gate | None:
         document.report(path, f"the gate has no limit; give {listed(limits, last='or')}", key=True)
         return None
     gate = validate(model, document, path)
+    if gate is not None and gate.on_inconclusive == "extend" and not issubclass(model, MEASURED):
+        message = f"received extend, but measuring longer decides nothing about {name}; expected fail or warn"
+        document.report((*path, "on_inconclusive"), message)
     if gate is not None and share and name in OF_PRIMARY_METRIC:
         _check_shares(document, path, gate, limits)
     return gate

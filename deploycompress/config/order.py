@@ -59,6 +59,18 @@ def check(
         if names and not open_ended and needed not in names:
             message = f"nothing produces {gate}: it comes from a {needed} stage; add `- {needed}` to stages"
             document.report(("gates", gate), message, key=True)
+    if isinstance(gates, Mapping) and "benchmark" in names:
+        _check_p99(document, steps, gates.get("latency_p99"))
+
+
+def _check_p99(document: Document, steps: Sequence[StepConfig | None], gate: Gate | None) -> None:
+    """What can never pass is a mistake, unless that is only to warn, or is measured for longer then."""
+    modes = {getattr(step.config, "mode", "full") for step in steps if step and step.stage == "benchmark"}
+    if gate is not None and modes == {"quick"} and gate.on_inconclusive == "fail":
+        message = (
+            "a p99 never passes in mode quick, which takes too few samples; write `- benchmark: {mode: full}`"
+        )
+        document.report(("gates", "latency_p99"), message, key=True)
 
 
 def flow(

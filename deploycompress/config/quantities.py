@@ -10,11 +10,12 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-# factor to the base unit: a share, milliseconds, bytes, a count, a share (for percentage points)
+# factor to the base unit: a share, milliseconds, millijoules, bytes, a count, a share (for percentage points)
 UNITS: dict[str, dict[str, float]] = {
     "percent": {"%": 0.01},
     "points": {"pp": 0.01},
     "time": {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6},
+    "energy": {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3},
     "bytes": {
         "B": 1.0,
         "KB": 1e3,
@@ -32,6 +33,7 @@ EXAMPLES = {
     "percent": "50%",
     "points": "1 pp",
     "time": "2 ms",
+    "energy": "5 mJ",
     "bytes": "300 KB",
     "count": "1.5 M",
     "steps": "10 steps",
@@ -44,7 +46,7 @@ _FORM = re.compile(r"\s*([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([%A-Za-zµ]*)\s
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its dimension: ``value`` is in the base unit (share, milliseconds, bytes, count)."""
+    """A number with its dimension: ``value`` is in the base unit (share, milliseconds, millijoules, bytes, count)."""
 
     value: float
     dimension: str  # a key of UNITS, or "number" for a plain one
@@ -140,6 +142,8 @@ Points = Annotated[Quantity, _Of("points", "number")]  # a difference of accurac
 Level = Annotated[Quantity, _Of("percent", "number")]  # a level of accuracy
 Duration = Annotated[Quantity, _Of("time", above=0)]
 Size = Annotated[Quantity, _Of("bytes", above=0)]
+Energy = Annotated[Quantity, _Of("energy", above=0)]
+RemainingEnergy = Annotated[Quantity, _Of("percent", "energy", above=0, at_most=1)]
 Steps = Annotated[Quantity, _Of("steps", above=0, whole=True)]  # of an optimiser
 Epochs = Annotated[Quantity, _Of("epochs", above=0, whole=True)]
 Interval = Annotated[Quantity, _Of("time", "steps", above=0)]  # between two things of the same kind

@@ -9,7 +9,16 @@ from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
 
 from deploycompress.config.base import StrictModel
 from deploycompress.config.devices import DeviceConfig
-from deploycompress.config.quantities import Duration, Level, Points, Quantity, RemainingBytes, Size
+from deploycompress.config.quantities import (
+    Duration,
+    Energy,
+    Level,
+    Points,
+    Quantity,
+    RemainingBytes,
+    RemainingEnergy,
+    Size,
+)
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a pipeline: also of its folder
 STEP_ID = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(@[0-9]{1,3})?$"  # also the name of its folder
@@ -199,6 +208,13 @@ class SizeGate(Gate):
     max_ratio: RemainingBytes | None = None
 
 
+class EnergyGate(Gate):
+    """On the energy of one inference, where the device has a counter of it."""
+
+    max: Energy | None = None
+    max_ratio: RemainingEnergy | None = None
+
+
 class PlacementGate(Gate):
     """No operator falls back to another provider or a reference kernel; with ``allow: []`` none only reformats either."""
 
@@ -217,7 +233,7 @@ GATES: dict[str, type[Gate]] = {
     "artifact_size": SizeGate,
     "packed_size": SizeGate,
     "peak_memory": SizeGate,
-    "energy": SizeGate,
+    "energy": EnergyGate,
     "placement": PlacementGate,
 }
 

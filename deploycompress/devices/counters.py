@@ -88,7 +88,8 @@ def packages_uj(root: str = POWERCAP) -> Counters:
             continue
         try:
             name, now, most = (
-                Path(folder, file).read_text().strip() for file in ("name", "energy_uj", "max_energy_range_uj")
+                Path(folder, file).read_text().strip()
+                for file in ("name", "energy_uj", "max_energy_range_uj")
             )
             if name.startswith("package"):  # and not psys, the whole board, where a laptop has it
                 found[name] = (int(now), int(most))

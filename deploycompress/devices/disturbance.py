@@ -18,7 +18,7 @@ CROWDED = 0.9  # of the processor time that it had in as long a time there
 ENOUGH = 0.5  # share of the rounds asked for that must be undisturbed: the others are then left out
 TICKS_PER_S = 100  # of /proc/stat on Linux
 
-KINDS = {
+DISTURBED = {
     "throttled": "throttled by the control group",
     "stolen": "short of time that other virtual machines had",
     "slowed": "at a lower clock frequency",
@@ -51,14 +51,15 @@ def disturbances(
     blocks: Dict[str, List[Dict[str, Any]]],
     candidates: Sequence[Dict[str, Any]],
 ) -> List[List[str]]:
-    """Of each round, the kinds (``KINDS``) of what disturbed it; empty where nothing did.
+    """Of each round, the kinds (``DISTURBED``) of what disturbed it; empty where nothing did.
 
     states: of the machine before the first round and after each. blocks: candidate id -> its block of each round,
     with ``cpu_share`` (processor time over wall time) and ``mhz``. candidates: as the job has them.
     """
     cores = {c["id"]: 1.0 if _computes_here(c) else 0.0 for c in candidates}
     rounds = []
-    for number, (before, after) in enumerate(zip(states, states[1:])):
+    for number in range(len(states) - 1):
+        before, after = states[number], states[number + 1]
         here = [(of[number], of, cores[id]) for id, of in blocks.items()]
         robbed_ticks = STOLEN * TICKS_PER_S * (after["time_s"] - before["time_s"])
         found = {

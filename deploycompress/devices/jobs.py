@@ -20,7 +20,7 @@ from deploycompress.config.devices import KINDS, LOCAL, DeviceConfig, Devices
 from deploycompress.config.wording import listed
 from deploycompress.contracts import Device
 from deploycompress.devices.bundle import bundle
-from deploycompress.devices.disturbance import KINDS
+from deploycompress.devices.disturbance import DISTURBED
 from deploycompress.devices.results import Failed, Result, Timing, read_result
 from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import ConfigError, DeployCompressError, EnvironmentMissing, StageFailed
@@ -354,8 +354,8 @@ def _measurement(
 def disturbances(result: Result) -> tuple[str, ...]:
     """What kept the machine from being itself, in words."""
     rounds = len(result.disturbed)
-    counted = {kind: sum(kind in kinds for kinds in result.disturbed) for kind in KINDS}
-    what = [f"{count} {KINDS[kind]}" for kind, count in counted.items() if count]
+    counted = {kind: sum(kind in kinds for kinds in result.disturbed) for kind in DISTURBED}
+    what = [f"{count} {DISTURBED[kind]}" for kind, count in counted.items() if count]
     if not what:
         return ()
     disturbed = sum(map(bool, result.disturbed))

@@ -23,7 +23,9 @@ class Timing:
 
     blocks_ns: tuple[tuple[int, ...], ...]
     set_aside_ns: tuple[tuple[int, ...], ...]  # of the rounds that something disturbed
-    energy_uj: Mapping[str, int]  # by what the counter counts, over all calls of ``blocks_ns``; empty without one
+    energy_uj: Mapping[
+        str, int
+    ]  # by what the counter counts, over all calls of ``blocks_ns``; empty without one
     load_ms: float
     first_inference_ms: float
     peak_memory_bytes: int | None
@@ -220,7 +222,9 @@ class _Block(_Form):
     samples_ns: _Samples
     cpu_share: float = Field(ge=0)
     mhz: float | None = Field(gt=0)
-    energy_uj: dict[Annotated[str, Field(max_length=100)], Annotated[int, Field(ge=0)]] = Field(max_length=1000)
+    energy_uj: dict[Annotated[str, Field(max_length=100)], Annotated[int, Field(ge=0)]] = Field(
+        max_length=1000
+    )
 
 
 class _Entry(_Form):

@@ -89,7 +89,9 @@ def measure(job: Document, result: Document) -> None:
         result["states"].append(machine_state())
         done = 0
         while another(job, result, done):
-            told = f"block {done + 1} of {job['blocks']}" if done < job["blocks"] else "a disturbed block again"
+            told = (
+                f"block {done + 1} of {job['blocks']}" if done < job["blocks"] else "a disturbed block again"
+            )
             report(min(1.0, (len(order) + done) / steps), told)
             for id in order if done % 2 == 0 else reversed(order):
                 if id in children:

@@ -26,7 +26,7 @@ from deploycompress.artifact import (
 from deploycompress.config.device_file import FILE, dump_devices
 from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import Event, MetricInfo
-from deploycompress.engine import rounds
+from deploycompress.engine import extension, rounds
 from deploycompress.engine.context import asking_context
 from deploycompress.engine.interrupts import Interrupts, catch
 from deploycompress.engine.keys import rehearsal_fact, step_key
@@ -144,6 +144,7 @@ class _Run:
                 self._step(part)
                 if part.id == MODEL and rehearsal:
                     self._rehearse()
+            extension.extend(self.steps, self.config.gates, self)
         except DeployCompressError as error:
             self.failure = error
         finally:
@@ -198,6 +199,24 @@ class _Run:
         number = planned.id.rpartition("@")[2]
         later = [step.id for step in self.steps[self.steps.index(planned) :]]
         return next((id for id in later if id.rpartition("@")[2] != number), None)
+
+    # ------------------------------------------------------------ gates that ask for a longer measurement
+
+    def judged(self) -> Sequence[Mapping[str, Any]]:
+        from deploycompress.report.build import build
+
+        report = build(self.config, self.run_dir)
+        gates: Sequence[Mapping[str, Any]] = report["gates"]
+        return [] if any(row["emulated"] for row in report["measurements"]) else gates
+
+    def seconds(self, step_id: str) -> float:
+        return self.records[step_id].seconds
+
+    def measure_again(self, step: Step) -> None:
+        self._step(step, step.id)
+
+    def tell(self, event: Event) -> None:
+        self.listener.event(event)
 
     # ------------------------------------------------------------ steps
 

@@ -52,6 +52,7 @@ class Measurement:
     first_inference_ms: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)  # the task's metrics on the test split
     samples: str | None = None  # file with the raw samples (ns), relative to the step's folder
+    noise_floor: float | None = None  # share by which the baseline differed from itself beside this one
     at_target: bool = True  # False: with one thing of the target changed
     emulated: bool = False  # another processor played the device's: no time of it means anything
     disturbed: bool = False  # too many rounds were: the times are shown, and decide nothing

@@ -90,6 +90,9 @@ class Row(Part):
     speedup: Speedup | None = None
     speedup_vs_target: Speedup | None = None
     peak_memory_bytes: Count | None = None
+    gpu_memory_bytes: Count | None = None
+    energy_mj: float | None = None
+    energy_of: tuple[Text, ...] = ()
     load_ms: float | None = None
     first_inference_ms: float | None = None
     provider: Text = ""
@@ -98,6 +101,8 @@ class Row(Part):
     notes: tuple[Text, ...] = ()
     at_target: bool = True
     emulated: bool = False
+    disturbed: bool = False
+    noise_floor: float | None = None
 
     @property
     def gain(self) -> Speedup | None:

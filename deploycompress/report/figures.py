@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-UNITS = ("share", "points", "ms", "x", "ratio", "bytes", "/s", "")
+UNITS = ("share", "points", "ms", "mJ", "x", "ratio", "bytes", "/s", "")
 NOTHING = "–"
 
 BOUNDS = {
@@ -37,8 +37,8 @@ def figure(value: float | None, unit: str) -> str:
             return f"{100 * value:.2f} pp"
         case "ratio":
             return f"{significant(100 * value)} %"
-        case "ms":
-            return f"{significant(value)} ms"
+        case "ms" | "mJ":
+            return f"{significant(value)} {unit}"
         case "x":
             return f"{significant(value)}×"
         case "bytes":

@@ -51,7 +51,7 @@ def judge(
     gate; else the fastest that meets those which are not about speed; else the fastest that meets the
     accuracy gates; else the fastest that at least fails none of them; else the most accurate. The baseline
     stands in only where nothing else was measured. An inconclusive gate counts as met where its policy is
-    ``warn``; ``extend`` is the engine's, and counts as ``fail`` here.
+    ``warn``; ``extend`` is the engine's, which measures for longer, and counts as ``fail`` here.
 
     ``scores``: artefact id -> one score a test sample, in one order for all. ``per_class``: artefact
     id -> class -> figure; ``by_class`` the same for every figure. ``figures``: what is known of the metrics besides

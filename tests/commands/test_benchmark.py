@@ -25,6 +25,7 @@ def run(capsys, *arguments):
     return ended.value.code, said.out, " ".join(said.err.replace("│", " ").split())
 
 
+@pytest.mark.quiet
 def test_more_layers_are_slower_at_each_batch_size(network, shortly, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one, many = network(Path("one.onnx")), network(Path("many.onnx"), 6)

@@ -35,6 +35,7 @@ SPEED = ("latency_p50", "latency_p90", "latency_p99", "throughput")
 # ---------------------------------------------------------------- two files
 
 
+@pytest.mark.quiet
 def test_a_slower_file_is_worse(network, shortly, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base, head = network(Path("base.onnx")), network(Path("head.onnx"), 12)
@@ -61,6 +62,7 @@ def test_one_file_twice_is_the_same(network, shortly, tmp_path, capsys):
     assert out.count("same: BASE and HEAD are the same file") == 6
 
 
+@pytest.mark.quiet
 def test_equal_work_in_two_files_is_neither_better_nor_worse(network, shortly, tmp_path, capsys):
     """Other numbers in the matrices, which take as long to multiply with: measured, and not told apart."""
     file = tmp_path / "found.json"
@@ -104,6 +106,7 @@ def runs(network, run_directory, tmp_path):
     return make
 
 
+@pytest.mark.quiet
 def test_runs_of_this_machine_are_measured_anew(runs, shortly, tmp_path, capsys):
     # The reports say that HEAD is slower; what is measured now says that it is not.
     base, head = runs((6, 1), base={"speedup": 4.0}, speedup=0.5, scores=(1,) * 60 + (0,) * 40)
@@ -122,6 +125,7 @@ def test_runs_of_this_machine_are_measured_anew(runs, shortly, tmp_path, capsys)
     assert rows["worst_class"]["verdict"] == "cannot tell" and rows["artifact_size"]["verdict"] == "better"
 
 
+@pytest.mark.quiet
 def test_gates_of_head_are_judged_on_fresh_figures(runs, network, shortly, tmp_path, capsys):
     # In the report the gate on latency was met: 2 times as fast as a baseline that is now the faster one.
     limits = "{latency_p50: {min_speedup: 1.5}, artifact_size: {max: 1 MB}}"

@@ -63,6 +63,7 @@ def test_user_code_is_not_run(tiny: Path) -> None:
     assert deploycompress("validate", "pipeline.yaml", cwd=tiny.parent).returncode == 0
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("command", [["validate", "pipeline.yaml"], ["schema"]])
 def test_under_a_second_and_without_frameworks(tiny: Path, command: list[str]) -> None:
     watch = (
@@ -81,6 +82,6 @@ def test_under_a_second_and_without_frameworks(tiny: Path, command: list[str]) -
     after = os.times()
     assert done.returncode == 0, done.stderr
     assert "HEAVY []" in done.stderr
-    # The processor's time and not the clock's: other work on the machine does not count.
+    # The processor's time and not the clock's; a core that is shared takes longer even so, hence quiet.
     seconds = after.children_user - before.children_user + after.children_system - before.children_system
     assert seconds < 1.0, seconds

@@ -200,7 +200,9 @@ def test_a_killed_controller_finds_its_job_again(
     found = timing(measured(Ssh("board", config, "run 1"), LONG), 10)
     assert runs(tmp_path) == 1
     if finished:
-        assert sorted(map(list, found.blocks_ns + found.set_aside_ns)) == sorted(block["samples_ns"] for block in samples)
+        assert sorted(map(list, found.blocks_ns + found.set_aside_ns)) == sorted(
+            block["samples_ns"] for block in samples
+        )
     assert list(jobs_there.iterdir()) == []
     timing(measured(Ssh("board", config, "run 1"), LONG), 10)  # it was collected, so this is a new one
     assert runs(tmp_path) == 2

@@ -60,7 +60,12 @@ def test_disturbed_rounds_are_left_out_while_enough_are_left() -> None:
     answer["states"] = [STATE] * 4
     samples = ([1000], [7000], [1100])
     answer["candidates"]["a"]["blocks"] = [
-        {**BLOCK, "samples_ns": each, "cpu_share": 0.5 if each == [7000] else 1.0, "energy_uj": {"package-0": 9}}
+        {
+            **BLOCK,
+            "samples_ns": each,
+            "cpu_share": 0.5 if each == [7000] else 1.0,
+            "energy_uj": {"package-0": 9},
+        }
         for each in samples
     ]
     found = read_result(answer, JOB, "board")
@@ -91,13 +96,21 @@ def test_a_failed_candidate() -> None:
         (["candidates"], {}, "measured [], expected ['a']"),
         (["candidates", "a", "blocks"], [BLOCK], "a has 1 blocks of 2 rounds"),
         (["states"], [STATE] * 2, "a has 2 blocks of 1 rounds"),
-        (["candidates", "a", "blocks", 1, "samples_ns"], [0], "blocks.1.samples_ns.0: Input should be greater"),
+        (
+            ["candidates", "a", "blocks", 1, "samples_ns"],
+            [0],
+            "blocks.1.samples_ns.0: Input should be greater",
+        ),
         (["candidates", "a", "blocks", 1, "samples_ns"], [], "candidates.a.blocks.1.samples_ns"),
         (["candidates", "a", "blocks", 0, "samples_ns"], ["9"], "valid integer"),
         (["candidates", "a", "blocks", 0, "cpu_share"], -1.0, "greater than or equal to 0"),
         (["candidates", "a", "blocks", 0, "mhz"], 0.0, "greater than 0"),
         (["candidates", "a", "blocks", 0, "energy_uj"], {"package-0": -5}, "greater than or equal to 0"),
-        (["candidates", "a", "load_ms"], float("nan"), "candidates.a.load_ms: Input should be a finite number"),
+        (
+            ["candidates", "a", "load_ms"],
+            float("nan"),
+            "candidates.a.load_ms: Input should be a finite number",
+        ),
         (["candidates", "a", "load_ms"], None, "blocks"),
         (["candidates", "a", "first_inference_ms"], -1.0, "greater than or equal to 0"),
         (["states"], "none", "valid list"),

@@ -13,6 +13,7 @@ from deploycompress.artifact import Artifact, FileRecord
 from deploycompress.config.quantities import Quantity
 from deploycompress.config.schema import (
     AccuracyGate,
+    EnergyGate,
     Gate,
     LatencyGate,
     PlacementGate,
@@ -70,7 +71,7 @@ def only(gates: Mapping[str, Gate], rows: Sequence[Measurement] | None = None, *
 
 
 def amount(text: str) -> Quantity:
-    return Quantity.parse(text, "points", "percent", "time", "bytes", "number")
+    return Quantity.parse(text, "points", "percent", "time", "bytes", "energy", "number")
 
 
 # ---------------------------------------------------------------- accuracy
@@ -261,6 +262,70 @@ def test_p90_speedup_is_the_ratio_of_the_two() -> None:
     assert (verdict.verdict, verdict.value) == ("pass", pytest.approx(4.0))
 
 
+def test_what_others_disturbed_decides_nothing() -> None:
+    told = "9 of 20 rounds were disturbed (9 throttled by the control group), too many to leave out"
+    rows = [row("baseline"), row("small", 0.25, (4.0, 3.8, 4.2), disturbed=True, notes=(told,), energy_mj=1.0)]
+    for gate in (
+        {"latency_p50": LatencyGate(min_speedup=2.0)},
+        {"latency_p50": LatencyGate(max=amount("1 ms"))},
+        {"latency_p90": LatencyGate(min_speedup=9.0)},
+        {"throughput": ThroughputGate(min=1)},
+        {"energy": EnergyGate(max=amount("2 mJ"))},
+    ):
+        verdict = only(gate, rows)
+        assert verdict.verdict == "inconclusive" and verdict.value is not None
+        assert "9 throttled by the control group" in verdict.message
+        assert verdict.message.endswith("measure again when less else runs on local")
+
+
+@pytest.mark.parametrize(("floor", "expected"), [(0.0, "pass"), (0.01, "pass"), (0.05, "inconclusive")])
+def test_the_noise_floor_is_a_part_of_the_interval(floor: float, expected: str) -> None:
+    rows = [row("baseline"), row("small", 0.25, (4.0, 3.8, 4.2), noise_floor=floor)]
+    verdict = only({"latency_p50": LatencyGate(min_speedup=3.7)}, rows)
+    assert verdict.verdict == expected
+    assert ("with the noise floor of 5.00 %" in verdict.message) == (expected == "inconclusive")
+    limit = LatencyGate(min_speedup=4.3)
+    assert only({"latency_p50": limit}, rows).verdict == ("inconclusive" if floor == 0.05 else "fail")
+
+
+@pytest.mark.parametrize(
+    ("samples", "seconds", "limit", "expected"),
+    [
+        (1024, 60.0, "1 ms", "pass"),
+        (1023, 60.0, "1 ms", "inconclusive"),
+        (9000, 59.9, "1 ms", "inconclusive"),
+        (9000, 2.0, "100 us", "fail"),
+    ],
+)
+def test_a_p99_passes_only_when_it_was_measured_for_long(
+    samples: int, seconds: float, limit: str, expected: str
+) -> None:
+    long = replace(row("small"), latency_ms=Latency(0.25, 0.3, 0.4, 0.25, samples, seconds))
+    verdict = only({"latency_p99": LatencyGate(max=amount(limit))}, [row("baseline"), long])
+    assert (verdict.verdict, verdict.value) == (expected, 0.4)
+    assert ("take `benchmark: {mode: full}`" in verdict.message) == (expected == "inconclusive")
+
+
+def test_energy() -> None:
+    counted = {"energy_of": ("package-0",)}
+    rows = [row("baseline", energy_mj=8.0, **counted), row("small", energy_mj=2.0, **counted)]
+    assert only({"energy": EnergyGate(max=amount("2 mJ"))}, rows).verdict == "pass"
+    assert only({"energy": EnergyGate(max=amount("1999 uJ"))}, rows).verdict == "fail"
+    verdict = only({"energy": EnergyGate(max_ratio=amount("25%"))}, rows)
+    assert (verdict.verdict, verdict.value, verdict.unit) == ("pass", 0.25, "ratio")
+    assert verdict.message == "2.00 mJ against 8.00 mJ an inference, of all that package-0 took"
+    assert only({"energy": EnergyGate(max_ratio=amount("24%"))}, rows).verdict == "fail"
+
+
+def test_energy_that_was_not_counted_alike_fails() -> None:
+    elsewhere = [row("baseline", energy_mj=8.0, energy_of=("gpu-0",)), row("small", energy_mj=2.0)]
+    verdict = only({"energy": EnergyGate(max_ratio=amount("25%"))}, elsewhere)
+    assert (verdict.verdict, verdict.message) == ("fail", "the baseline has no energy to compare with")
+    nothing = [row("baseline"), row("small")]
+    verdict = only({"energy": EnergyGate(max=amount("2 mJ"))}, nothing)
+    assert verdict.verdict == "fail" and "no counter of energy could be read" in verdict.message
+
+
 def test_throughput() -> None:
     verdict = only({"throughput": ThroughputGate(min=4500)})
     assert (verdict.verdict, verdict.value) == ("fail", pytest.approx(4000))
@@ -293,7 +358,6 @@ def test_peak_memory() -> None:
 @pytest.mark.parametrize(
     ("metric", "gate"),
     [
-        ("energy", SizeGate(max=amount("1 KB"))),
         ("packed_size", SizeGate(max_ratio=amount("50%"))),
         ("peak_memory", SizeGate(max_ratio=amount("50%"))),
     ],
