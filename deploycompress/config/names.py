@@ -21,6 +21,8 @@ TABLES: dict[str, registry.Table] = {
     "runtimes": registry.RUNTIMES,
     "device": registry.DEVICES,
     "devices": registry.DEVICES,
+    "preprocess": registry.FUNCTIONS,
+    "postprocess": registry.FUNCTIONS,
 }
 
 ALSO = {"device": "a name in devices.yaml, or module:Name"}
