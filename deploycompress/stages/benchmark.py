@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,11 +18,9 @@ from deploycompress.config.devices import LOCAL
 from deploycompress.config.schema import TargetConfig
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
+from deploycompress.graph.settings import Setting, candidates_in, distinct, in_other_runtimes, opened_by
 from deploycompress.measure.measurement import Measurement
 from deploycompress.registry import RUNTIMES
-
-if TYPE_CHECKING:
-    from deploycompress.devices.jobs import Candidate
 
 SCORES, CORRUPTED, PLACEMENT = "scores.json", "scores.corrupted.json", "placement.json"
 EMIT_EVERY_S = 1.0
@@ -43,20 +41,6 @@ class Length:
 # quick: p90 always (64 samples), p99 (662) up to about 3 ms a call. full: MLPerf's 1,024 samples and 60 s.
 LENGTHS = {"quick": Length(20, 110.0, 200.0, 64, 200), "full": Length(60, 1000.0, 2000.0, 1024)}
 REHEARSED = Length(2, 5.0, 5.0, 2)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and how everything is run; the target, or the target with one thing changed."""
-
-    device: str
-    runtime: str
-    provider: str
-    threads: int
-    batch_size: int
-
-    def __str__(self) -> str:
-        return f"{self.device}.{self.runtime}.{self.provider}.t{self.threads}.b{self.batch_size}"
 
 
 class Benchmark(Stage):
@@ -117,7 +101,7 @@ class Benchmark(Stage):
         }
         opened |= self.accepts - {"checkpoint"}
         artifacts = [
-            a for a in _distinct((baseline, *inputs["source"])) if a.kind in opened or "runtime" in a.details
+            a for a in distinct((baseline, *inputs["source"])) if a.kind in opened or "runtime" in a.details
         ]
         measurements: list[Measurement] = []
         notes: list[Note] = []
@@ -197,12 +181,12 @@ class Benchmark(Stage):
         from deploycompress.model.parity import to_numpy
 
         length = REHEARSED if context.rehearsal else LENGTHS[self.config.mode]
-        baseline = _opened_by(setting.runtime, baselines)
-        candidates, notes = _candidates(setting, _distinct((baseline, *artifacts)), at_target, context)
+        baseline = opened_by(setting.runtime, baselines)
+        candidates, notes = candidates_in(setting, distinct((baseline, *artifacts)), at_target, context)
         if not candidates:
             return [], notes
         reference = next((c.id for c, a in candidates if a is baseline), None)
-        others = list(_in_other_runtimes(setting, [c for c, _ in candidates], baselines, context))
+        others = list(in_other_runtimes(setting, [c for c, _ in candidates], baselines, context))
         candidates += others
         device = open_device(setting.device, context.devices)
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
@@ -239,7 +223,7 @@ class Benchmark(Stage):
 
         if context.rehearsal:
             return {}, []
-        candidates, _ = _candidates(setting, artifacts, True, context)
+        candidates, _ = candidates_in(setting, artifacts, True, context)
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
         found: dict[str, list[dict[str, Any]]] = {}
         notes = []
@@ -268,7 +252,7 @@ class Benchmark(Stage):
         from deploycompress.model.parity import to_numpy
 
         length = REHEARSED if context.rehearsal else LENGTHS["quick"]
-        candidates, _ = _candidates(setting, artifacts, True, context)
+        candidates, _ = candidates_in(setting, artifacts, True, context)
         found = {}
         for sparse, artifact in candidates:
             share = share_of_zeros(artifact.main_file) if artifact.kind == "onnx" else 0.0
@@ -304,84 +288,6 @@ def _shipped(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
     others = [named(other) for other in recipe["others"]]
     return {**recipe, "config": named(recipe["config"]), "others": others, "search_path": []}
-
-
-def _distinct(artifacts: Sequence[Artifact | None]) -> list[Artifact]:
-    """Each artefact once, in order; two steps that made the same bytes are two artefacts."""
-    found: dict[tuple[str, str], Artifact] = {}
-    for artifact in artifacts:
-        if artifact is not None:
-            found.setdefault((artifact.id, artifact.sha256), artifact)
-    return list(found.values())
-
-
-def _candidates(
-    setting: Setting, artifacts: Sequence[Artifact], at_target: bool, context: RunContext
-) -> tuple[list[tuple[Candidate, Artifact]], list[Note]]:
-    """What the setting's runtime opens and, at the target, engines in the runtime that built them."""
-    from deploycompress.devices.jobs import Candidate
-    from deploycompress.graph.execution import fixed_batch_of, network_of
-    from deploycompress.graph.feeds import fixed_batch
-
-    found: list[tuple[Candidate, Artifact]] = []
-    notes: list[Note] = []
-    for number, artifact in enumerate(artifacts):
-        own = artifact.details if at_target and "runtime" in artifact.details else {}
-        runtime, provider = _runtime_for(artifact, setting, own)
-        if runtime is None:
-            continue
-        fixed = artifact.details.get("batch") or fixed_batch_of(artifact.main_file)
-        fixed = fixed or fixed_batch(context.model)
-        if fixed not in (None, setting.batch_size):
-            reason = f"not measured at batch size {setting.batch_size}: its batch is fixed at {fixed}"
-            notes.append(Note("skipped", reason, artifact.id))
-            continue
-        id = f"{number}-{artifact.id or 'model'}.{setting}"
-        threads = own.get("threads", setting.threads)
-        options = {**own.get("options", {}), **network_of(artifact.kind, context.model)}
-        found.append(
-            (
-                Candidate(id, artifact.path, runtime, provider, threads, artifact.precision, options),
-                artifact,
-            )
-        )
-    return found, notes
-
-
-def _runtime_for(artifact: Artifact, setting: Setting, own: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The runtime that opens the artefact, with its provider; None where there is none.
-
-    ``own``: what it was made for, which counts at the target.
-    """
-    if own and artifact.kind in RUNTIMES.load(own["runtime"]).accepts:
-        return str(own["runtime"]), str(own.get("provider", "cuda"))
-    opens = artifact.kind in RUNTIMES.load(setting.runtime).accepts
-    if artifact.kind == "engine":  # of one runtime alone
-        opens = artifact.details.get("runtime") == setting.runtime
-    return (setting.runtime, setting.provider) if opens else (None, "")
-
-
-def _in_other_runtimes(
-    setting: Setting,
-    candidates: Sequence[Candidate],
-    baselines: Sequence[Artifact | None],
-    context: RunContext,
-) -> Iterator[tuple[Candidate, Artifact]]:
-    """A baseline in each runtime besides the setting's that opens one: what is faster there by compression alone."""
-    from deploycompress.devices.jobs import Candidate
-    from deploycompress.graph.execution import fixed_batch_of, network_of
-
-    for runtime in dict.fromkeys(c.runtime for c in candidates if c.runtime != setting.runtime):
-        baseline = _opened_by(runtime, baselines)
-        if baseline is not None and fixed_batch_of(baseline.main_file) in (None, setting.batch_size):
-            plain = Candidate(f"baseline.{setting}.{runtime}", baseline.path, runtime, setting.provider)
-            options = network_of(baseline.kind, context.model)
-            yield replace(plain, threads=setting.threads, options=options), baseline
-
-
-def _opened_by(runtime: str, artifacts: Sequence[Artifact | None]) -> Artifact | None:
-    kinds = RUNTIMES.load(runtime).accepts
-    return next((a for a in artifacts if a is not None and a.kind in kinds), None)
 
 
 def _progress(context: RunContext, number: int, settings: int) -> Callable[[float, str], None]:
