@@ -42,6 +42,9 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     primary = MetricInfo(**details["primary"]) if "primary" in details else ACCURACY
     baseline = details.get("baseline", BASELINE if BASELINE in artifacts else None)
     scores = _scores(bench)
+    rivals = (
+        [Artifact.from_json(entry, bench.folder) for entry in details.get("competitors", ())] if bench else []
+    )
     judged = judge(
         config.gates,
         list(artifacts.values()),
@@ -59,7 +62,8 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     error = _error(run)
     verdict, exit_code = _outcome(error, judged)
     chain = lineage(steps, baseline, None if judged.best is None else judged.best.artifact)
-    here = {m.artifact: m for m in measurements if at_target(m, artifacts.get(m.artifact), config.target)}
+    shown = {**artifacts, **{rival.id: rival for rival in rivals}}
+    here = {m.artifact: m for m in measurements if at_target(m, shown.get(m.artifact), config.target)}
     remarks = of_zeros(details.get("sparse", {}), config.target.runtime)
     undone = {record["id"] for record in run["steps"] if record.get("undone")}
     document: dict[str, Any] = {
@@ -81,7 +85,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "baseline": baseline,
         "best": None if judged.best is None else asdict(judged.best),
         "gates": [_gate(v, error if judged.best is None else None) for v in judged.verdicts],
-        "artifacts": [_artifact(a, run_dir, here.get(a.id)) for a in artifacts.values()],
+        "artifacts": [_artifact(a, run_dir, here.get(a.id), a in rivals) for a in shown.values()],
         "measurements": [
             _measurement(m, step, m is here.get(m.artifact), remarks)
             for step in steps
@@ -181,10 +185,11 @@ def _gate(verdict: Verdict, stopped_by: Mapping[str, Any] | None) -> dict[str, A
     return asdict(verdict) | {"message": f"not measured: the run stopped{place}"}
 
 
-def _artifact(artifact: Artifact, run_dir: Path, row: Measurement | None) -> dict[str, Any]:
+def _artifact(artifact: Artifact, run_dir: Path, row: Measurement | None, rival: bool) -> dict[str, Any]:
     """The manifest's entry; the benchmark's figures on the test split join its metrics."""
     entry = artifact.to_json(run_dir)
-    return entry | {"metrics": {**entry["metrics"], **({} if row is None else row.metrics)}}
+    metrics = {**entry["metrics"], **({} if row is None else row.metrics)}
+    return entry | {"metrics": metrics, "competitor": rival}
 
 
 def _measurement(row: Measurement, step: Step, here: bool, remarks: Mapping[str, str]) -> dict[str, Any]:

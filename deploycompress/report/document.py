@@ -59,6 +59,7 @@ class Artefact(Part):
     stage: Text
     precision: Text
     metrics: dict[Text, float] = {}
+    competitor: bool = False  # not of this run: it is never the best one, and no gate looks at it
 
 
 class Latency(Part):

@@ -45,6 +45,8 @@ def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = {row["artifact"]: row for row in report["measurements"] if row["at_target"]}
     chosen: dict[tuple[str, str], Mapping[str, Any]] = {}
     for artifact in reversed(report["artifacts"]):
+        if artifact.get("competitor"):
+            continue
         if artifact["kind"] not in KINDS or artifact["id"] == report["baseline"] or _held(artifact):
             continue
         if artifact["kind"] == "checkpoint" and artifact["id"] not in rows:

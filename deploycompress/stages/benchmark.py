@@ -15,9 +15,10 @@ from pydantic import Field
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
 from deploycompress.config.devices import LOCAL
-from deploycompress.config.schema import TargetConfig
+from deploycompress.config.schema import COMPETITOR, Network, NetworkOrFile, TargetConfig
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
+from deploycompress.graph import competitors
 from deploycompress.graph.settings import Setting, candidates_in, distinct, in_other_runtimes, opened_by
 from deploycompress.measure.measurement import Measurement
 from deploycompress.registry import RUNTIMES
@@ -64,9 +65,17 @@ class Benchmark(Stage):
         severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
             (3,), min_length=1, description="Of each corruption, 1 to 5; the metric is their mean"
         )
+        competitors: dict[Annotated[str, Field(pattern=COMPETITOR)], NetworkOrFile] = Field(
+            {}, description="What could ship instead, by name: {build, args, weights}, or an .onnx file"
+        )
 
     def inputs(self) -> Mapping[str, Ref]:
-        return {"source": "all", "baseline": "baseline", "original": "original"}
+        files = {
+            f"competitors.{name}": given.weights if isinstance(given, Network) else given
+            for name, given in self.config.competitors.items()
+        }
+        given = {n: str(file) for n, file in files.items() if file is not None and file.is_absolute()}
+        return {"source": "all", "baseline": "baseline", "original": "original", **given}
 
     def opens(self, target: TargetConfig) -> frozenset[str]:
         """Networks only where a runtime runs them; of a runtime of the user's that is not known before the run."""
@@ -81,6 +90,7 @@ class Benchmark(Stage):
     def requires(self, context: RunContext) -> None:
         from deploycompress.devices.jobs import open_device
 
+        competitors.require_openable(self.config.competitors, context.target.runtime)
         for name in sorted({context.target.runtime, *self.config.runtimes}):
             missing = RUNTIMES.load(name)().missing()
             if missing:
@@ -103,13 +113,14 @@ class Benchmark(Stage):
         artifacts = [
             a for a in distinct((baseline, *inputs["source"])) if a.kind in opened or "runtime" in a.details
         ]
+        own = {a.id for a in (*artifacts, *inputs["source"], *inputs.get("original", ()))}
+        rivals, notes = competitors.make(self.config.competitors, workdir / "competitors", own, context)
         measurements: list[Measurement] = []
-        notes: list[Note] = []
         settings = list(self.settings(context))
         for number, setting in enumerate(settings):
             progress = _progress(context, number, len(settings))
             measured, left_out = self._measure(
-                setting, artifacts, (baseline, original), number == 0, workdir, context, progress
+                setting, [*artifacts, *rivals], (baseline, original), number == 0, workdir, context, progress
             )
             measurements.extend(measured)
             notes.extend(left_out)
@@ -117,12 +128,14 @@ class Benchmark(Stage):
         write_json(workdir / PLACEMENT, placed)
         notes.extend(unknown)
         sparse = self._sparse(settings[0], artifacts, workdir, context)
-        if not measurements:
+        if not any(m.artifact in own for m in measurements):
             raise ConfigError(
                 f"benchmark: there is nothing that {context.target.runtime} opens among "
                 f"{[a.kind for a in artifacts]}; add an export step before it"
             )
-        found, unread = judge_artifacts(artifacts, context, self.config.corruptions, self.config.severities)
+        found, unread = judge_artifacts(
+            [*artifacts, *rivals], context, self.config.corruptions, self.config.severities
+        )
         evaluations = {id: judged.clean for id, judged in found.items()}
         write_json(workdir / SCORES, {id: e.scores for id, e in evaluations.items() if e.scores is not None})
         write_json(workdir / CORRUPTED, {id: judged.corrupted_scores for id, judged in found.items()})
@@ -140,6 +153,7 @@ class Benchmark(Stage):
             "scores": SCORES,
             "corrupted": CORRUPTED,
             "sparse": sparse,
+            "competitors": [rival.to_json(workdir) for rival in rivals],
             "placement": PLACEMENT,
             "network": _shipped(context.model.recipe) if "checkpoint" in kinds else None,
             "devices": {
