@@ -15,9 +15,11 @@ from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import MetricInfo, Note
 from deploycompress.errors import ConfigError, GateFailed, StageFailed
 from deploycompress.measure.measurement import Measurement
+from deploycompress.report.distribution import distribution
 from deploycompress.report.figures import figure
 from deploycompress.report.gates import Judgement, at_target, judge
-from deploycompress.report.paired import difference
+from deploycompress.report.history import history
+from deploycompress.report.paired import difference, interval
 from deploycompress.report.shipping import selection
 from deploycompress.report.story import Step, lineage, of_zeros, purchases, validation, widths
 from deploycompress.report.tried import rows_of
@@ -65,6 +67,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     shown = {**artifacts, **{rival.id: rival for rival in rivals}}
     here = {m.artifact: m for m in measurements if at_target(m, shown.get(m.artifact), config.target)}
     remarks = of_zeros(details.get("sparse", {}), config.target.runtime)
+    environment = _environment(bench, steps)
     undone = {record["id"] for record in run["steps"] if record.get("undone")}
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -92,6 +95,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
             for m in step.measurements
         ],
         "differences": _differences(scores, baseline),
+        "intervals": {id: asdict(interval(s)) for id, s in scores.items() if s},
         "figures": details.get("figures", {}),
         "per_class": details.get("per_class", {}),
         "by_class": details.get("by_class", {}),
@@ -103,7 +107,8 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "validation": validation(steps, chain, primary.name),
         "widths": widths([s for s in steps if s.id not in undone]),
         "tried": rows_of(step.manifest for step in steps if step.id not in undone),
-        "environment": _environment(bench, steps),
+        "environment": environment,
+        "history": history(run_dir, run["name"], environment),
     }
     document["ships"] = selection(document)
     return document
@@ -197,7 +202,8 @@ def _measurement(row: Measurement, step: Step, here: bool, remarks: Mapping[str,
     notes = [*row.notes, *([remarks[row.artifact]] if here and row.artifact in remarks else [])]
     if row.speedup_vs_target is not None and row.speedup is not None:
         notes.append(f"{figure(row.speedup.value, 'x')} the speed of the baseline in {row.runtime}")
-    return row.to_json() | {"samples": samples, "at_target": here, "notes": notes}
+    told = None if samples is None else distribution(step.folder / str(row.samples))
+    return row.to_json() | {"samples": samples, "at_target": here, "notes": notes, "distribution": told}
 
 
 def _differences(scores: Mapping[str, Sequence[float]], baseline: str | None) -> dict[str, Any]:

@@ -233,6 +233,7 @@ class Benchmark(Stage):
         from deploycompress.devices.jobs import open_device
         from deploycompress.devices.placement import placement
         from deploycompress.graph.feeds import take
+        from deploycompress.graph.layer_names import with_layers
         from deploycompress.model.parity import to_numpy
 
         if context.rehearsal:
@@ -249,7 +250,7 @@ class Benchmark(Stage):
                 notes.append(Note("skipped", f"where its operators run is not known: {error}", artifact.id))
                 continue
             if rows is not None:
-                found[artifact.id] = rows
+                found[artifact.id] = with_layers(rows, artifact)
         return found, notes
 
     def _sparse(
