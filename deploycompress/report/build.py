@@ -88,7 +88,8 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "baseline": baseline,
         "best": None if judged.best is None else asdict(judged.best),
         "gates": [_gate(v, error if judged.best is None else None) for v in judged.verdicts],
-        "artifacts": [_artifact(a, run_dir, here.get(a.id), a in rivals) for a in shown.values()],
+        "artifacts": [_artifact(a, run_dir, here.get(a.id)) for a in shown.values()],
+        "competitors": [rival.id for rival in rivals],
         "measurements": [
             _measurement(m, step, m is here.get(m.artifact), remarks)
             for step in steps
@@ -190,11 +191,10 @@ def _gate(verdict: Verdict, stopped_by: Mapping[str, Any] | None) -> dict[str, A
     return asdict(verdict) | {"message": f"not measured: the run stopped{place}"}
 
 
-def _artifact(artifact: Artifact, run_dir: Path, row: Measurement | None, rival: bool) -> dict[str, Any]:
+def _artifact(artifact: Artifact, run_dir: Path, row: Measurement | None) -> dict[str, Any]:
     """The manifest's entry; the benchmark's figures on the test split join its metrics."""
     entry = artifact.to_json(run_dir)
-    metrics = {**entry["metrics"], **({} if row is None else row.metrics)}
-    return entry | {"metrics": metrics, "competitor": rival}
+    return entry | {"metrics": {**entry["metrics"], **({} if row is None else row.metrics)}}
 
 
 def _measurement(row: Measurement, step: Step, here: bool, remarks: Mapping[str, str]) -> dict[str, Any]:

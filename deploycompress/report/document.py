@@ -59,7 +59,6 @@ class Artefact(Part):
     stage: Text
     precision: Text
     metrics: dict[Text, float] = {}
-    competitor: bool = False  # not of this run: it is never the best one, and no gate looks at it
 
 
 class Latency(Part):
@@ -281,6 +280,7 @@ class Report(Part):
     target: Target = Target()
     primary: Metric = Metric()
     figures: dict[Text, Metric] = {}
+    competitors: tuple[Text, ...] = ()  # ids of artefacts that this run did not make: none is the best one
     by_class: dict[Text, dict[Text, dict[Text, float]]] = {}  # artefact -> figure -> class -> value
     baseline: Text | None = None
     differences: dict[Text, Difference] = {}
@@ -299,6 +299,14 @@ class Report(Part):
 
     def artefact(self, id: str | None) -> Artefact | None:
         return next((a for a in self.artifacts if a.id == id), None)
+
+    def standing(self, artifact: str) -> Literal["baseline", "best", "competitor", "other"]:
+        """What an artefact is to this run."""
+        if artifact == self.best_id:
+            return "best"
+        if artifact == self.baseline:
+            return "baseline"
+        return "competitor" if artifact in self.competitors else "other"
 
     @property
     def best_id(self) -> str | None:
