@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploycompress.report.document import Operator, Report
-from deploycompress.report.figures import bare, figure, plural
+from deploycompress.report.figures import figure, plural, significant
 
 MOST_LAYERS = 16  # those that take longest on either side; the others are one row
 FUSED = re.compile(r"(_nchwc|_token_\d+)+$")  # what ONNX Runtime hangs on a node's name
@@ -53,7 +53,7 @@ def layers(report: Report) -> Layers | None:
     bars = [
         LayerBar(
             name,
-            f"{bare(figure(a, 'ms'))} → {figure(b, 'ms')}" if a and b else figure(b, "ms") if b else "gone",
+            _change(a, b),
             "worse" if b > a else "better",
             100 * a / longest,
             100 * b / longest,
@@ -63,6 +63,13 @@ def layers(report: Report) -> Layers | None:
     whole = [sum(of.ms for of in side) for side in (before, after)]
     summary = f"{figure(whole[0], 'ms')} → {figure(whole[1], 'ms')} in all under the profiler, which itself takes time"
     return Layers(str(report.baseline), str(report.best_id), tuple(bars), summary)
+
+
+def _change(before_ms: float, after_ms: float) -> str:
+    """Two digits: the profiler of ONNX Runtime counts whole microseconds."""
+    if not after_ms:
+        return f"{significant(before_ms, 2)} ms → gone"
+    return f"{significant(before_ms, 2) if before_ms else 'new'} → {significant(after_ms, 2)} ms"
 
 
 def _by_layer(operators: Sequence[Operator]) -> dict[str, float]:

@@ -66,7 +66,7 @@ def trend(report: Report) -> Trend | None:
     runs = [*report.history, Earlier.model_validate(milestone(report, []))]
     unit = report.primary.unit
     told: tuple[tuple[str, str, Callable[[Earlier], Span | None]], ...] = (
-        ("speed-up over the baseline", "x", _speedup),
+        ("speed-up", "x", _speedup),
         ("p50 latency", "ms", lambda run: _alone(run.p50_ms)),
         (report.primary.name, unit, lambda run: _alone(run.metric)),
         ("size", "bytes", lambda run: _alone(run.bytes)),
