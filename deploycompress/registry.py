@@ -160,6 +160,8 @@ DATASETS = Table(
     },
 )
 
+FUNCTIONS = Table("function", {})  # of the user's alone
+
 TABLES: tuple[Table, ...] = (
     STAGES,
     CRITERIA,

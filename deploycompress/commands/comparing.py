@@ -18,7 +18,6 @@ from deploycompress.commands.comparison import (
 from deploycompress.commands.finished_run import Run, finished_run
 from deploycompress.commands.fresh_gates import all_gates
 from deploycompress.commands.given import Given, open_given
-from deploycompress.commands.machines import versions_apart
 from deploycompress.commands.measuring import How, candidate_of, how_of
 from deploycompress.commands.random_inputs import Wanted, feed_for
 from deploycompress.commands.recorded import apart, away, recorded_lines
@@ -26,6 +25,7 @@ from deploycompress.commands.side_by_side import FEWEST_ALIKE, SideBySide, cosin
 from deploycompress.devices.jobs import Candidate, Progress, open_device
 from deploycompress.errors import ConfigError
 from deploycompress.measure.environment import environment
+from deploycompress.measure.machines import versions_apart
 from deploycompress.report.figures import plural
 from deploycompress.report.verdict import Verdict
 from deploycompress.stages.benchmark import LENGTHS

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from deploycompress.commands.comparison import MEASURED, SPEED, Line, through_the_baseline
 from deploycompress.commands.finished_run import Run
-from deploycompress.commands.machines import differences, versions_apart
+from deploycompress.measure.machines import differences, versions_apart
 from deploycompress.registry import DEVICES
 from deploycompress.report.document import Row
 

@@ -50,6 +50,8 @@ def wrong_name(table: registry.Table, name: Any, folders: Sequence[Path]) -> str
         return f"received {shown(name)}, expected the name of a {table.kind}"
     if name in table:
         return None
+    if ":" not in name and not table:
+        return f"received {shown(name)}, expected {references.FORMS}"
     if ":" not in name:
         return unknown(table.kind, name, table, also=ALSO.get(table.kind, "or module:Name"))
     reason = references.locate(name, folders, libraries=False)

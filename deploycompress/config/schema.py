@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, SerializeAsAny, Tag, model_validator
 
 from deploycompress.config.base import StrictModel
 from deploycompress.config.devices import DeviceConfig
@@ -22,6 +22,7 @@ from deploycompress.config.quantities import (
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a pipeline: also of its folder
 STEP_ID = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}(@[0-9]{1,3})?$"  # also the name of its folder
+COMPETITOR = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"  # also the name of its folder
 DIMENSION = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 OnInconclusive = Literal["fail", "warn", "extend"]
@@ -48,6 +49,19 @@ class Network(StrictModel):
     weights: Path | None = Field(
         None, description="A .safetensors file or a state_dict (.pt .pth .th); null: a train stage makes them"
     )
+
+
+def _onnx_file(file: Path) -> Path:
+    if file.suffix != ".onnx":
+        raise ValueError("expected a file ending in .onnx, or {build, args, weights}")
+    return file
+
+
+# A network or an ONNX file; which of them is meant decides what is said of a mistake in it.
+NetworkOrFile = Annotated[
+    Annotated[Network, Tag("network")] | Annotated[Path, AfterValidator(_onnx_file), Tag("file")],
+    Discriminator(lambda given: "network" if isinstance(given, (dict, Network)) else "file"),
+]
 
 
 class ModelConfig(Network):

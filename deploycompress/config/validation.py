@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from deploycompress.config.devices import HOST, SERIAL, TEXT
 from deploycompress.config.document import Document, KeyPath
-from deploycompress.config.schema import DIMENSION, NAME, STEP_ID
+from deploycompress.config.schema import COMPETITOR, DIMENSION, NAME, STEP_ID
 from deploycompress.config.wording import listed, nearest, shown, unknown
 
 M = TypeVar("M", bound=BaseModel)
@@ -23,6 +23,7 @@ WORDS = {
     HOST: "user@host, a host, or a name of ~/.ssh/config",
     SERIAL: "a serial as `adb devices` shows it",
     TEXT: "a path or a command, in one line and not beginning with '-'",
+    COMPETITOR: "letters, digits, '_' and '-', beginning with a letter",
     STEP_ID: "letters, digits, '_' and '-', beginning with a letter or a digit",
 }
 # pydantic's kinds of error begin with the type that was expected

@@ -52,7 +52,9 @@ def extend(steps: Sequence[Step], gates: Mapping[str, Gate], runner: Runner) -> 
             )
             runner.tell(Event("warning", reason, step=step.id))
             return
-        reason = f"{named} could not be decided; measuring again, mode {config.mode}, {config.times} times as long"
+        reason = (
+            f"{named} could not be decided; measuring again, mode {config.mode}, {config.times} times as long"
+        )
         runner.tell(Event("decision", reason, step=step.id))
         runner.measure_again(longer)
         step = longer

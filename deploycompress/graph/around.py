@@ -32,7 +32,9 @@ def preprocessed(function: Callable[[str], Any], sample: Path, model: Model) -> 
         given = {next(iter(wanted)): given} if len(wanted) == 1 else {}
     found = {str(name): np.asarray(value) for name, value in given.items()}
     if set(found) != set(wanted):
-        raise ConfigError(f"preprocess gives {sorted(found) or 'no inputs by name'}, expected {sorted(wanted)}")
+        raise ConfigError(
+            f"preprocess gives {sorted(found) or 'no inputs by name'}, expected {sorted(wanted)}"
+        )
     for name, spec in wanted.items():
         shape, expected = found[name].shape, tuple(spec.shape)
         fits = len(shape) == len(expected) and all(

@@ -15,9 +15,11 @@ from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import MetricInfo, Note
 from deploycompress.errors import ConfigError, GateFailed, StageFailed
 from deploycompress.measure.measurement import Measurement
+from deploycompress.report.distribution import distribution
 from deploycompress.report.figures import figure
 from deploycompress.report.gates import Judgement, at_target, judge
-from deploycompress.report.paired import difference
+from deploycompress.report.history import history
+from deploycompress.report.paired import difference, interval
 from deploycompress.report.shipping import selection
 from deploycompress.report.story import Step, lineage, of_zeros, purchases, validation, widths
 from deploycompress.report.tried import rows_of
@@ -42,6 +44,9 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     primary = MetricInfo(**details["primary"]) if "primary" in details else ACCURACY
     baseline = details.get("baseline", BASELINE if BASELINE in artifacts else None)
     scores = _scores(bench)
+    rivals = (
+        [Artifact.from_json(entry, bench.folder) for entry in details.get("competitors", ())] if bench else []
+    )
     judged = judge(
         config.gates,
         list(artifacts.values()),
@@ -59,8 +64,10 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     error = _error(run)
     verdict, exit_code = _outcome(error, judged)
     chain = lineage(steps, baseline, None if judged.best is None else judged.best.artifact)
-    here = {m.artifact: m for m in measurements if at_target(m, artifacts.get(m.artifact), config.target)}
+    shown = {**artifacts, **{rival.id: rival for rival in rivals}}
+    here = {m.artifact: m for m in measurements if at_target(m, shown.get(m.artifact), config.target)}
     remarks = of_zeros(details.get("sparse", {}), config.target.runtime)
+    environment = _environment(bench, steps)
     undone = {record["id"] for record in run["steps"] if record.get("undone")}
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -81,13 +88,15 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "baseline": baseline,
         "best": None if judged.best is None else asdict(judged.best),
         "gates": [_gate(v, error if judged.best is None else None) for v in judged.verdicts],
-        "artifacts": [_artifact(a, run_dir, here.get(a.id)) for a in artifacts.values()],
+        "artifacts": [_artifact(a, run_dir, here.get(a.id)) for a in shown.values()],
+        "competitors": [rival.id for rival in rivals],
         "measurements": [
             _measurement(m, step, m is here.get(m.artifact), remarks)
             for step in steps
             for m in step.measurements
         ],
         "differences": _differences(scores, baseline),
+        "intervals": {id: asdict(interval(s)) for id, s in scores.items() if s},
         "figures": details.get("figures", {}),
         "per_class": details.get("per_class", {}),
         "by_class": details.get("by_class", {}),
@@ -99,7 +108,8 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
         "validation": validation(steps, chain, primary.name),
         "widths": widths([s for s in steps if s.id not in undone]),
         "tried": rows_of(step.manifest for step in steps if step.id not in undone),
-        "environment": _environment(bench, steps),
+        "environment": environment,
+        "history": history(run_dir, run["name"], environment),
     }
     document["ships"] = selection(document)
     return document
@@ -192,7 +202,8 @@ def _measurement(row: Measurement, step: Step, here: bool, remarks: Mapping[str,
     notes = [*row.notes, *([remarks[row.artifact]] if here and row.artifact in remarks else [])]
     if row.speedup_vs_target is not None and row.speedup is not None:
         notes.append(f"{figure(row.speedup.value, 'x')} the speed of the baseline in {row.runtime}")
-    return row.to_json() | {"samples": samples, "at_target": here, "notes": notes}
+    told = None if samples is None else distribution(step.folder / str(row.samples))
+    return row.to_json() | {"samples": samples, "at_target": here, "notes": notes, "distribution": told}
 
 
 def _differences(scores: Mapping[str, Sequence[float]], baseline: str | None) -> dict[str, Any]:

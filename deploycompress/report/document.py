@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deploycompress.errors import ConfigError
 from deploycompress.report.figures import clean
@@ -78,6 +78,22 @@ class Speedup(Part):
     high: float
 
 
+class Distribution(Part):
+    """Which share of the calls took at most how many milliseconds; null where too few samples tell."""
+
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+    ms: tuple[float | None, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Distribution:
+        known = [value for value in self.ms if value is not None]
+        if len(self.shares) != len(self.ms) or list(self.shares) != sorted(self.shares):
+            raise ValueError("as many milliseconds as shares, and both from the smallest on, were expected")
+        if known != sorted(known) or any(value <= 0 for value in known):
+            raise ValueError("milliseconds above 0 that grow with the share were expected")
+        return self
+
+
 class Row(Part):
     """One artefact measured in one configuration."""
 
@@ -103,6 +119,7 @@ class Row(Part):
     emulated: bool = False
     disturbed: bool = False
     noise_floor: float | None = None
+    distribution: Distribution | None = None
 
     @property
     def gain(self) -> Speedup | None:
@@ -132,6 +149,7 @@ class Operator(Part):
     precision: Text
     role: Text = ""  # fallback, reformat, or empty
     ms: float
+    layer: Text = ""  # of the network; empty where that is not known
 
 
 class Gate(Part):
@@ -169,6 +187,14 @@ class Difference(Part):
     """Artefact minus baseline on the same ``samples`` of the test split, with its 95 % interval."""
 
     value: float
+    low: float
+    high: float
+    samples: Count
+
+
+class Interval(Part):
+    """Where 95 % of such samples would put a figure."""
+
     low: float
     high: float
     samples: Count
@@ -223,6 +249,20 @@ class Target(Part):
     batch_size: int = 1
 
 
+class Earlier(Part):
+    """An earlier run of the same name: the figures of its best artefact at its target."""
+
+    started: Text
+    verdict: Literal["pass", "fail", "inconclusive", "error"]
+    best: Text | None = None
+    p50_ms: float | None = None
+    speedup: Speedup | None = None
+    metric: float | None = None
+    bytes: Count | None = None
+    target: Target = Target()
+    machine: tuple[Text, ...] = ()  # what it differs in from this run's; empty where it is the same
+
+
 class Report(Part):
     """The whole document. What has no default is relied upon by tools outside this repository."""
 
@@ -245,15 +285,18 @@ class Report(Part):
     target: Target = Target()
     primary: Metric = Metric()
     figures: dict[Text, Metric] = {}
+    competitors: tuple[Text, ...] = ()  # ids of artefacts that this run did not make: none is the best one
     by_class: dict[Text, dict[Text, dict[Text, float]]] = {}  # artefact -> figure -> class -> value
     baseline: Text | None = None
     differences: dict[Text, Difference] = {}
+    intervals: dict[Text, Interval] = {}  # of the primary metric, by artefact
     waterfall: tuple[Milestone, ...] = ()
     validation: tuple[Validated, ...] = ()
     widths: tuple[Width, ...] = ()
     ships: tuple[Shipped, ...] = ()
     tried: tuple[Tried, ...] = ()
     placement: dict[Text, tuple[Operator, ...]] = {}  # by artefact
+    history: tuple[Earlier, ...] = ()  # the oldest first, without this run
 
     def row(self, artifact: str | None) -> Row | None:
         """The artefact's measurement at the target."""
@@ -261,6 +304,14 @@ class Report(Part):
 
     def artefact(self, id: str | None) -> Artefact | None:
         return next((a for a in self.artifacts if a.id == id), None)
+
+    def standing(self, artifact: str) -> Literal["baseline", "best", "competitor", "other"]:
+        """What an artefact is to this run."""
+        if artifact == self.best_id:
+            return "best"
+        if artifact == self.baseline:
+            return "baseline"
+        return "competitor" if artifact in self.competitors else "other"
 
     @property
     def best_id(self) -> str | None:

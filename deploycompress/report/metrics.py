@@ -47,7 +47,7 @@ def metrics_table(report: Report) -> Table | None:
     before: Mapping[str, float] = {} if base is None else base.metrics
     lines = []
     for name in names:
-        info = _info(report, name)
+        info = class_info(report, name)
         cells = [
             _cell(row.metrics.get(name), None if row is base else before.get(name), info) for row in rows
         ]
@@ -63,7 +63,7 @@ def class_table(report: Report) -> Table | None:
         return None
     theirs = {} if chosen == report.baseline else report.by_class.get(report.baseline or "", {})
     guarded = next(iter(ours))
-    infos = {name: _info(report, name) for name in ours}
+    infos = {name: class_info(report, name) for name in ours}
     sign = 1 if infos[guarded].higher_is_better else -1
     classes = dict.fromkeys(label for values in ours.values() for label in values)
     worst_first = sorted(classes, key=lambda label: sign * ours[guarded].get(label, sign * float("inf")))
@@ -84,7 +84,7 @@ def class_table(report: Report) -> Table | None:
     return Table(tuple(ours), tuple(lines), summary, len(classes) - len(lines))
 
 
-def _info(report: Report, name: str) -> Metric:
+def class_info(report: Report, name: str) -> Metric:
     """What is known of a metric; a class's figure that is no metric itself is of the kind of the worst class's."""
     known: Iterable[Metric | None] = (
         report.primary if name == report.primary.name else None,

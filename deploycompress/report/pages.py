@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from deploycompress.report import bars, metrics, scatter, sentences, view
+from deploycompress.report import bars, classes, layers, metrics, scatter, sentences, strips, trend, view
 from deploycompress.report.document import Report
 from deploycompress.report.figures import figure, shortened
 from deploycompress.report.placed import placements
@@ -33,7 +33,12 @@ def html(report: Report) -> str:
     return environment.get_template("report.html").render(
         **_common(report),
         plots=[(name, scatter.scatter(report, *size)) for name, size in _PLOT_SIZES.items()],
+        distributions=[(name, strips.strips(report, width)) for name, (width, _) in _PLOT_SIZES.items()],
         waterfalls=bars.waterfalls(report),
+        layers=layers.layers(report),
+        changes=classes.class_changes(report),
+        trend=trend.trend(report),
+        pareto_note=sentences.pareto_note(report),
         widths=bars.width_bars(report),
         most_widths=MOST_WIDTHS,
         remaining=bars.remaining(report),
@@ -60,7 +65,7 @@ def escaped(text: object, most: int = 120) -> str:
     return _MARKDOWN.sub(lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", plain)
 
 
-_PLOT_SIZES = {"wide": (1000, 330), "narrow": (360, 300)}
+_PLOT_SIZES = {"wide": (1000, 430), "narrow": (360, 360)}
 
 
 def _environment(autoescape: bool) -> Environment:

@@ -1,4 +1,4 @@
-"""The difference between two artefacts on the same samples, with the interval that the samples support."""
+"""What scores of samples support: the interval of an artefact's mean, and of the difference of two on the same ones."""
 
 from __future__ import annotations
 
@@ -40,6 +40,32 @@ def difference(baseline: Sequence[float], candidate: Sequence[float]) -> Differe
         low, high = tango_interval(gained, lost, samples)
         return Difference((gained - lost) / samples, low, high, samples)
     return _bootstrap(baseline, candidate)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where the mean of scores lies, with 95 %, given that other samples could have been drawn."""
+
+    low: float
+    high: float
+    samples: int
+
+
+def interval(scores: Sequence[float]) -> Interval:
+    """The sampling interval of a mean: Wilson's for scores that are all 0 or 1, the normal one for others.
+
+    Wilson's (1927) is not empty where all are right, and never leaves 0..1.
+    """
+    samples = len(scores)
+    mean = sum(scores) / samples
+    if all(score in (0, 1) for score in scores):
+        share = Z95**2 / samples
+        middle = (mean + share / 2) / (1 + share)
+        half = Z95 * math.sqrt(mean * (1 - mean) / samples + share / (4 * samples)) / (1 + share)
+        return Interval(max(0.0, middle - half), min(1.0, middle + half), samples)
+    variance = sum((score - mean) ** 2 for score in scores) / max(1, samples - 1)
+    half = Z95 * math.sqrt(variance / samples)
+    return Interval(mean - half, mean + half, samples)
 
 
 def samples_needed(baseline: Sequence[float], candidate: Sequence[float], allowance: float) -> int | None:

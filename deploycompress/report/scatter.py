@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deploycompress.report.document import Report
-from deploycompress.report.figures import shortened
+from deploycompress.report.axes import Place, Tick, latency_axis, metric_axis
+from deploycompress.report.document import Report, Row
+from deploycompress.report.figures import limit, shortened
+from deploycompress.report.labels import CHARACTER, Anchor, Box, place_label
 
 MOST_LABELS = 30  # the best, the baseline, then the fastest; more would only hide one another
-LOG_ABOVE = 25.0  # slowest over fastest from which on the latency axis is logarithmic
-CHARACTER = 7.2  # width of a label's letter, about, in the SVG's units
+SMALLEST, LARGEST = 4.5, 17.0  # radius of a dot, whose area is the artefact's size
+PLAIN = 6.0  # where no size is known
 
-
-@dataclass(frozen=True)
-class Tick:
-    at: float
-    text: str
+Kind = Literal["baseline", "best", "competitor", "other"]
 
 
 @dataclass(frozen=True)
 class Point:
     x: float
     y: float
+    radius: float
     label: str
     label_x: float
     label_y: float
-    anchor: Literal["start", "end"]
-    kind: Literal["baseline", "best", "other"]
+    anchor: Anchor
+    kind: Kind
     x_low: float
     x_high: float
     y_low: float
     y_high: float
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A gate's limit as a line across the plot, with its text at ``x``, ``y``."""
+
+    line: Box
+    text: str
+    x: float
+    y: float
+
+    @property
+    def box(self) -> Box:
+        """What the text covers."""
+        return (self.x, self.y - 11, self.x + CHARACTER * len(self.text), self.y + 3)
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,9 @@ class Scatter:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     points: tuple[Point, ...]
+    front: str  # the points of a line behind which nothing is both faster and better
+    limits: tuple[Limit, ...]
+    kinds: frozenset[Kind]
     x_title: str
     y_title: str
 
@@ -60,120 +78,103 @@ def scatter(report: Report, width: int, height: int) -> Scatter | None:
     if len(rows) < 2:
         return None
     rows.sort(key=lambda r: (r.artifact not in (report.best_id, report.baseline), r.latency_ms.p50))
-    base = report.row(report.baseline)
-    spans = []
-    for row in rows:
-        x, y = row.latency_ms.p50, row.metrics[name]
-        x_span, y_span = (x, x), (y, y)
-        speedup, paired = row.gain, report.differences.get(row.artifact)
-        if base is not None and speedup is not None and speedup.low > 0 and speedup.high > 0:
-            x_span = (base.latency_ms.p50 / speedup.high, base.latency_ms.p50 / speedup.low)
-        if paired is not None and row.artifact != report.baseline:
-            y_span = (y - paired.value + paired.low, y - paired.value + paired.high)
-        spans.append((x_span, y_span))
-
+    spans = [(_latency_span(report, row), _metric_span(report, row)) for row in rows]
     left, top, right, bottom = 58.0, 14.0, width - 18.0, height - 46.0
-    x_place, x_ticks = _latency_axis([x for s, _ in spans for x in s], left, right)
+    x_place, x_ticks = latency_axis([x for s, _ in spans for x in s], left, right)
     values = [y for _, s in spans for y in s] + [r.metrics[name] for r in rows]
-    y_place, y_ticks = _metric_axis(values, report.primary.unit, bottom, top)
+    y_place, y_ticks = metric_axis(values, report.primary.unit, bottom, top)
     spots = [(x_place(r.latency_ms.p50), y_place(r.metrics[name])) for r in rows]
-    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
+    radii = _radii(report, rows, width)
+    taken = [(x - r - 2, y - r - 2, x + r + 2, y + r + 2) for (x, y), r in zip(spots, radii, strict=True)]
     lines = [(x_place(s[0]), y, x_place(s[1]), y) for (s, _), (_, y) in zip(spans, spots, strict=True)]
     lines += [(x, y_place(s[1]), x, y_place(s[0])) for (_, s), (x, _) in zip(spans, spots, strict=True)]
+    frame = (left, top, right, bottom)
+    limits = _limits(report, x_place, y_place, frame)
+    taken += [limit.box for limit in limits]
+    lines += [limit.line for limit in limits]
     points: list[Point] = []
-    for row, (x, y), (x_span, y_span) in zip(rows, spots, spans, strict=True):
+    for row, (x, y), (x_span, y_span), radius in zip(rows, spots, spans, radii, strict=True):
         label = shortened(row.artifact, 24) if len(points) < MOST_LABELS else ""
-        frame = (left, top, right, bottom)
-        label_x, label_y, anchor = (
-            _place_label(x, y, label, frame, taken, lines) if label else (x, y, "start")
-        )
-        is_best = row.artifact == report.best_id
-        points.append(
-            Point(
-                *(x, y, label, label_x, label_y, anchor),
-                kind="best" if is_best else "baseline" if row.artifact == report.baseline else "other",
-                x_low=x_place(x_span[0]),
-                x_high=x_place(x_span[1]),
-                y_low=y_place(y_span[0]),
-                y_high=y_place(y_span[1]),
-            )
-        )
-    titles = ("p50 latency (ms)", shortened(name, 24))
+        spot = place_label(x, y, radius, label, frame, taken, lines) if label else (x, y, "start")
+        ends = (x_place(x_span[0]), x_place(x_span[1]), y_place(y_span[0]), y_place(y_span[1]))
+        points.append(Point(x, y, radius, label, *spot, report.standing(row.artifact), *ends))
     return Scatter(
-        width, height, left, top, right, bottom, tuple(x_ticks), tuple(y_ticks), tuple(points), *titles
+        *(width, height, *frame),
+        tuple(x_ticks),
+        tuple(y_ticks),
+        tuple(points),
+        front=_front(points, report.primary.higher_is_better),
+        limits=limits,
+        kinds=frozenset(point.kind for point in points),
+        x_title="p50 latency (ms)",
+        y_title=shortened(name, 24),
     )
 
 
-Place = Callable[[float], float]
+def _latency_span(report: Report, row: Row) -> tuple[float, float]:
+    """Where the speed-up over the baseline puts its p50; nothing for the baseline itself."""
+    base, gain = report.row(report.baseline), row.gain
+    if base is None or gain is None or gain.low <= 0 or gain.high <= 0 or base.latency_ms.p50 <= 0:
+        return row.latency_ms.p50, row.latency_ms.p50
+    return base.latency_ms.p50 / gain.high, base.latency_ms.p50 / gain.low
 
 
-def _latency_axis(values: Sequence[float], start: float, end: float) -> tuple[Place, list[Tick]]:
-    """From zero, or logarithmic where the fastest would vanish beside the slowest."""
-    low, high = min(values), max(values)
-    if high / low < LOG_ABOVE:
-        steps = _steps(0.0, high * 1.12)
-        top = high * 1.12
-
-        def linear(value: float) -> float:
-            return start + (end - start) * value / top
-
-        return linear, [Tick(linear(s), f"{s:g}") for s in steps]
-    first, last = math.log10(low) - 0.15, math.log10(high) + 0.15
-
-    def logarithmic(value: float) -> float:
-        return start + (end - start) * (math.log10(max(value, low)) - first) / (last - first)
-
-    exponents = range(math.ceil(first), math.floor(last) + 1)
-    return logarithmic, [Tick(logarithmic(10.0**e), f"{10.0**e:g}") for e in exponents]
+def _metric_span(report: Report, row: Row) -> tuple[float, float]:
+    """That of the samples; of a report that has none, the one of the difference from the baseline."""
+    value, found = row.metrics[report.primary.name], report.intervals.get(row.artifact)
+    if found is not None:
+        return found.low, found.high
+    paired = report.differences.get(row.artifact)
+    if paired is None or row.artifact == report.baseline:
+        return value, value
+    return value - paired.value + paired.low, value - paired.value + paired.high
 
 
-def _metric_axis(values: Sequence[float], unit: str, start: float, end: float) -> tuple[Place, list[Tick]]:
-    """Only as far as the figures go, with some air; never beyond 100 % by more than the air."""
-    scale = 100.0 if unit == "share" else 1.0
-    low, high = scale * min(values), scale * max(values)
-    air = 0.12 * (high - low) or abs(high) * 0.05 or 1.0
-    low, high = low - air, high + air
-    steps = [s for s in _steps(low, high, 6) if unit != "share" or 0 <= s <= 100]
-
-    def place(value: float) -> float:
-        return start + (end - start) * (scale * value - low) / (high - low)
-
-    sign = " %" if unit == "share" else ""
-    return place, [Tick(place(s / scale), f"{s:g}{sign}") for s in steps]
+def _radii(report: Report, rows: Sequence[Row], width: int) -> list[float]:
+    """Areas that are to each other as the sizes are, as far as the smallest dot can still be seen."""
+    found = [report.artefact(row.artifact) for row in rows]
+    if any(artefact is None or not artefact.bytes for artefact in found):
+        return [PLAIN] * len(rows)
+    sizes = [artefact.bytes for artefact in found if artefact is not None]
+    largest = LARGEST if width > 500 else 0.75 * LARGEST
+    return [max(SMALLEST, largest * math.sqrt(size / max(sizes))) for size in sizes]
 
 
-def _steps(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``: steps of 1, 2 or 5 times a power of ten."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
-        return []
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.9)
-    first = math.ceil(low / step - 1e-9)
-    return [float(f"{i * step:.10g}") for i in range(first, first + 3 * about) if i * step <= high + 1e-9]
+def _front(points: Sequence[Point], higher_is_better: bool) -> str:
+    """Steps along the points that no other is faster and better than."""
+    down = 1 if higher_is_better else -1  # y grows downwards
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, down * p.y)):
+        if not kept or down * point.y < down * kept[-1].y:
+            kept.append(point)
+    corners = [(kept[0].x, kept[0].y)]
+    for before, after in itertools.pairwise(kept):
+        corners += [(after.x, before.y), (after.x, after.y)]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in corners) if len(kept) > 1 else ""
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-def _place_label(
-    x: float, y: float, label: str, frame: Box, taken: list[Box], lines: Sequence[Box]
-) -> tuple[float, float, Literal["start", "end"]]:
-    """Where beside its point a label covers least: other labels and points first, then whiskers."""
-    width = CHARACTER * len(label) + 2
-    places: list[tuple[float, float, float, Literal["start", "end"], Box]] = []
-    for order, (side, shift) in enumerate((s, d) for d in (4, -9, 18, -24, 33, -39) for s in (1, -1)):
-        label_x, label_y = x + 12 * side, y + shift
-        begin = label_x if side > 0 else label_x - width
-        box = (begin, label_y - 12, begin + width, label_y + 4)
-        outside = begin < frame[0] or begin + width > frame[2] or box[1] < frame[1] - 10 or box[3] > frame[3]
-        cost = 100.0 * outside + 10 * sum(_cover(box, other) for other in taken)
-        cost += sum(_cover(box, line) for line in lines) + 0.3 * order
-        places.append((cost, label_x, label_y, "start" if side > 0 else "end", box))
-    _, label_x, label_y, anchor, box = min(places)
-    taken.append(box)
-    return label_x, label_y, anchor
-
-
-def _cover(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _limits(report: Report, x_place: Place, y_place: Place, frame: Box) -> tuple[Limit, ...]:
+    """What the gates on p50 and on the primary metric ask for, where it lies within the plot."""
+    left, top, right, bottom = frame
+    base = report.row(report.baseline)
+    metric = None if base is None else base.metrics.get(report.primary.name)
+    found: list[Limit] = []
+    for gate in report.gates:
+        if gate.limit is None:
+            continue
+        text = shortened(limit(gate.bound, gate.limit, gate.unit), 32)
+        if gate.metric == "latency_p50" and gate.limit > 0:
+            of_base = None if base is None else base.latency_ms.p50 / gate.limit
+            at_ms = gate.limit if gate.bound == "max" else of_base
+            if at_ms is not None and left < x_place(at_ms) < right:
+                x = x_place(at_ms)
+                found.append(Limit((x, top, x, bottom), f"p50: {text}", x + 6, bottom - 8))
+        elif gate.metric in ("accuracy", f"metric:{report.primary.name}"):
+            signs = {"max_drop": -1.0, "max_rise": 1.0}
+            moved = None if metric is None else metric + signs.get(gate.bound, 0.0) * gate.limit
+            at = moved if gate.bound in signs else gate.limit
+            if at is not None and top < y_place(at) < bottom:
+                y = y_place(at)
+                shown = f"{shortened(report.primary.name, 20)}: {text}"
+                found.append(Limit((left, y, right, y), shown, left + 6, y - 6))
+    return tuple(found)

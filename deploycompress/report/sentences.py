@@ -66,3 +66,14 @@ def conditions(report: Report) -> list[str]:
         plural(target.threads, "thread"),
         batch,
     ]
+
+
+def pareto_note(report: Report) -> str:
+    """What the lines of the plot of metric and latency are."""
+    found = report.intervals.get(report.best_id or "")
+    name = report.primary.name
+    told = f"Across: where repeated blocks beside the baseline put p50. Up: where {name} on "
+    told += (
+        "other samples of this kind would lie" if found is None else f"{found.samples:,} samples places it"
+    )
+    return f"{told}. The stepped line joins those that none is both faster and better than; dashed lines are limits of gates."

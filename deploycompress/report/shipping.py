@@ -36,7 +36,7 @@ def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """Which artefact ships as which file: one for each kind and precision, the best one first.
 
     Within a kind and precision the fastest at the target is taken, or the one made last where none was
-    measured. The baseline does not ship, nor does what was measured to be slower than it; a run that
+    measured. The baseline and competitors do not ship, nor does what was measured to be slower than it; a run that
     an error stopped ships nothing.
     """
     if report["verdict"] == "error":
@@ -45,6 +45,8 @@ def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = {row["artifact"]: row for row in report["measurements"] if row["at_target"]}
     chosen: dict[tuple[str, str], Mapping[str, Any]] = {}
     for artifact in reversed(report["artifacts"]):
+        if artifact["id"] in report["competitors"]:
+            continue
         if artifact["kind"] not in KINDS or artifact["id"] == report["baseline"] or _held(artifact):
             continue
         if artifact["kind"] == "checkpoint" and artifact["id"] not in rows:

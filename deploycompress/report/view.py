@@ -73,6 +73,7 @@ class ArtefactView:
     first: str
     is_best: bool
     is_baseline: bool
+    is_competitor: bool
     notes: tuple[str, ...]
 
 
@@ -163,6 +164,7 @@ def _artefact_view(report: Report, row: Row) -> ArtefactView:
         first=figure(row.first_inference_ms, "ms"),
         is_best=row.artifact == report.best_id,
         is_baseline=row.artifact == report.baseline,
+        is_competitor=row.artifact in report.competitors,
         notes=row.notes,
     )
 

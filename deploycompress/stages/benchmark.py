@@ -8,22 +8,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
 from deploycompress.config.devices import LOCAL
 from deploycompress.config.quantities import Duration, Quantity
-from deploycompress.config.schema import TargetConfig
+from deploycompress.config.schema import COMPETITOR, Network, NetworkOrFile, TargetConfig
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
-from deploycompress.measure.measurement import Measurement
-from deploycompress.registry import RUNTIMES
-
-if TYPE_CHECKING:
-    from deploycompress.devices.jobs import Candidate
+from deploycompress.graph import competitors
+from deploycompress.graph.settings import Setting, candidates_in, distinct, in_other_runtimes, opened_by
+from deploycompress.measure.measurement import Latency, Measurement
+from deploycompress.registry import FUNCTIONS, RUNTIMES
 
 SCORES, CORRUPTED, PLACEMENT = "scores.json", "scores.corrupted.json", "placement.json"
 EMIT_EVERY_S = 1.0
@@ -44,20 +43,6 @@ class Length:
 # quick: p90 always (64 samples), p99 (662) up to about 3 ms a call. full: MLPerf's 1,024 samples and 60 s.
 LENGTHS = {"quick": Length(20, 110.0, 200.0, 64, 200), "full": Length(60, 1020.0, 2000.0, 1024)}
 REHEARSED = Length(2, 5.0, 5.0, 2)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and how everything is run; the target, or the target with one thing changed."""
-
-    device: str
-    runtime: str
-    provider: str
-    threads: int
-    batch_size: int
-
-    def __str__(self) -> str:
-        return f"{self.device}.{self.runtime}.{self.provider}.t{self.threads}.b{self.batch_size}"
 
 
 class Benchmark(Stage):
@@ -86,6 +71,22 @@ class Benchmark(Stage):
         severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
             (3,), min_length=1, description="Of each corruption, 1 to 5; the metric is their mean"
         )
+        preprocess: str | None = Field(
+            None, description="module:function, from the path of `sample` to the inputs; timed apart"
+        )
+        sample: Path | None = Field(None, description="A file as it arrives, for `preprocess`")
+        postprocess: str | None = Field(
+            None, description="module:function, of the outputs by name; timed apart"
+        )
+        competitors: dict[Annotated[str, Field(pattern=COMPETITOR)], NetworkOrFile] = Field(
+            {}, description="What could ship instead, by name: {build, args, weights}, or an .onnx file"
+        )
+
+        @model_validator(mode="after")
+        def _sample_and_preprocess(self) -> Benchmark.Config:
+            if (self.preprocess is None) != (self.sample is None):
+                raise ValueError("preprocess reads the file `sample`; expected both of them, or neither")
+            return self
 
         @property
         def nominal_s(self) -> float:
@@ -93,7 +94,12 @@ class Benchmark(Stage):
             return self.times * LENGTHS[self.mode].blocks * LENGTHS[self.mode].block_ms / 1000
 
     def inputs(self) -> Mapping[str, Ref]:
-        return {"source": "all", "baseline": "baseline", "original": "original"}
+        files = {
+            f"competitors.{name}": given.weights if isinstance(given, Network) else given
+            for name, given in self.config.competitors.items()
+        }
+        given = {n: str(file) for n, file in files.items() if file is not None and file.is_absolute()}
+        return {"source": "all", "baseline": "baseline", "original": "original", **given}
 
     def opens(self, target: TargetConfig) -> frozenset[str]:
         """Networks only where a runtime runs them; of a runtime of the user's that is not known before the run."""
@@ -108,6 +114,7 @@ class Benchmark(Stage):
     def requires(self, context: RunContext) -> None:
         from deploycompress.devices.jobs import open_device
 
+        competitors.require_openable(self.config.competitors, context.target.runtime)
         for name in sorted({context.target.runtime, *self.config.runtimes}):
             missing = RUNTIMES.load(name)().missing()
             if missing:
@@ -128,15 +135,16 @@ class Benchmark(Stage):
         }
         opened |= self.accepts - {"checkpoint"}
         artifacts = [
-            a for a in _distinct((baseline, *inputs["source"])) if a.kind in opened or "runtime" in a.details
+            a for a in distinct((baseline, *inputs["source"])) if a.kind in opened or "runtime" in a.details
         ]
+        own = {a.id for a in (*artifacts, *inputs["source"], *inputs.get("original", ()))}
+        rivals, notes = competitors.make(self.config.competitors, workdir / "competitors", own, context)
         measurements: list[Measurement] = []
-        notes: list[Note] = []
         settings = list(self.settings(context))
         for number, setting in enumerate(settings):
             progress = _progress(context, number, len(settings))
             measured, left_out = self._measure(
-                setting, artifacts, (baseline, original), number == 0, workdir, context, progress
+                setting, [*artifacts, *rivals], (baseline, original), number == 0, workdir, context, progress
             )
             measurements.extend(measured)
             notes.extend(left_out)
@@ -144,12 +152,16 @@ class Benchmark(Stage):
         write_json(workdir / PLACEMENT, placed)
         notes.extend(unknown)
         sparse = self._sparse(settings[0], artifacts, workdir, context)
-        if not measurements:
+        around, unknown = self._around(settings[0], artifacts, context)
+        notes.extend(unknown)
+        if not any(m.artifact in own for m in measurements):
             raise ConfigError(
                 f"benchmark: there is nothing that {context.target.runtime} opens among "
                 f"{[a.kind for a in artifacts]}; add an export step before it"
             )
-        found, unread = judge_artifacts(artifacts, context, self.config.corruptions, self.config.severities)
+        found, unread = judge_artifacts(
+            [*artifacts, *rivals], context, self.config.corruptions, self.config.severities
+        )
         evaluations = {id: judged.clean for id, judged in found.items()}
         write_json(workdir / SCORES, {id: e.scores for id, e in evaluations.items() if e.scores is not None})
         write_json(workdir / CORRUPTED, {id: judged.corrupted_scores for id, judged in found.items()})
@@ -167,6 +179,8 @@ class Benchmark(Stage):
             "scores": SCORES,
             "corrupted": CORRUPTED,
             "sparse": sparse,
+            "around": {name: asdict(found) for name, found in around.items()},
+            "competitors": [rival.to_json(workdir) for rival in rivals],
             "placement": PLACEMENT,
             "network": _shipped(context.model.recipe) if "checkpoint" in kinds else None,
             "devices": {
@@ -176,7 +190,8 @@ class Benchmark(Stage):
             "per_class": {id: dict(e.per_class) for id, e in evaluations.items() if e.per_class},
             "by_class": {id: e.by_class for id, e in evaluations.items() if e.by_class},
         }
-        return Outcome(measurements=rows, notes=(*notes, *unread), details=details)
+        metrics = {f"{name}_ms": found.p50 for name, found in around.items()}
+        return Outcome(metrics=metrics, measurements=rows, notes=(*notes, *unread), details=details)
 
     def settings(self, context: RunContext) -> Iterator[Setting]:
         """The target first, then the target with one thing changed."""
@@ -209,12 +224,12 @@ class Benchmark(Stage):
         from deploycompress.model.parity import to_numpy
 
         length = REHEARSED if context.rehearsal else self._length()
-        baseline = _opened_by(setting.runtime, baselines)
-        candidates, notes = _candidates(setting, _distinct((baseline, *artifacts)), at_target, context)
+        baseline = opened_by(setting.runtime, baselines)
+        candidates, notes = candidates_in(setting, distinct((baseline, *artifacts)), at_target, context)
         if not candidates:
             return [], notes
         reference = next((c.id for c, a in candidates if a is baseline), None)
-        others = list(_in_other_runtimes(setting, [c for c, _ in candidates], baselines, context))
+        others = list(in_other_runtimes(setting, [c for c, _ in candidates], baselines, context))
         candidates += others
         twins = [
             replace(c, id=f"again.{setting}")
@@ -263,11 +278,12 @@ class Benchmark(Stage):
         from deploycompress.devices.jobs import open_device
         from deploycompress.devices.placement import placement
         from deploycompress.graph.feeds import take
+        from deploycompress.graph.layer_names import with_layers
         from deploycompress.model.parity import to_numpy
 
         if context.rehearsal:
             return {}, []
-        candidates, _ = _candidates(setting, artifacts, True, context)
+        candidates, _ = candidates_in(setting, artifacts, True, context)
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
         found: dict[str, list[dict[str, Any]]] = {}
         notes = []
@@ -279,8 +295,33 @@ class Benchmark(Stage):
                 notes.append(Note("skipped", f"where its operators run is not known: {error}", artifact.id))
                 continue
             if rows is not None:
-                found[artifact.id] = rows
+                found[artifact.id] = with_layers(rows, artifact)
         return found, notes
+
+    def _around(
+        self, setting: Setting, artifacts: Sequence[Artifact], context: RunContext
+    ) -> tuple[dict[str, Latency], list[Note]]:
+        """What the user's own code takes before and after an inference, on this machine."""
+        from deploycompress.devices.answers import answers
+        from deploycompress.devices.jobs import open_device
+        from deploycompress.graph.around import preprocessed, time_around
+        from deploycompress.graph.feeds import take
+        from deploycompress.model.parity import to_numpy
+
+        names, sample = (self.config.preprocess, self.config.postprocess), self.config.sample
+        if names == (None, None):
+            return {}, []
+        if setting.device != LOCAL:
+            reason = f"preprocess and postprocess were not timed: code of yours does not travel to {setting.device}"
+            return {}, [Note("skipped", reason)]
+        before, after = (None if name is None else FUNCTIONS.load(name) for name in names)
+        if before is not None and sample is not None:
+            feed = preprocessed(before, sample, context.model)
+        else:
+            feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
+        (candidate, _), *_ = candidates_in(setting, artifacts, True, context)[0]
+        outputs = next(answers(open_device(setting.device, context.devices), candidate, [feed]))
+        return time_around(before, sample, after, outputs, setting.threads), []
 
     def _sparse(
         self, setting: Setting, artifacts: Sequence[Artifact], workdir: Path, context: RunContext
@@ -296,7 +337,7 @@ class Benchmark(Stage):
         from deploycompress.model.parity import to_numpy
 
         length = REHEARSED if context.rehearsal else LENGTHS["quick"]
-        candidates, _ = _candidates(setting, artifacts, True, context)
+        candidates, _ = candidates_in(setting, artifacts, True, context)
         found = {}
         for sparse, artifact in candidates:
             share = share_of_zeros(artifact.main_file) if artifact.kind == "onnx" else 0.0
@@ -332,84 +373,6 @@ def _shipped(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
     others = [named(other) for other in recipe["others"]]
     return {**recipe, "config": named(recipe["config"]), "others": others, "search_path": []}
-
-
-def _distinct(artifacts: Sequence[Artifact | None]) -> list[Artifact]:
-    """Each artefact once, in order; two steps that made the same bytes are two artefacts."""
-    found: dict[tuple[str, str], Artifact] = {}
-    for artifact in artifacts:
-        if artifact is not None:
-            found.setdefault((artifact.id, artifact.sha256), artifact)
-    return list(found.values())
-
-
-def _candidates(
-    setting: Setting, artifacts: Sequence[Artifact], at_target: bool, context: RunContext
-) -> tuple[list[tuple[Candidate, Artifact]], list[Note]]:
-    """What the setting's runtime opens and, at the target, engines in the runtime that built them."""
-    from deploycompress.devices.jobs import Candidate
-    from deploycompress.graph.execution import fixed_batch_of, network_of
-    from deploycompress.graph.feeds import fixed_batch
-
-    found: list[tuple[Candidate, Artifact]] = []
-    notes: list[Note] = []
-    for number, artifact in enumerate(artifacts):
-        own = artifact.details if at_target and "runtime" in artifact.details else {}
-        runtime, provider = _runtime_for(artifact, setting, own)
-        if runtime is None:
-            continue
-        fixed = artifact.details.get("batch") or fixed_batch_of(artifact.main_file)
-        fixed = fixed or fixed_batch(context.model)
-        if fixed not in (None, setting.batch_size):
-            reason = f"not measured at batch size {setting.batch_size}: its batch is fixed at {fixed}"
-            notes.append(Note("skipped", reason, artifact.id))
-            continue
-        id = f"{number}-{artifact.id or 'model'}.{setting}"
-        threads = own.get("threads", setting.threads)
-        options = {**own.get("options", {}), **network_of(artifact.kind, context.model)}
-        found.append(
-            (
-                Candidate(id, artifact.path, runtime, provider, threads, artifact.precision, options),
-                artifact,
-            )
-        )
-    return found, notes
-
-
-def _runtime_for(artifact: Artifact, setting: Setting, own: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The runtime that opens the artefact, with its provider; None where there is none.
-
-    ``own``: what it was made for, which counts at the target.
-    """
-    if own and artifact.kind in RUNTIMES.load(own["runtime"]).accepts:
-        return str(own["runtime"]), str(own.get("provider", "cuda"))
-    opens = artifact.kind in RUNTIMES.load(setting.runtime).accepts
-    if artifact.kind == "engine":  # of one runtime alone
-        opens = artifact.details.get("runtime") == setting.runtime
-    return (setting.runtime, setting.provider) if opens else (None, "")
-
-
-def _in_other_runtimes(
-    setting: Setting,
-    candidates: Sequence[Candidate],
-    baselines: Sequence[Artifact | None],
-    context: RunContext,
-) -> Iterator[tuple[Candidate, Artifact]]:
-    """A baseline in each runtime besides the setting's that opens one: what is faster there by compression alone."""
-    from deploycompress.devices.jobs import Candidate
-    from deploycompress.graph.execution import fixed_batch_of, network_of
-
-    for runtime in dict.fromkeys(c.runtime for c in candidates if c.runtime != setting.runtime):
-        baseline = _opened_by(runtime, baselines)
-        if baseline is not None and fixed_batch_of(baseline.main_file) in (None, setting.batch_size):
-            plain = Candidate(f"baseline.{setting}.{runtime}", baseline.path, runtime, setting.provider)
-            options = network_of(baseline.kind, context.model)
-            yield replace(plain, threads=setting.threads, options=options), baseline
-
-
-def _opened_by(runtime: str, artifacts: Sequence[Artifact | None]) -> Artifact | None:
-    kinds = RUNTIMES.load(runtime).accepts
-    return next((a for a in artifacts if a is not None and a.kind in kinds), None)
 
 
 def _progress(context: RunContext, number: int, settings: int) -> Callable[[float, str], None]:

@@ -12,8 +12,8 @@ import pytest
 
 from deploycompress.cli import main
 from deploycompress.commands.comparison import metric_line, plain_line, worst_class_line
-from deploycompress.commands.machines import differences, versions_apart
 from deploycompress.measure.intervals import noise_floor, paired_speedup, ratio, word
+from deploycompress.measure.machines import differences, versions_apart
 from deploycompress.measure.measurement import Speedup
 from deploycompress.report.document import Metric
 

@@ -264,7 +264,10 @@ def test_p90_speedup_is_the_ratio_of_the_two() -> None:
 
 def test_what_others_disturbed_decides_nothing() -> None:
     told = "9 of 20 rounds were disturbed (9 throttled by the control group), too many to leave out"
-    rows = [row("baseline"), row("small", 0.25, (4.0, 3.8, 4.2), disturbed=True, notes=(told,), energy_mj=1.0)]
+    rows = [
+        row("baseline"),
+        row("small", 0.25, (4.0, 3.8, 4.2), disturbed=True, notes=(told,), energy_mj=1.0),
+    ]
     for gate in (
         {"latency_p50": LatencyGate(min_speedup=2.0)},
         {"latency_p50": LatencyGate(max=amount("1 ms"))},

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +51,61 @@ def test_every_artefact_in_every_setting(run_context, artifacts, brief, tmp_path
         assert 0 <= row.metrics["accuracy"] <= 1
     assert len({m.samples for m in outcome.measurements}) == 9
     assert outcome.artifacts == ()
+
+
+def test_the_baseline_runs_twice_and_what_it_differs_by_is_known(
+    run_context, artifacts, brief, tmp_path: Path
+) -> None:
+    baseline, export, int8 = artifacts
+    stage = Benchmark(Benchmark.Config(times=2))
+    outcome = stage.run({"source": (export, int8), "baseline": (baseline,)}, tmp_path, run_context())
+    (floor,) = {row.noise_floor for row in outcome.measurements}
+    assert floor is not None and 0 <= floor < 3
+    assert [row.artifact for row in outcome.measurements] == ["baseline", "export", "quantize"]
+    raw = json.loads((tmp_path / str(outcome.measurements[0].samples)).read_text())
+    assert 12 <= len(raw["blocks"]) + len(raw["set_aside"]) <= 18  # times 2
+
+
+CAMERA = """
+import time
+import numpy as np
+
+def prepare(path):
+    time.sleep(0.01)
+    return np.load(path)[None, None]
+
+def label(outputs):
+    (logits,) = outputs.values()
+    return int(logits.argmax())
+
+def wrong(path):
+    return np.zeros((3, 3), np.float32)
+"""
+
+
+def test_code_before_and_after_is_timed_apart(run_context, artifacts, brief, tmp_path: Path) -> None:
+    baseline, export, _ = artifacts
+    code, sample = tmp_path / "camera.py", tmp_path / "frame.npy"
+    code.write_text(CAMERA)
+    np.save(sample, np.zeros((8, 8), np.float32))
+
+    def measured(preprocess: str):
+        config = Benchmark.Config(
+            preprocess=f"{code}:{preprocess}", sample=sample, postprocess=f"{code}:label"
+        )
+        inputs = {"source": (export,), "baseline": (baseline,)}
+        return Benchmark(config).run(inputs, tmp_path, run_context())
+
+    outcome = measured("prepare")
+    assert 10 <= outcome.metrics["preprocess_ms"] < 30 and outcome.metrics["postprocess_ms"] < 5
+    assert outcome.details["around"]["preprocess"]["samples"] >= 20
+    with pytest.raises(ConfigError, match=r"preprocess gives image of shape \[3, 3\]"):
+        measured("wrong")
+
+
+def test_preprocess_wants_a_file() -> None:
+    with pytest.raises(ValueError, match="preprocess reads the file `sample`; expected both of them"):
+        Benchmark.Config(preprocess="camera.py:prepare")
 
 
 def test_what_zeros_bring_is_measured_beside_the_same_file_without(
