@@ -29,6 +29,8 @@ LONGEST_WARMUP = 3  # times the time that was asked for
 MOST_SAMPLES = 200000  # of one block
 SHORTEST = 5  # a block of very quick calls lasts at least its time divided by this
 
+BUILT, INSPECTED = "built.engine", "layers.json"  # of a building job, in its folder
+
 Document = Dict[str, Any]
 
 
@@ -125,6 +127,18 @@ class Opened:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 np.save(path, np.ascontiguousarray(outputs[name]), allow_pickle=False)
         return {"answered": names}
+
+    def build(self) -> Document:
+        """The runtime's own engine of the file, and what the runtime tells of its layers, as files."""
+        self.require()
+        build = getattr(self.runtime, "build", None)
+        if build is None:
+            raise Failure("unsupported", "this runtime builds no engines")
+        told = build(Path(self.candidate["file"]), Path(BUILT), self.candidate["options"])
+        inspect = getattr(self.runtime, "inspect", None)
+        if inspect is not None:
+            Path(INSPECTED).write_text(json.dumps(inspect(Path(BUILT))), encoding="utf-8")
+        return {"built": told, "inspected": inspect is not None}
 
     def require(self) -> None:
         """The runtime is there, and the file may be given to it."""

@@ -44,6 +44,14 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Built:
+    """An engine that a device made: what its runtime told, and whether a description of its layers lies beside it."""
+
+    told: Mapping[str, Any]
+    inspected: bool
+
+
+@dataclass(frozen=True)
 class OperatorProfile:
     """One operator of an artefact, as the runtime has it after its own optimisation."""
 
@@ -125,6 +133,19 @@ def read_answers(
     }
 
 
+def read_built(
+    document: Mapping[str, Any], job: Mapping[str, Any], device: str
+) -> Mapping[str, Built | Failed]:
+    """Of a building job: candidate -> what was built. Checked and raised as ``read_result`` does."""
+    entries = _checked(document, job, device).candidates
+    return {
+        id: Built(entry.built, entry.inspected)
+        if entry.error is None
+        else Failed(entry.error.kind, entry.error.message)
+        for id, entry in entries.items()
+    }
+
+
 def read_facts(document: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What a device says of itself, as ``measure.environment.machine`` has it, with its Python and libraries."""
     return _read(_Told, document, device, "what it says of itself").facts.model_dump()
@@ -194,6 +215,7 @@ def _entry(entry: _Entry, counting: Sequence[int]) -> Timing | Failed:
 
 _Nanoseconds = Annotated[int, Field(ge=1, le=LONGEST_NS)]
 _Name = Annotated[str, Field(max_length=10_000)]
+_Plain = bool | int | float | Annotated[str, Field(max_length=1000)]
 _Samples = Annotated[list[_Nanoseconds], Field(min_length=1)]
 
 
@@ -239,6 +261,8 @@ class _Entry(_Form):
     versions: dict[str, str] = {}
     operators: dict[str, _Operator] = {}
     answered: list[_Name] = []
+    built: dict[_Name, _Plain | dict[_Name, _Plain]] = Field(default={}, max_length=100)
+    inspected: bool = False
 
 
 class _State(_Form):

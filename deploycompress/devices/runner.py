@@ -62,7 +62,7 @@ def main(arguments: list[str], check: Callable[[str], Any], runtimes: Document) 
         with _Lock(job):
             _last_resort(job["deadline_s"] + LAST_RESORT_S)
             result["files"] = lay_out(job["files"])
-            {"measure": measure, "profile": one_by_one, "answer": one_by_one}[job["do"]](job, result)
+            (measure if job["do"] == "measure" else one_by_one)(job, result)
     except Failure as failure:
         result["error"] = failure.to_json()
     write_aside(Path("result.json"), result)
@@ -116,7 +116,7 @@ def another(job: Document, result: Document, done: int) -> bool:
 
 
 def one_by_one(job: Document, result: Document) -> None:
-    """Let each candidate profile its operators, or answer the job's feeds; its entry says what came of it."""
+    """Let each candidate profile its operators, answer the job's feeds, or build; its entry says what came of it."""
     deadline = time.monotonic() + job["deadline_s"]
     for number, candidate in enumerate(job["candidates"]):
         id = candidate["id"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from deploycompress.artifact import Artifact, canonical_json
 from deploycompress.contracts import Event, Loader, MetricInfo, Note, RunContext, Runtime, figures_of
 from deploycompress.data.corruptions import CorruptedLoader
-from deploycompress.graph.evaluation import Evaluation, evaluate_artifact
+from deploycompress.devices.answers import answers
+from deploycompress.devices.jobs import Candidate, open_device
+from deploycompress.graph.evaluation import Evaluation, evaluate_answers, evaluate_artifact
 from deploycompress.graph.execution import fixed_batch_of, network_of
 from deploycompress.graph.feeds import fixed_batch
 from deploycompress.registry import RUNTIMES
@@ -62,17 +64,19 @@ def judge_artifacts(
             if name is None:
                 continue
             runtime: Runtime = RUNTIMES.load(name)()
-            missing = runtime.missing()
+            missing = None if "device" in artifact.details else runtime.missing()
             if missing:
                 notes.append(Note("skipped", f"not judged on the test split: {missing}", artifact.id))
                 continue
-            options = {
-                "threads": artifact.details.get("threads", context.target.threads),
-                "provider": provider,
-                **artifact.details.get("options", {}),
-                **network_of(artifact.kind, context.model),
-            }
-            known[same] = _judged(artifact, runtime, options, context, corruptions, severities)
+            how = Candidate(
+                artifact.id,
+                artifact.path,
+                name,
+                provider,
+                artifact.details.get("threads", context.target.threads),
+                options={**artifact.details.get("options", {}), **network_of(artifact.kind, context.model)},
+            )
+            known[same] = _judged(artifact, runtime, how, context, corruptions, severities)
         found[artifact.id] = known[same]
     return found, notes
 
@@ -87,7 +91,7 @@ def figures_with(corruptions: Sequence[str], context: RunContext) -> dict[str, M
 def _judged(
     artifact: Artifact,
     runtime: Runtime,
-    options: Mapping[str, Any],
+    how: Candidate,
     context: RunContext,
     corruptions: Sequence[str],
     severities: Sequence[int],
@@ -98,6 +102,10 @@ def _judged(
 
     def evaluation(loader: Loader, words: str) -> Evaluation:
         context.emit(Event("progress", f"test split{words}: {artifact.id}"))
+        if (there := artifact.details.get("device")) is not None:  # which alone runs what was built on it
+            answer = partial(answers, open_device(there, context.devices), how)
+            return evaluate_answers(answer, artifact.id, loader, context.task, batch)
+        options = {"threads": how.threads, "provider": how.provider, **how.options}
         return evaluate_artifact(runtime, artifact.main_file, options, loader, context.task, batch)
 
     corrupted = {

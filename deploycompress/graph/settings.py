@@ -75,6 +75,8 @@ def _runtime_for(artifact: Artifact, setting: Setting, own: Mapping[str, Any]) -
 
     ``own``: what it was made for, which counts at the target.
     """
+    if artifact.details.get("device", setting.device) != setting.device:  # an engine of another machine
+        return None, ""
     if own and artifact.kind in RUNTIMES.load(own["runtime"]).accepts:
         return str(own["runtime"]), str(own.get("provider", "cuda"))
     opens = artifact.kind in RUNTIMES.load(setting.runtime).accepts

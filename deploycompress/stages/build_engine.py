@@ -1,11 +1,11 @@
-"""The build_engine stage: a runtime's own engine, built from an ONNX file on the machine that will run it."""
+"""The build_engine stage: a runtime's own engine, built from an ONNX file on the device that will run it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,8 +18,11 @@ from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.measure.environment import gpu_name
 from deploycompress.registry import RUNTIMES
 
+if TYPE_CHECKING:
+    from deploycompress.devices.jobs import Candidate
+
 LARGEST_CHECKED_BATCH = 16
-INSPECTED = "layers.json"
+INSPECTED = "layers.json"  # as a building job names it
 
 
 class BuildEngine(Stage):
@@ -63,16 +66,15 @@ class BuildEngine(Stage):
         missing = self._missing(context)
         if missing and self.config.required:
             raise EnvironmentMissing(
-                f"build_engine: {self.config.runtime} cannot run here: {missing}; or set required: false to go on "
-                "without an engine"
+                f"build_engine: {self.config.runtime} cannot run on {context.target.device}: {missing}; or set "
+                "required: false to go on without an engine"
             )
 
     def _missing(self, context: RunContext) -> str | None:
+        from deploycompress.devices.jobs import open_device
+
         if context.target.device != LOCAL:
-            return (
-                f"an engine is of the machine that builds it, and the target's device is {context.target.device}: run "
-                "deploycompress there"
-            )
+            return open_device(context.target.device, context.devices).missing(self.config.runtime)
         missing: str | None = self._runtime().missing()
         return missing
 
@@ -87,34 +89,55 @@ class BuildEngine(Stage):
             context.emit(Event("decision", note.message))
             return Outcome(notes=(note,))
         path = workdir / runtime.engine_file
-        profile = self._profile(source, context) if hasattr(runtime, "inspect") else {}
+        profile = self._profile(source, context) if self.config.runtime == "tensorrt" else {}
         options = {
-            "provider": context.target.provider,
             "profile": profile,
             "workspace_bytes": self.config.workspace.value if self.config.workspace else None,
             "optimization_level": 0 if context.rehearsal else self.config.optimization_level,
-            "timing_cache": str(self._timing_cache(context)),
             "version_compatible": self.config.version_compatible,
             "hardware_compatibility": ""
             if self.config.hardware_compatibility == "none"
             else self.config.hardware_compatibility,
         }
-        try:
-            built = runtime.build(source.main_file, path, options)
-        except (ValueError, RuntimeError) as error:
-            raise StageFailed(f"build_engine: {error}") from error
+        built, inspected = self._built(source, path, options, context)
         details = {
             **source.details,
             **built,
             "runtime": self.config.runtime,
             **({"profile": profile} if profile else {}),
-            "gpu": gpu_name(),
+            **({"device": context.target.device} if context.target.device != LOCAL else {"gpu": gpu_name()}),
         }
         artifact = Artifact.of("", "engine", path, precision=source.precision, details=details)
-        if hasattr(runtime, "inspect"):
-            write_json(workdir / INSPECTED, runtime.inspect(path))
+        if inspected:
             built = {**built, "inspected": INSPECTED}
         return Outcome((artifact,), {"bytes": float(artifact.bytes)}, details=built)
+
+    def _built(
+        self, source: Artifact, path: Path, options: Mapping[str, Any], context: RunContext
+    ) -> tuple[dict[str, Any], bool]:
+        """The engine at ``path``, made on the target's device; what its runtime told, and whether of its layers too."""
+        from deploycompress.devices.building import build_on
+        from deploycompress.devices.jobs import open_device
+
+        if context.target.device != LOCAL:
+            device = open_device(context.target.device, context.devices)
+            built = build_on(device, self._candidate("engine", source.path, context, options), path)
+            return dict(built.told), built.inspected is not None
+        runtime = self._runtime()
+        here = {"provider": context.target.provider, "timing_cache": str(self._timing_cache(context))}
+        try:
+            told = runtime.build(source.main_file, path, {**options, **here})
+        except (ValueError, RuntimeError) as error:
+            raise StageFailed(f"build_engine: {error}") from error
+        if hasattr(runtime, "inspect"):
+            write_json(path.with_name(INSPECTED), runtime.inspect(path))
+        return told, hasattr(runtime, "inspect")
+
+    def _candidate(self, id: str, path: Path, context: RunContext, options: Mapping[str, Any]) -> Candidate:
+        from deploycompress.devices.jobs import Candidate
+
+        t = context.target
+        return Candidate(id, path, self.config.runtime, t.provider, t.threads, options=options)
 
     def _timing_cache(self, context: RunContext) -> Path:
         """Of this GPU and version, in the store: what was timed once is not timed again."""
@@ -125,6 +148,8 @@ class BuildEngine(Stage):
         """The engine is loaded again, run, and compared with ONNX Runtime on the same file."""
         if not outcome.artifacts:
             return {}
+        from deploycompress.devices.answers import answers
+        from deploycompress.devices.jobs import open_device
         from deploycompress.graph.execution import fixed_batch_of, run_onnx
         from deploycompress.graph.feeds import take
         from deploycompress.model.parity import LOWEST_COSINE, compare, to_numpy, worst
@@ -133,12 +158,9 @@ class BuildEngine(Stage):
         fixed = fixed_batch_of(source.main_file)
         sizes = (fixed,) if fixed else (1, min(LARGEST_CHECKED_BATCH, self._largest_batch(context)))
         feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
-        found = []
-        options = {"provider": context.target.provider, **engine.details.get("options", {})}
-        with self._runtime().open(engine.main_file, options) as session:
-            for feed in feeds:
-                session.bind(feed)()
-                found.append(session.fetch())
+        options = engine.details.get("options", {})
+        device = open_device(context.target.device, context.devices)
+        found = answers(device, self._candidate("engine", engine.path, context, options), feeds)
         expected = run_onnx(source.main_file, feeds)
         parity = worst([compare(e, f) for e, f in zip(expected, found, strict=True)])
         lowest = LOWEST_COSINE[source.precision]

@@ -104,9 +104,12 @@ def test_a_device_that_is_not_ready_ends_the_run_before_it_begins(
 
 
 @pytest.mark.slow
-def test_an_emulated_device_passes_no_latency_gate(board: Sshd, project: Path, tmp_path: Path) -> None:
+def test_an_emulated_device_passes_no_latency_gate_and_builds_its_own_engine(
+    board: Sshd, project: Path, tmp_path: Path
+) -> None:
     declare(project, board.config(emulated=True))
-    project.write_text(project.read_text() + "  latency_p50: {max: 1 h}\n")
+    engine = "  - build_engine: {runtime: onnxruntime, from: export}\n  - benchmark\n"
+    project.write_text(project.read_text().replace("  - benchmark\n", engine) + "  latency_p50: {max: 1 h}\n")
     code, said = finished(project, tmp_path / "runs" / "emulated")
     assert code == 5, said
     report = report_of(tmp_path / "runs" / "emulated")
@@ -115,3 +118,7 @@ def test_an_emulated_device_passes_no_latency_gate(board: Sshd, project: Path, t
     assert "on an emulated device, whose times say nothing about a real one" in said
     for row in report["measurements"]:
         assert "the device is emulated, so its times say nothing about a real one" in row["notes"]
+    (built,) = (a for a in report["artifacts"] if a["kind"] == "engine")
+    assert built["details"]["device"] == "board" and built["details"]["runtime"] == "onnxruntime"
+    rows = {row["artifact"]: row["metrics"] for row in report["measurements"]}
+    assert rows["build_engine"] == rows["export"] and rows["export"]["accuracy"] > 0  # judged there, and here

@@ -15,6 +15,7 @@ from device_lab import FaultyLink, Sshd, python_with, script
 
 from deploycompress.artifact import digest_file
 from deploycompress.devices.answers import answers
+from deploycompress.devices.building import build_on
 from deploycompress.devices.jobs import Candidate, Plan, measure, run_job
 from deploycompress.devices.link import PROGRAM
 from deploycompress.devices.results import Timing
@@ -233,6 +234,25 @@ def test_a_crash_there_is_a_failed_candidate(board: Sshd, made: Make, wayward: s
             warmup_ms=5,
             workdir=tmp_path,
         )
+
+
+def test_an_engine_is_built_there(board: Sshd, made: Make, wayward: str, tmp_path: Path) -> None:
+    there = Ssh("board", board.config(folder=str(tmp_path / "there")))
+    place = tmp_path / "engine.onnx"
+    built = build_on(there, Candidate("engine", made("one", 40), "onnxruntime"), place)
+    assert built.told == {"provider": "cpu", "options": {"graph_level": "off"}} and built.inspected is None
+    loaded = Candidate("engine", place, "onnxruntime", options=dict(built.told["options"]))
+    (outputs,) = answers(there, loaded, [FEED])
+    assert np.isfinite(outputs["y"]).all()
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(made("two", 2).read_bytes()[:-40])
+    with pytest.raises(
+        (StageFailed, EnvironmentMissing), match="no engine was built on board by onnxruntime: "
+    ):
+        build_on(there, Candidate("engine", broken, "onnxruntime"), tmp_path / "none")
+    with pytest.raises(StageFailed, match=r"by .*Wayward: this runtime builds no engines"):
+        build_on(there, Candidate("engine", made("one", 1), wayward), tmp_path / "none")
+    assert not (tmp_path / "none").exists() and list((tmp_path / "there" / "jobs").iterdir()) == []
 
 
 def test_a_file_that_was_damaged_there_is_sent_again(board: Sshd, made: Make, tmp_path: Path) -> None:
