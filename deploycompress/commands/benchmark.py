@@ -42,7 +42,8 @@ def command(
 
     Each runs in a process of its own, in short blocks that take turns. The first one is what the others are compared
     with; it runs twice, and what it differs from itself by is the noise floor. An artefact is faster or slower where
-    the whole 95 % interval of its speed-up lies beyond twice that floor, and beyond 3 %; else the answer is: cannot tell.
+    its speed-up lies beyond twice that floor and beyond 3 %, and the 95 % interval does not hold 1; it is as fast where
+    the whole interval lies within 3 %; else the answer is: cannot tell.
     An engine is opened only where a manifest of ours beside it has its digest.
     """
     from rich.console import Console

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from deploycompress.commands.side_by_side import Row, SideBySide
-from deploycompress.measure.intervals import Statistic, least_effect, word
+from deploycompress.measure.intervals import LEAST_EFFECT, Statistic, least_effect, word
 from deploycompress.measure.measurement import Speedup
 from deploycompress.report import document
 from deploycompress.report.figures import figure, limit, signed
@@ -152,6 +152,8 @@ def _speed_line(metric: str, base: Row, head: Row, found: SideBySide) -> Line:
     told = found.word(head, statistic) or "cannot tell"
     floor = least_effect(found.floor(statistic) or 0.0)
     message = "" if told != "cannot tell" else f"differences below {figure(floor, 'ratio')} are noise"
+    if told == "as fast":
+        message = f"within {figure(LEAST_EFFECT, 'ratio')}"
     if head.measurement.disturbed:
         message = "too many rounds were disturbed"
     return Line(metric, unit, *values, of_speedup(speedup, metric), _word(told), message)
@@ -171,7 +173,7 @@ def through_the_baseline(base: document.Speedup, head: document.Speedup) -> tupl
 
 
 def _word(told: str) -> Word:
-    words: dict[str, Word] = {"faster": "better", "slower": "worse"}
+    words: dict[str, Word] = {"faster": "better", "slower": "worse", "as fast": "same"}
     return words.get(told, "cannot tell")
 
 

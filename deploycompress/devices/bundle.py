@@ -76,6 +76,12 @@ def _reference(runtime: str) -> tuple[str, str]:
 
 
 def _source(module: str) -> str:
+    """Of a module, or of a user's file by its path."""
+    if module.endswith(".py"):
+        try:
+            return Path(module).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"the file {module} cannot be read: {error.strerror}") from error
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:

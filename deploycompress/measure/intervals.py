@@ -18,7 +18,7 @@ POOLED_RESAMPLES = 500  # each of them sorts all samples
 LEAST_EFFECT = 0.03
 
 Statistic = Literal["p50", "p90", "p99", "mean"]
-Word = Literal["faster", "slower", "cannot tell"]
+Word = Literal["faster", "slower", "as fast", "cannot tell"]
 
 
 def latency(blocks_ns: Sequence[Sequence[int]]) -> Latency:
@@ -98,8 +98,8 @@ def ratio(
 
 
 def noise_floor(again: Speedup) -> float:
-    """The share by which an artefact differs from itself: the end of its A/A interval that is farther from 1."""
-    return max(again.high, 1 / again.low) - 1
+    """The share by which an artefact differs from itself, in two processes side by side."""
+    return max(again.value, 1 / again.value) - 1
 
 
 def least_effect(floor: float) -> float:
@@ -108,8 +108,16 @@ def least_effect(floor: float) -> float:
 
 
 def word(speedup: Speedup, floor: float) -> Word:
-    """What a speed-up says beside a noise floor (a share): its whole interval must lie beyond ``least_effect``."""
+    """What a speed-up says beside a noise floor (a share).
+
+    A difference is beyond ``least_effect``, and its interval leaves no doubt which way it goes; two are as fast
+    where the whole interval lies within ``LEAST_EFFECT``. The interval is of the blocks of one pair of processes:
+    what two processes of one artefact differ by is not in it, which is why it alone decides nothing.
+    """
     margin = 1 + least_effect(floor)
-    if speedup.low > margin:
+    if speedup.value > margin and speedup.low > 1:
         return "faster"
-    return "slower" if speedup.high < 1 / margin else "cannot tell"
+    if speedup.value < 1 / margin and speedup.high < 1:
+        return "slower"
+    alike = speedup.low >= 1 / (1 + LEAST_EFFECT) and speedup.high <= 1 + LEAST_EFFECT
+    return "as fast" if alike else "cannot tell"

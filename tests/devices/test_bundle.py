@@ -52,6 +52,14 @@ def test_runs_from_an_empty_folder_in_an_isolated_interpreter(tmp_path: Path) ->
     assert len(result["states"]) == 2
 
 
+def test_a_runtime_in_a_file_of_the_users_travels_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text('"""A runtime."""\nimport json\n\n\nclass Mine:\n    pass\n')
+    assert f"{str(file) + ':Mine'!r}: Mine" in bundle(f"{file}:Mine")
+    with pytest.raises(ConfigError, match=r"the file .*other\.py cannot be read: No such file"):
+        bundle(f"{tmp_path / 'other.py'}:Mine")
+
+
 def test_refuses_what_cannot_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "clashing_runtime.py").write_text("def check(path):\n    pass\n\nclass R:\n    pass\n")
