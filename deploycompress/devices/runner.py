@@ -268,18 +268,30 @@ class _Lock:
             return
         import fcntl
 
-        self.stream = open(self.path, "a")  # open for as long as the lock is held
+        self.stream = open(self.path, "a+", errors="replace")  # open for as long as the lock is held
         give_up = time.monotonic() + self.wait_s
         while True:
             try:
-                return fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except OSError:
+                who = self._holder()
                 if time.monotonic() > give_up:
                     raise Failure(
-                        "busy", f"another measurement has held the device for {self.wait_s:.0f} s"
+                        "busy", f"{who} has held the device for {self.wait_s:.0f} s; wait for it, or end it"
                     ) from None
-            report(0.0, "waiting for another measurement on this device")
+            report(0.0, f"waiting: {who} holds the device")
             time.sleep(CHECK_EVERY_S)
+        self.stream.truncate(0)
+        user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"user {os.getuid()}"
+        self.stream.write(f"process {os.getpid()} of {user}, since {time.strftime('%H:%M:%S')}")
+        self.stream.flush()
+
+    def _holder(self) -> str:
+        """Who wrote last that it holds the lock: whoever does now, or has just let go."""
+        self.stream.seek(0)
+        told = "".join(sign if sign.isprintable() else " " for sign in self.stream.read(200))
+        return f"another measurement ({told})" if told else "another measurement"
 
     def __exit__(self, *error: Any) -> None:
         if self.path is not None:

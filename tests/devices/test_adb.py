@@ -21,7 +21,7 @@ from deploycompress.devices.results import Timing
 from deploycompress.errors import EnvironmentMissing
 
 FEED = {"x": np.ones((2, 64), np.float32)}
-SHORT = Plan(blocks=4, block_ms=10, warmup_ms=10, least_samples=8)
+SHORT = Plan(blocks=4, block_ms=10, warmup_ms=10, least_samples=8, again=0.0)
 Make = Callable[[str, int], Path]
 
 # As the real one: -s SERIAL shell -T COMMAND runs it in the device's shell; what fails is told on standard error.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -279,13 +280,19 @@ def test_one_measurement_at_a_time(
     assert holder.stdout is not None and holder.stdin is not None
     holder.stdout.readline()
     try:
-        with pytest.raises(EnvironmentMissing, match="device local: another measurement has held the device"):
-            run(device, [candidate("it", made("any", 1))])
+        for told, who in (
+            ("", "another measurement"),
+            ("process 7 of me", r"another .* \(process 7 of me\)"),
+        ):
+            lock.write_text(told)
+            with pytest.raises(EnvironmentMissing, match=f"device local: {who} has held the device for 0 s"):
+                run(device, [candidate("it", made("any", 1))])
     finally:
         holder.stdin.close()
         holder.wait()
         holder.stdout.close()
     assert isinstance(run(device, [candidate("it", made("any", 1))])["it"], Timing)
+    assert re.fullmatch(r"process \d+ of .+, since \d\d:\d\d:\d\d", lock.read_text())
 
 
 @pytest.mark.parametrize("fail", ["", "hang"])  # a call that hangs reads no pipe

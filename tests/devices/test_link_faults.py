@@ -25,8 +25,8 @@ from deploycompress.devices.ssh import Ssh
 from deploycompress.errors import EnvironmentMissing
 
 FEED = {"x": np.ones((2, 64), np.float32)}
-SHORT = Plan(blocks=4, block_ms=20, warmup_ms=10, least_samples=4)
-LONG = Plan(blocks=10, block_ms=400, warmup_ms=10)  # four seconds and what loading takes
+SHORT = Plan(blocks=4, block_ms=20, warmup_ms=10, least_samples=4, again=0.0)
+LONG = Plan(blocks=10, block_ms=400, warmup_ms=10, again=0.0)  # four seconds and what loading takes
 BUSY_MS = 2.0
 Make = Callable[[str, int], Path]
 
@@ -166,7 +166,7 @@ CONTROLLER = """
     device = Ssh("board", SshConfig.model_validate_json({config!r}), {controller!r})
     options = {{"busy_ms": 2.0, "pids": {pids!r}}}
     job = [Candidate("it", Path({path!r}), {runtime!r}, options=options)]
-    run_job(device, job, feed={{"x": np.ones((2, 64), np.float32)}}, plan=Plan(10, 400, 10), progress=lambda *_: None)
+    run_job(device, job, feed={{"x": np.ones((2, 64), np.float32)}}, plan=Plan(10, 400, 10, again=0.0), progress=lambda *_: None)
 """
 
 
@@ -239,7 +239,9 @@ def test_two_clients_queue(board: Sshd, measured: Callable[..., Result], tmp_pat
         thread.join()
     for result in found.values():
         timing(result, 10)
-    waiting = [any("waiting for another measurement" in message for message in told[name]) for name in told]
+    waiting = [
+        any("waiting: another measurement (process " in message for message in told[name]) for name in told
+    ]
     assert sorted(waiting) == [False, True]
 
 

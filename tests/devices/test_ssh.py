@@ -24,7 +24,7 @@ from deploycompress.errors import EnvironmentMissing, StageFailed
 from deploycompress.measure.environment import machine
 
 FEED = {"x": np.arange(128, dtype=np.float32).reshape(2, 64)}
-SHORT = Plan(blocks=4, block_ms=10, warmup_ms=10, least_samples=8)
+SHORT = Plan(blocks=4, block_ms=10, warmup_ms=10, least_samples=8, again=0.0)
 Make = Callable[[str, int], Path]
 
 
