@@ -11,7 +11,7 @@ from deploycompress.report.figures import figure, significant
 from deploycompress.report.history import milestone
 
 WIDTH, HEIGHT = 250, 112
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 12.0, 14.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 12.0, 14.0
 
 Span = tuple[float, float, float]  # value, low, high
 

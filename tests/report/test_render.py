@@ -38,6 +38,8 @@ NAMED = {
     "environment",
     "figures",
     "by_class",
+    "intervals",
+    "placement",
 }  # their keys are names, too
 KEPT = {"schema", "verdict", "exit_code", "state", "unit", "bound"}  # choices, which are checked as such
 
@@ -91,14 +93,22 @@ def test_the_page_tells_the_verdict_and_the_gates_first(make_run: Make) -> None:
     text = Page(read(run_dir / "report.html")).text
     order = ["✓ Passed", "quantize is 4.50× as fast as the baseline", "Gates", "speed-up ≥ 3×"]
     order += [
+        "Accuracy against latency",
+        "on 600 samples places it",
         "Artefacts",
         "(4.34 to 4.64)",
+        "How long single calls take",
+        "p50 0.192 ms",
+        "What each stage bought",
+        "−0.638 ms",
+        "What each layer takes",
+        "0.40 → 0.080 ms",
+        "between the layers",
+        "Class by class",
+        "recall of quantize against the baseline",
         "Metrics",
         "lower is better",
         "Class by class of quantize: the worst of 2 is eight, recall 96.50 % (−0.33 pp)",
-        "Accuracy against latency",
-        "What each stage bought",
-        "−0.638 ms",
     ]
     order += ["Widths", "44.5 % of 490 channels", "Parity", "1.3e-07", "Stages", "reused", "Notes"]
     order += ["TensorRT is not installed", "Make it again", "run 'pipelines/quick start.yaml'", "Environment"]
@@ -169,7 +179,7 @@ def test_what_is_not_a_report_is_not_rendered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fails_at", [None, "export"])
 def test_hostile_names_are_text_in_the_page(make_run: Make, fails_at: str | None) -> None:
-    report, run_dir = written(make_run, fails_at=fails_at)
+    report, run_dir = written(make_run, fails_at=fails_at, competitor=True, earlier=4)
     plain = Page(read(run_dir / "report.html"))
     render(hostile(report), run_dir)
     html = read(run_dir / "report.html")
