@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ document.querySelectorAll("svg[role=img]").forEach(s => {
 });
 const cells = [...document.querySelectorAll(".bars .text")].filter(e => e.scrollWidth > e.clientWidth + 1);
 cells.forEach(e => told.push("cut: " + e.textContent));
-document.title = JSON.stringify({wide, page: document.documentElement.scrollWidth, told});
+parent.document.title = JSON.stringify({wide, page: document.documentElement.scrollWidth, told});
 </script>
 """
 
@@ -74,8 +74,11 @@ def fitting(page: Path, width: int, folder: Path) -> dict[str, Any]:
     copy = folder / "scripted.html"
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     assert policy.search(html)
-    copy.write_text(policy.sub("", html).replace("</body>", FITS + "</body>"), encoding="utf-8")
-    dom, said = browser(copy, "light", width, 2000, folder, "--dump-dom")
+    scripted = policy.sub("", html).replace("</body>", FITS + "</body>")
+    # A frame, since the browser's own window is never narrower than 500 pixels.
+    frame = f'<title>none</title><iframe width="{width}" height="2000" style="border: 0" srcdoc="{escape(scripted)}"></iframe>'
+    copy.write_text(f"<!doctype html><meta charset=utf-8>{frame}", encoding="utf-8")
+    dom, said = browser(copy, "light", 1400, 2000, folder, "--dump-dom")
     found = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
     assert found is not None, said[-2000:]
     told: dict[str, Any] = json.loads(unescape(found[1]))

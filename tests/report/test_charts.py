@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from deploycompress.config.schema import PipelineConfig
+from deploycompress.config.quantities import Quantity
+from deploycompress.config.schema import AccuracyGate, LatencyGate, PipelineConfig
 from deploycompress.report.bars import waterfalls, width_bars
 from deploycompress.report.build import build
 from deploycompress.report.classes import class_changes
@@ -167,10 +168,13 @@ def test_intervals_are_those_of_the_samples(make_run: Make) -> None:
 
 
 def test_limits_of_gates_are_lines_where_the_best_has_to_be(make_run: Make) -> None:
-    chart = drawn(make_run)
+    drop = AccuracyGate(max_drop=Quantity.parse("1 pp", "points", "number"), on_inconclusive="warn")
+    chart = drawn(make_run, gates={"accuracy": drop, "latency_p50": LatencyGate(min_speedup=3.0)})
     best, base = (next(p for p in chart.points if p.kind == kind) for kind in ("best", "baseline"))
     metric, speed = chart.limits
-    assert (metric.text, speed.text) == ("accuracy: drop ≤ 2 pp", "p50: speed-up ≥ 3×")
+    assert (metric.text, speed.text) == ("accuracy: drop ≤ 1 pp", "p50: speed-up ≥ 3×")
+    out_of_sight = drawn(make_run)  # two points below the baseline, where no artefact is
+    assert [limit.text for limit in out_of_sight.limits] == ["p50: speed-up ≥ 3×"]
     assert base.y < best.y < metric.line[1] == metric.line[3]
     assert best.x < speed.line[0] == speed.line[2] < base.x
 
