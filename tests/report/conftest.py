@@ -285,6 +285,8 @@ def _benchmark(run_dir: Path, example: Example) -> dict[str, Any]:
         scores["mobile"] = [0.0 if i < 60 else 1.0 for i in range(SAMPLES)]
         _write(run_dir / "08-benchmark" / "scores.json", scores)
     for row in rows:
+        if row.threads != 2:
+            continue
         _write(run_dir / "08-benchmark" / str(row.samples), {"unit": "ns", "blocks": _calls(row.latency_ms)})
     _write(run_dir / "08-benchmark" / "placement.json", _placement(example.hostile))
     details["placement"] = "placement.json"

@@ -1,4 +1,4 @@
-"""The earlier runs of a name: which count, and that figures of two machines are never joined."""
+"""The earlier runs of a name: which count, and that those of two machines are never joined."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ def test_another_name_a_broken_file_and_what_is_too_old_are_left_out(make_run: M
     assert len(told) == MOST_RUNS - 2 and told[0]["started"][:10] == "2026-02-03"
 
 
-def test_lines_join_only_runs_that_follow_each_other_on_one_machine(make_run: Make) -> None:
+def test_lines_join_only_runs_on_this_machine(make_run: Make) -> None:
     config, run_dir = make_run(earlier=5)
     shown = trend(check(build(config, run_dir)))
     assert shown is not None
     # Machines: this, other, this, other, this, and this run on this one.
     speedup = shown.panels[0]
     assert [dot.here for dot in speedup.dots] == [True, False, True, False, True, True]
-    assert [len(line.split()) for line in speedup.lines] == [2]
+    spots = [f"{dot.x:.1f},{dot.y:.1f}" for dot in speedup.dots]
+    assert speedup.line.split() == [spots[i] for i in (0, 2, 4, 5)]
     assert [panel.title for panel in shown.panels] == ["speed-up", "p50 latency", "accuracy", "size"]
     assert shown.elsewhere == 2 and shown.runs[0].started.startswith("2026-03-14")
     for panel in shown.panels:
@@ -65,7 +66,7 @@ def test_another_target_is_no_neighbour_either(make_run: Make) -> None:
     old = json.loads(path.read_text())
     path.write_text(json.dumps(old | {"target": old["target"] | {"threads": 8}}))
     shown = trend(check(build(config, run_dir)))
-    assert shown is not None and shown.elsewhere == 1 and shown.panels[0].lines == ()
+    assert shown is not None and shown.elsewhere == 1 and len(shown.panels[0].line.split()) == 1
     assert shown.runs[1].elsewhere == "target: threads 8"
 
 

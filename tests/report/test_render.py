@@ -383,3 +383,13 @@ def test_a_failed_stage_in_junit_is_an_error_and_what_follows_is_skipped(make_ru
     error, skipped = cases["export"].find("error"), cases["benchmark"].find("skipped")
     assert error is not None and error.get("message") == "export: the exporter refused aten::unique_dim"
     assert skipped is not None and skipped.get("message") == "not run: an earlier step failed"
+
+
+def test_competitors_are_told_apart_in_every_form(make_run: Make) -> None:
+    report, run_dir = written(make_run, competitor=True)
+    assert "| mobile (competitor) |" in read(run_dir / "summary.md")
+    assert "     mobile (competitor)  " in terminal_summary(report)
+    text = Page(read(run_dir / "report.html")).text
+    assert "competitor, not of this run" in text and "mobile competitor" in " ".join(text.split())
+    entry = next(a for a in report["artifacts"] if a["id"] == "mobile")
+    assert (entry["path"], entry["stage"]) == ("08-benchmark/competitors/mobile/model.onnx", "benchmark")
