@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploycompress.artifact import Artifact
 from deploycompress.graph.layer_names import with_layers
 from deploycompress.runtimes.onnxruntime import OnnxRuntime
+from deploycompress.runtimes.openvino import OpenVino
 
 
 def residual(path: Path, channels: int = 16) -> Path:
@@ -53,13 +55,13 @@ def residual(path: Path, channels: int = 16) -> Path:
     return path
 
 
-def layers_of(path: Path, **options: Any) -> dict[str, list[str]]:
+def layers_of(path: Path, runtime: Any = None) -> dict[str, list[str]]:
     """Layer -> the operators that ran for it, as the runtime has them after its fusions; "" for those of none."""
     feed = {"image": np.random.default_rng(1).normal(size=(1, 16, 8, 8)).astype(np.float32)}
-    profiled = OnnxRuntime().profile(path, {"threads": 1, **options}, feed, 2)
+    profiled = (runtime or OnnxRuntime()).profile(path, {"threads": 1}, feed, 2)
     rows = [{"node": node, "op": of["op"]} for node, of in profiled.items()]
     found: dict[str, list[str]] = {}
-    for row in with_layers(rows, Artifact.of("x", "onnx", path)):
+    for row in with_layers(rows, Artifact.of("x", "onnx", path), path):
         found.setdefault(row["layer"], []).append(row["op"])
     return found
 
@@ -95,10 +97,20 @@ def test_layers_of_a_quantized_file_have_the_same_names(tmp_path: Path) -> None:
     assert "QLinearConv" in found["block.conv2"]
 
 
+def test_openvino_keeps_the_names_of_the_nodes(tmp_path: Path) -> None:
+    runtime = OpenVino()
+    if runtime.missing() is not None:
+        pytest.skip("openvino is not installed")
+    found = layers_of(residual(tmp_path / "model.onnx"), runtime)
+    assert set(found) - {""} == LAYERS
+
+
 def test_what_is_no_layer_and_no_onnx_file_has_no_name(tmp_path: Path) -> None:
     path = residual(tmp_path / "model.onnx")
     rows = [{"node": "ReorderOutput", "op": "ReorderOutput"}, {"node": "nobody_nchwc", "op": "Conv"}]
-    assert [row["layer"] for row in with_layers(rows, Artifact.of("x", "onnx", path))] == ["", ""]
-    assert [row["layer"] for row in with_layers(rows, Artifact.of("x", "engine", path))] == ["", ""]
-    own = with_layers([{"node": "layer1.0.conv1", "op": "Conv2d"}], Artifact.of("x", "checkpoint", path))
+    assert [row["layer"] for row in with_layers(rows, Artifact.of("x", "onnx", path), path)] == ["", ""]
+    assert [row["layer"] for row in with_layers(rows, Artifact.of("x", "engine", path), None)] == ["", ""]
+    own = with_layers(
+        [{"node": "layer1.0.conv1", "op": "Conv2d"}], Artifact.of("x", "checkpoint", path), None
+    )
     assert own[0]["layer"] == "layer1.0.conv1"

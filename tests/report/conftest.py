@@ -66,7 +66,7 @@ class Example:
     fails_at: str | None = None
     exit_code: int = 4
     layers: Mapping[str, tuple[int, int]] = field(default_factory=lambda: LAYERS)
-    competitor: bool = False  # one of another's making stands beside the run's own
+    competitor: float = 0.0  # accuracy of one of another's making beside the run's own; 0: there is none
     earlier: int = 0  # reports in history/, every second one of another machine
     hostile: str = ""  # a text put wherever a model, a device or a user names something
 
@@ -281,8 +281,11 @@ def _benchmark(run_dir: Path, example: Example) -> dict[str, Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_onnx(150_000))
         details["competitors"] = [Artifact.of("mobile", "onnx", path).to_json(run_dir / "08-benchmark")]
-        rows.append(_row("mobile", 2, 0.15, example.latency_ms["baseline"], 0.9, example.hostile))
-        scores["mobile"] = [0.0 if i < 60 else 1.0 for i in range(SAMPLES)]
+        rows.append(
+            _row("mobile", 2, 0.15, example.latency_ms["baseline"], example.competitor, example.hostile)
+        )
+        right = round(SAMPLES * example.competitor)
+        scores["mobile"] = [float(i < right) for i in range(SAMPLES)]
         _write(run_dir / "08-benchmark" / "scores.json", scores)
     for row in rows:
         if row.threads != 2:

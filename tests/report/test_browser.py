@@ -90,7 +90,7 @@ def test_the_page_is_drawn(make_run: Make, tmp_path: Path, theme: str, width: in
     from PIL import Image
 
     hostile = "<script>document.body.remove()</script>" + "W" * 90
-    config, run_dir = make_run(hostile=hostile, competitor=True, earlier=3)
+    config, run_dir = make_run(hostile=hostile, competitor=0.9, earlier=3)
     render(build(config, run_dir), run_dir)
     picture, said = shot(run_dir / "report.html", theme, width, 2400, tmp_path)
     assert "Refused to" not in said and "violates the following" not in said
@@ -108,7 +108,7 @@ def test_the_page_is_drawn(make_run: Make, tmp_path: Path, theme: str, width: in
 def test_nothing_reaches_out_of_the_window_or_of_its_plot(
     make_run: Make, tmp_path: Path, width: int, name: str
 ) -> None:
-    config, run_dir = make_run(competitor=True, earlier=12, hostile=name)
+    config, run_dir = make_run(competitor=0.9, earlier=12, hostile=name)
     render(build(config, run_dir), run_dir)
     told = fitting(run_dir / "report.html", width, tmp_path)
     assert told["told"] == []

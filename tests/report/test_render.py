@@ -179,7 +179,7 @@ def test_what_is_not_a_report_is_not_rendered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fails_at", [None, "export"])
 def test_hostile_names_are_text_in_the_page(make_run: Make, fails_at: str | None) -> None:
-    report, run_dir = written(make_run, fails_at=fails_at, competitor=True, earlier=4)
+    report, run_dir = written(make_run, fails_at=fails_at, competitor=0.9, earlier=4)
     plain = Page(read(run_dir / "report.html"))
     render(hostile(report), run_dir)
     html = read(run_dir / "report.html")
@@ -386,7 +386,7 @@ def test_a_failed_stage_in_junit_is_an_error_and_what_follows_is_skipped(make_ru
 
 
 def test_competitors_are_told_apart_in_every_form(make_run: Make) -> None:
-    report, run_dir = written(make_run, competitor=True)
+    report, run_dir = written(make_run, competitor=0.9)
     assert "| mobile (competitor) |" in read(run_dir / "summary.md")
     assert "     mobile (competitor)  " in terminal_summary(report)
     text = Page(read(run_dir / "report.html")).text
