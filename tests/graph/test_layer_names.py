@@ -114,3 +114,12 @@ def test_what_is_no_layer_and_no_onnx_file_has_no_name(tmp_path: Path) -> None:
         [{"node": "layer1.0.conv1", "op": "Conv2d"}], Artifact.of("x", "checkpoint", path), None
     )
     assert own[0]["layer"] == "layer1.0.conv1"
+
+
+def test_of_the_branches_that_a_fused_addition_joins_it_is_the_one_that_is_left(tmp_path: Path) -> None:
+    path = residual(tmp_path / "model.onnx")
+    fused, alone = {"node": "relu_2_nchwc", "op": "Conv"}, {"node": "block.conv2_out_nchwc", "op": "Conv"}
+    for rows in ([fused, alone], [alone, fused]):
+        told = with_layers(rows, Artifact.of("x", "onnx", path), path)
+        layers = {row["node"]: row["layer"] for row in told}
+        assert layers == {"relu_2_nchwc": "block.shortcut", "block.conv2_out_nchwc": "block.conv2"}
