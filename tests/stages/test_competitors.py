@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deploycompress.artifact import Artifact
+from deploycompress.config.reader import dump, read
 from deploycompress.config.schema import Network
 from deploycompress.errors import ConfigError
 from deploycompress.stages import benchmark
@@ -144,3 +145,54 @@ def test_a_library_s_network_without_weights_is_told_of(run_context, tmp_path: P
     assert note.kind == "warning" and "only its speed and size" in note.message
     assert not _untrained("a", plain.model_copy(update={"args": {"weights": "DEFAULT"}}))
     assert not _untrained("a", Network(build="mine.py:build", weights=None))  # it may load its own
+
+
+PIPELINE = """
+name: tiny
+model:
+  build: rivals.py:build
+  inputs: {image: {shape: [batch, 1, 8, 8]}}
+data: {source: digits, image_size: 8}
+stages:
+  - train
+  - export
+  - benchmark: {competitors: COMPETITORS}
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{a: nothing.onnx}", "competitors.a: 'nothing.onnx' does not exist; did you mean theirs.onnx?"),
+        ("{a: rivals.py}", "competitors.a: received 'rivals.py': expected a file ending in .onnx, or {build, args"),
+        ("{a: 3}", "competitors.a: received 3, expected a path"),
+        ("{a: {args: {}}}", "competitors.a.build: the key 'build' is missing: module:function"),
+        ("{a: {build: 'rivals.py:biuld'}}", "'rivals.py:biuld': rivals.py has no 'biuld'; did you mean 'build'?"),
+        ("{a: {build: 'rivals.py:build', wights: w}}", "unknown key 'wights'; did you mean 'weights'?"),
+        ("{a: {build: 'rivals.py:build', weights: w.pt}}", "competitors.a.weights: 'w.pt' does not exist"),
+        ("{a b: theirs.onnx}", "received 'a b', expected letters, digits, '_' and '-', beginning with a letter"),
+        ("[theirs.onnx]", "competitors: received a list of 1, expected a mapping"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_once_and_before_anything_runs(
+    rivals: str, tmp_path: Path, given: str, message: str
+) -> None:
+    (tmp_path / "theirs.onnx").write_bytes(b"looked into later")
+    (tmp_path / "pipeline.yaml").write_text(PIPELINE.replace("COMPETITORS", given))
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "pipeline.yaml")
+    (problem,) = caught.value.problems
+    assert message in str(problem)
+
+
+def test_what_is_read_is_written_and_read_again(rivals: str, tmp_path: Path) -> None:
+    (tmp_path / "theirs.onnx").write_bytes(b"looked into later")
+    both = "{a: theirs.onnx, b: {build: 'rivals.py:build', args: {classes: 10}}}"
+    (tmp_path / "pipeline.yaml").write_text(PIPELINE.replace("COMPETITORS", both))
+    config = read(tmp_path / "pipeline.yaml")
+    competitors = config.stages[-1].config.competitors
+    assert competitors["a"] == tmp_path / "theirs.onnx" and competitors["b"].build == rivals
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert read(tmp_path / "again.yaml") == config
+    stage = Benchmark(config.stages[-1].config)
+    assert stage.inputs()["competitors.a"] == str(tmp_path / "theirs.onnx")
