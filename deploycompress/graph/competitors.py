@@ -147,7 +147,7 @@ def _answers(path: Path, context: RunContext) -> dict[str, Tensor]:
     try:
         (outputs,) = run_onnx(path, [to_numpy(feed)])
     except StageFailed as error:
-        raise _inputs_misfit(_first_line(error), feed) from error
+        raise _inputs_misfit(" ".join(str(error).split())[:300], feed) from error
     return {name: torch.from_numpy(array) for name, array in outputs.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploycompress.artifact import Artifact
@@ -14,17 +15,22 @@ if TYPE_CHECKING:
 # A tensor of a module: layer1.0.conv1.weight, and layer1.0.conv1.weight_quantized once that is INT8.
 PARAMETER = re.compile(r"^(?P<layer>.+)\.(?:weight|bias)\w*$")
 # What runtimes hang on a node's name when they fuse it, or lay it out anew.
-ADDED = re.compile(r"(_nchwc|_token_\d+|_quant|/WithoutBiases|/fq_\w+)$")
+ADDED = re.compile(r"(_nchwc|_token_\d+|_quant|/WithoutBiases|/DequantizationMultiply|/fq_\w+)$")
 COMPUTES = re.compile(r"Conv|Gemm|MatMul|LSTM|GRU|RNN|FullyConnected", re.IGNORECASE)
 
 
-def with_layers(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[dict[str, Any]]:
-    """The rows of ``devices.placement`` with the ``layer`` of each operator; empty where that is not known."""
+def with_layers(
+    rows: Sequence[Mapping[str, Any]], artifact: Artifact, onnx_file: Path | None
+) -> list[dict[str, Any]]:
+    """The rows of ``devices.placement`` with the ``layer`` of each operator; empty where that is not known.
+
+    ``onnx_file``: what the artefact is, or was made of; engines and OpenVINO's models keep the names of its nodes.
+    """
     if artifact.kind == "checkpoint":  # its operators are its modules
         return [{**row, "layer": row["node"]} for row in rows]
-    if artifact.kind != "onnx":
+    if onnx_file is None:
         return [{**row, "layer": ""} for row in rows]
-    names = _Names(artifact)
+    names = _Names(onnx_file)
     known = [names.candidates(row["node"], row["op"]) for row in rows]
     taken = {found[0] for found in known if len(found) == 1}
     told = []
@@ -38,10 +44,10 @@ def with_layers(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[d
 class _Names:
     """The nodes of one file, by what a runtime may call them after its fusions."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, path: Path) -> None:
         import onnx
 
-        graph = onnx.load(artifact.main_file, load_external_data=False).graph
+        graph = onnx.load(path, load_external_data=False).graph
         self.by_output = {output: node for node in graph.node for output in node.output}
         self.by_name = {node.name: node for node in graph.node if node.name}
 

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,7 @@ def build(config: PipelineConfig, run_dir: Path) -> dict[str, Any]:
     primary = MetricInfo(**details["primary"]) if "primary" in details else ACCURACY
     baseline = details.get("baseline", BASELINE if BASELINE in artifacts else None)
     scores = _scores(bench)
-    rivals = (
-        [Artifact.from_json(entry, bench.folder) for entry in details.get("competitors", ())] if bench else []
-    )
+    rivals = _competitors(bench)
     judged = judge(
         config.gates,
         list(artifacts.values()),
@@ -148,6 +146,14 @@ def _scores(bench: Step | None, which: str = "scores") -> Mapping[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise StageFailed(f"{bench.id}: its scores in {name} cannot be read back: {error}") from error
     return scores
+
+
+def _competitors(bench: Step | None) -> list[Artifact]:
+    """What the user named to be measured beside what the run made."""
+    if bench is None:
+        return []
+    given = bench.manifest["details"].get("competitors", ())
+    return [replace(Artifact.from_json(entry, bench.folder), stage=bench.id) for entry in given]
 
 
 def _error(run: Mapping[str, Any]) -> dict[str, Any] | None:

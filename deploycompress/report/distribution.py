@@ -28,12 +28,9 @@ def distribution(path: Path) -> dict[str, Any] | None:
         return None  # an earlier version's step, or one whose folder is not complete: the figures stand without it
     if not len(samples) or not np.isfinite(samples).all():
         return None
-    values = [
-        float(f"{np.percentile(samples, 100 * share, method='higher'):.5g}")
-        if len(samples) >= fewest(share)
-        else None
-        for share in SHARES
-    ]
+    found = np.percentile(samples, [100 * share for share in SHARES], method="higher")
+    enough = [len(samples) >= fewest(share) for share in SHARES]
+    values = [float(f"{ms:.5g}") if is_known else None for ms, is_known in zip(found, enough, strict=True)]
     return {"shares": [round(share, 3) for share in SHARES], "ms": values}
 
 

@@ -106,6 +106,8 @@ def clean(text: str) -> str:
 
     Line breaks and tabs become spaces; the others U+FFFD, so that they are seen.
     """
+    if text.isprintable():  # none of those is
+        return text
     return "".join(
         " " if c in "\t\n\r\u2028\u2029" else "\ufffd" if unicodedata.category(c) in _UNSAFE else c
         for c in text

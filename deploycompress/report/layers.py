@@ -34,11 +34,13 @@ class Layers:
 
 
 def layers(report: Report) -> Layers | None:
-    """The layers in the order of the network, then what is none; None where one of the two was not profiled."""
+    """The layers in the order of the network, then what is none; None where they cannot be matched."""
     before, after = report.placement.get(report.baseline or ""), report.placement.get(report.best_id or "")
     if not before or not after or report.baseline == report.best_id:
         return None
     old, new = _by_layer(before), _by_layer(after)
+    if 2 * len(old.keys() & new.keys()) < min(len(old), len(new)):
+        return None  # two runtimes that name what they run each in their own way
     names = dict.fromkeys((*old, *new))
     rest = [name for name in (REFORMATS, BETWEEN) if name in names]
     named = [name for name in names if name not in rest]

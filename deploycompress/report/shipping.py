@@ -45,7 +45,7 @@ def selection(report: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = {row["artifact"]: row for row in report["measurements"] if row["at_target"]}
     chosen: dict[tuple[str, str], Mapping[str, Any]] = {}
     for artifact in reversed(report["artifacts"]):
-        if artifact["id"] in report["competitors"]:
+        if artifact["id"] in report.get("competitors", ()):
             continue
         if artifact["kind"] not in KINDS or artifact["id"] == report["baseline"] or _held(artifact):
             continue

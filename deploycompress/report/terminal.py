@@ -21,7 +21,16 @@ def summary(report: Report) -> str:
     if artefacts:
         head = ["", "artefact", "size", "p50", "p90", "p99", "speed-up", report.primary.name]
         rows = [
-            ["*" if a.is_best else "", a.id, a.size, a.p50, a.p90, a.p99, a.speedup, f"{a.metric} {a.change}"]
+            [
+                "*" if a.is_best else "",
+                a.name,
+                a.size,
+                a.p50,
+                a.p90,
+                a.p99,
+                a.speedup,
+                f"{a.metric} {a.change}",
+            ]
             for a in artefacts
         ]
         lines += ["", "Artefacts (* the best)", *table([head, *rows])]

@@ -11,7 +11,7 @@ from deploycompress.report.figures import figure, significant
 from deploycompress.report.history import milestone
 
 WIDTH, HEIGHT = 250, 112
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 12.0, 12.0, 14.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 12.0, 14.0
 
 Span = tuple[float, float, float]  # value, low, high
 
@@ -33,7 +33,7 @@ class Panel:
     value: str  # of this run
     ticks: tuple[Tick, ...]
     dots: tuple[Dot, ...]
-    lines: tuple[str, ...]  # through neighbours that may be compared
+    line: str  # through those of this machine and target: figures of two machines are never compared
 
 
 @dataclass(frozen=True)
@@ -116,29 +116,16 @@ def _panel(title: str, unit: str, values: Sequence[Span | None], runs: Sequence[
         )
         for number, (value, run) in enumerate(zip(values, runs, strict=True))
     ]
+    shown = [dot for dot in dots if dot is not None]
     ticks = [Tick(y(at), _short(at, unit)) for at in steps(low, high, 3)]
     newest = values[-1]
     return Panel(
         title,
         figure(None if newest is None else newest[0], unit),
         tuple(ticks),
-        tuple(dot for dot in dots if dot is not None),
-        tuple(_lines(dots, runs)),
+        tuple(shown),
+        " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in shown if dot.here),
     )
-
-
-def _lines(dots: Sequence[Dot | None], runs: Sequence[Earlier]) -> list[str]:
-    """Through runs that follow each other on one machine: figures of two are never compared."""
-    found: list[list[Dot]] = [[]]
-    before: Earlier | None = None
-    for dot, run in zip(dots, runs, strict=True):
-        if dot is None:
-            continue
-        if before is not None and (run.machine, run.target) != (before.machine, before.target):
-            found.append([])
-        found[-1].append(dot)
-        before = run
-    return [" ".join(f"{d.x:.1f},{d.y:.1f}" for d in line) for line in found if len(line) > 1]
 
 
 def _elsewhere(run: Earlier, this: Earlier) -> str:

@@ -76,6 +76,11 @@ class ArtefactView:
     is_competitor: bool
     notes: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """As plain text has it, which knows no badges."""
+        return f"{self.id} (competitor)" if self.is_competitor else self.id
+
 
 @dataclass(frozen=True)
 class Tile:

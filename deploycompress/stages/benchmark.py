@@ -289,7 +289,9 @@ class Benchmark(Stage):
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
         found: dict[str, list[dict[str, Any]]] = {}
         notes = []
+        of_nodes = None  # the last ONNX file, which what is none was made of
         for candidate, artifact in candidates:
+            of_nodes = artifact.main_file if artifact.kind == "onnx" else of_nodes
             progress = _progress(context, 0, 1)
             try:
                 rows = placement(open_device(setting.device, context.devices), candidate, feed, progress)
@@ -297,7 +299,7 @@ class Benchmark(Stage):
                 notes.append(Note("skipped", f"where its operators run is not known: {error}", artifact.id))
                 continue
             if rows is not None:
-                found[artifact.id] = with_layers(rows, artifact)
+                found[artifact.id] = with_layers(rows, artifact, of_nodes)
         return found, notes
 
     def _around(

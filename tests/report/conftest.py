@@ -66,6 +66,8 @@ class Example:
     fails_at: str | None = None
     exit_code: int = 4
     layers: Mapping[str, tuple[int, int]] = field(default_factory=lambda: LAYERS)
+    competitor: float = 0.0  # accuracy of one of another's making beside the run's own; 0: there is none
+    earlier: int = 0  # reports in history/, every second one of another machine
     hostile: str = ""  # a text put wherever a model, a device or a user names something
 
 
@@ -116,6 +118,7 @@ def write_run(run_dir: Path, example: Example) -> tuple[PipelineConfig, Path]:
     }
     run |= {"rehearsal": {"state": "passed", "seconds": 6.2}, "error": error}
     _write(run_dir / "run.json", run)
+    _earlier(run_dir, example)
     return _config(example), run_dir
 
 
@@ -273,7 +276,77 @@ def _benchmark(run_dir: Path, example: Example) -> dict[str, Any]:
         for id, value in accuracy.items()
     }
     details["per_class"] = {id: found["recall"] for id, found in details["by_class"].items()}
+    if example.competitor:
+        path = run_dir / "08-benchmark" / "competitors" / "mobile" / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_onnx(150_000))
+        details["competitors"] = [Artifact.of("mobile", "onnx", path).to_json(run_dir / "08-benchmark")]
+        rows.append(
+            _row("mobile", 2, 0.15, example.latency_ms["baseline"], example.competitor, example.hostile)
+        )
+        right = round(SAMPLES * example.competitor)
+        scores["mobile"] = [float(i < right) for i in range(SAMPLES)]
+        _write(run_dir / "08-benchmark" / "scores.json", scores)
+    for row in rows:
+        if row.threads != 2:
+            continue
+        _write(run_dir / "08-benchmark" / str(row.samples), {"unit": "ns", "blocks": _calls(row.latency_ms)})
+    _write(run_dir / "08-benchmark" / "placement.json", _placement(example.hostile))
+    details["placement"] = "placement.json"
     return {"measurements": [row.to_json() for row in rows], "details": details}
+
+
+def _calls(latency: Latency) -> list[list[int]]:
+    """Nanoseconds of 16 blocks of 32 calls: most of them as fast as can be, some that take longer."""
+    slower = (1.0 + 0.3 * (i / 511) ** 4 for i in range(512))
+    calls = [int(1e6 * latency.p50 * (0.99 + share - 1.0)) for share in slower]
+    return [calls[i::16] for i in range(16)]
+
+
+def _placement(text: str) -> dict[str, list[dict[str, Any]]]:
+    def row(node: str, op: str, ms: float, layer: str = "", role: str = "") -> dict[str, Any]:
+        provider = "CPUExecutionProvider"
+        return {"node": node, "op": op, "provider": provider, "precision": "fp32", "role": role} | {
+            "ms": ms,
+            "layer": layer,
+        }
+
+    return {
+        "baseline": [
+            row("relu_nchwc", "Conv", 0.4, f"stem{text}"),
+            row("relu_1_nchwc", "Conv", 0.3, "layer1.conv1"),
+            row("node_linear", "Gemm", 0.004, "head"),
+        ],
+        "quantize": [
+            row("image_QuantizeLinear", "QuantizeLinear", 0.01, role="reformat"),
+            row("node_conv2d_token_1", "QLinearConv", 0.08, f"stem{text}"),
+            row("node_conv2d_1_token_4", "QLinearConv", 0.05, "layer1.conv1"),
+            row("node_mean", "ReduceMean", 0.02),
+            row("node_linear", "QGemm", 0.006, "head"),
+        ],
+    }
+
+
+def _earlier(run_dir: Path, example: Example) -> None:
+    """Reports of runs before this one, as they lie in history/; every second one was made on another machine."""
+    for number in range(example.earlier):
+        p50 = 0.2 + 0.01 * number
+        row = _row("quantize", 2, p50, 0.862, 0.98, "").to_json() | {"at_target": True}
+        machine = _environment("")["machine"] | ({"cpu": "Other 2 GHz"} if number % 2 else {})
+        report = {"schema": 1, "name": example.name, "verdict": "pass" if number % 3 else "fail"}
+        report |= {"exit_code": 0, "stages": [], "gates": [], "measurements": [row]}
+        report |= {"best": {"artifact": "quantize", "runtime": "onnxruntime"}, "baseline": "baseline"}
+        artefact = {
+            "id": "quantize",
+            "kind": "onnx",
+            "path": "m.onnx",
+            "sha256": "0",
+            "bytes": 90_000 + number,
+        }
+        report |= {"artifacts": [artefact | {"stage": "quantize", "precision": "int8"}]}
+        report |= {"environment": {"machine": machine}, "started": f"2026-02-{number + 1:02d}T09:00:00+00:00"}
+        report |= {"target": _config(example).target.model_dump(mode="json")}
+        _write(run_dir / "history" / f"2026-02-{number + 1:02d}T090000+0000.report.json", report)
 
 
 def _row(id: str, threads: int, p50: float, baseline: float, accuracy: float, text: str) -> Measurement:
@@ -303,7 +376,9 @@ def _note(kind: str, message: str, subject: str = "") -> dict[str, str]:
 
 
 def _environment(text: str) -> dict[str, Any]:
+    machine = {"architecture": "x86_64", "cpu": f"Example 3.1 GHz{text}", "flags": ["avx2"], "cores": 2}
     return {
+        "machine": machine | {"cpu_quota": None, "governor": None, "virtual": False},
         "cpu": f"Example 3.1 GHz{text}",
         "cores": 2,
         "features": ["avx2", "avx512_vnni"],

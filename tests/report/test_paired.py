@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploycompress.report.paired import Z95, difference, samples_needed, tango_interval
+from deploycompress.report.paired import Z95, difference, interval, samples_needed, tango_interval
 
 
 def scores(samples: int, wrong: range) -> list[float]:
@@ -85,3 +85,19 @@ def test_graded_scores_need_fewer_samples_when_they_vary_less() -> None:
     few, many = (samples_needed(baseline, c, 0.01) for c in (calm, wild))
     assert few == pytest.approx(392, rel=0.02)
     assert many == pytest.approx(39200, rel=0.02)
+
+
+@pytest.mark.parametrize(("right", "samples"), [(0, 10), (10, 10), (594, 600), (1, 2)])
+def test_the_interval_of_a_share_is_wilson_s(right: int, samples: int) -> None:
+    from scipy.stats import binomtest
+
+    found = interval([1.0] * right + [0.0] * (samples - right))
+    known = binomtest(right, samples).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-12)
+    assert found.samples == samples
+
+
+def test_the_interval_of_other_scores_is_that_of_their_mean() -> None:
+    found = interval([0.2, 0.4, 0.6, 0.8] * 100)
+    assert (found.low + found.high) / 2 == pytest.approx(0.5)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.2239 / 20, rel=1e-3)

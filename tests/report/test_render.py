@@ -38,6 +38,8 @@ NAMED = {
     "environment",
     "figures",
     "by_class",
+    "intervals",
+    "placement",
 }  # their keys are names, too
 KEPT = {"schema", "verdict", "exit_code", "state", "unit", "bound"}  # choices, which are checked as such
 
@@ -91,14 +93,22 @@ def test_the_page_tells_the_verdict_and_the_gates_first(make_run: Make) -> None:
     text = Page(read(run_dir / "report.html")).text
     order = ["✓ Passed", "quantize is 4.50× as fast as the baseline", "Gates", "speed-up ≥ 3×"]
     order += [
+        "Accuracy against latency",
+        "on 600 samples places it",
         "Artefacts",
         "(4.34 to 4.64)",
+        "How long single calls take",
+        "p50 0.192 ms",
+        "What each stage bought",
+        "−0.638 ms",
+        "What each layer takes",
+        "0.40 → 0.080 ms",
+        "between the layers",
+        "Class by class",
+        "recall of quantize against the baseline",
         "Metrics",
         "lower is better",
         "Class by class of quantize: the worst of 2 is eight, recall 96.50 % (−0.33 pp)",
-        "Accuracy against latency",
-        "What each stage bought",
-        "−0.638 ms",
     ]
     order += ["Widths", "44.5 % of 490 channels", "Parity", "1.3e-07", "Stages", "reused", "Notes"]
     order += ["TensorRT is not installed", "Make it again", "run 'pipelines/quick start.yaml'", "Environment"]
@@ -169,7 +179,7 @@ def test_what_is_not_a_report_is_not_rendered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fails_at", [None, "export"])
 def test_hostile_names_are_text_in_the_page(make_run: Make, fails_at: str | None) -> None:
-    report, run_dir = written(make_run, fails_at=fails_at)
+    report, run_dir = written(make_run, fails_at=fails_at, competitor=0.9, earlier=4)
     plain = Page(read(run_dir / "report.html"))
     render(hostile(report), run_dir)
     html = read(run_dir / "report.html")
@@ -373,3 +383,13 @@ def test_a_failed_stage_in_junit_is_an_error_and_what_follows_is_skipped(make_ru
     error, skipped = cases["export"].find("error"), cases["benchmark"].find("skipped")
     assert error is not None and error.get("message") == "export: the exporter refused aten::unique_dim"
     assert skipped is not None and skipped.get("message") == "not run: an earlier step failed"
+
+
+def test_competitors_are_told_apart_in_every_form(make_run: Make) -> None:
+    report, run_dir = written(make_run, competitor=0.9)
+    assert "| mobile (competitor) |" in read(run_dir / "summary.md")
+    assert "     mobile (competitor)  " in terminal_summary(report)
+    text = Page(read(run_dir / "report.html")).text
+    assert "competitor, not of this run" in text and "mobile competitor" in " ".join(text.split())
+    entry = next(a for a in report["artifacts"] if a["id"] == "mobile")
+    assert (entry["path"], entry["stage"]) == ("08-benchmark/competitors/mobile/model.onnx", "benchmark")
