@@ -28,8 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutation import chance  # noqa: E402
-from subjects import SUBJECTS, Subject  # noqa: E402
+from mutation import chance
+from subjects import SUBJECTS, Subject
 
 INPUTS = 100_000
 LIMIT_S = 10.0  # of the processor's time, for one input

@@ -9,6 +9,7 @@ import click
 
 from deploycompress.commands.inputs import JsonFile
 from deploycompress.commands.measuring import How, measuring_options
+from deploycompress.commands.user_code import no_user_code
 
 
 @click.command("benchmark")
@@ -26,6 +27,7 @@ from deploycompress.commands.measuring import How, measuring_options
     "--aa", is_flag=True, help="Show the first artefact beside itself: the noise floor of the machine."
 )
 @click.option("--json", "json_file", type=JsonFile(), help="Write all of it to this file.")
+@no_user_code
 def command(
     artefacts: tuple[Path, ...],
     batch_sizes: tuple[int, ...],

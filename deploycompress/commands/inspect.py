@@ -9,6 +9,7 @@ from typing import Literal
 import click
 
 from deploycompress.commands.inputs import JsonFile, input_specs, model_arguments
+from deploycompress.commands.user_code import no_user_code
 
 
 @click.command("inspect")
@@ -33,6 +34,7 @@ from deploycompress.commands.inputs import JsonFile, input_specs, model_argument
     type=click.Path(path_type=Path),
     help="Where measured layers are kept (default: DEPLOYCOMPRESS_STORE, else the user's cache).",
 )
+@no_user_code
 @click.option("--json", "json_file", type=JsonFile(), help="Write all of it to this file, every row.")
 def command(
     build: str,

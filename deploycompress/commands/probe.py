@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploycompress.commands.inputs import JsonFile, input_specs, model_arguments
+from deploycompress.commands.user_code import no_user_code
 
 if TYPE_CHECKING:
     from deploycompress.commands.probing import Report
@@ -20,6 +21,7 @@ DEFAULT_MACS = "50%"
 @click.option("--macs", metavar="SHARE", help=f"MACs that remain (default: {DEFAULT_MACS}).")
 @click.option("--ratio", metavar="SHARE", help="Share of the channels that is removed, instead of --macs.")
 @click.option("--json", "json_file", type=JsonFile(), help="Write what was found to this file.")
+@no_user_code
 def command(
     build: str, inputs: tuple[str, ...], macs: str | None, ratio: str | None, json_file: Path | None
 ) -> None:

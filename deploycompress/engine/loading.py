@@ -92,7 +92,9 @@ def _steps(run_dir: Path) -> list[Mapping[str, Any]]:
         for text in (value for step in read for value in step.values()):
             if not isinstance(text, str):
                 raise TypeError(f"received {text!r}, expected text")
-        outside = [step["directory"] for step in read if "/" in step["directory"] or step["directory"] == ".."]
+        outside = [
+            step["directory"] for step in read if "/" in step["directory"] or step["directory"] == ".."
+        ]
         if outside:
             raise ValueError(f"{outside[0]!r} is no folder of the run")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -38,7 +38,7 @@ from deploycompress.engine.rehearsal import artifacts_for
 from deploycompress.engine.store import FileStore, default_root
 from deploycompress.engine.worker import JOBS, REHEARSAL
 from deploycompress.errors import ConfigError, DeployCompressError, of_system
-from deploycompress.registry import add_to_path
+from deploycompress.registry import add_to_path, user_code_is_refused
 
 LOCK_WAIT_S = 10.0  # a killed run's workers are gone after one
 
@@ -72,7 +72,7 @@ def run(
     """
     from deploycompress.config.reader import read, search_path
 
-    places = [str(p) for p in search_path(path)]
+    places = [] if user_code_is_refused() else [str(p) for p in search_path(path)]
     add_to_path(places)
     config = read(path, overrides, devices=devices, load_user_code=True)
     warm_up()
@@ -295,6 +295,7 @@ class _Run:
             "store": str(self.store.root),
             "search_path": self.search_path,
             "controller": self.controller,
+            "user_code": not user_code_is_refused(),  # the fork server may be older than the answer
             **more,
         }
         write_json(self.run_dir / JOBS / f"{step_id}.json", job)
