@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("benchmark", "Measure ONNX files and engines side by side, whoever made them."),
     "compare": ("compare", "Two runs, or two artefacts: better, worse, or cannot tell."),
     "report": ("report", "Render the report of a run directory again."),
+    "sign": ("sign", "Sign every file of a run directory, offline, with a key of yours."),
+    "verify": ("verify", "Is a run directory as it was signed? Which files are not."),
     "doctor": ("doctor", "What is installed here, which runtimes can run, and what to do about the rest."),
     "schema": ("schema", "Print the JSON Schema of pipeline.yaml for an editor."),
 }

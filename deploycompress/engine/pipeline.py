@@ -153,6 +153,7 @@ class _Run:
     def end(self) -> Mapping[str, Any]:
         """Gates, report and what ships, from the manifests; also after a step has failed."""
         from deploycompress.report.build import build
+        from deploycompress.report.provenance import run_manifest
         from deploycompress.report.render import render
         from deploycompress.report.shipping import ship
 
@@ -160,6 +161,7 @@ class _Run:
         write_json(self.run_dir / "report.json", report)
         ship(report, self.run_dir)
         render(report, self.run_dir)
+        write_json(self.run_dir / MANIFEST, run_manifest(report, self.run_dir))
         return report
 
     # ------------------------------------------------------------ rounds that may be undone
