@@ -98,10 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
 def _show(error: DeployCompressError) -> None:
     from deploycompress.report.annotations import defused, of_mistakes, on_github
+    from deploycompress.report.figures import clean_lines
 
     problems = error.problems if isinstance(error, ConfigError) else ()
     for message in problems or (error,):
-        click.echo(defused(f"error: {message}"), err=True)
+        click.echo(defused(f"error: {clean_lines(str(message))}"), err=True)
     if len(problems) > 1:
         click.echo(f"{len(problems)} mistakes", err=True)
     if on_github():

@@ -53,6 +53,8 @@ def command(
     from deploycompress.commands.benchmark_text import text
     from deploycompress.commands.benchmarking import benchmark
     from deploycompress.commands.random_inputs import wanted_inputs
+    from deploycompress.report.annotations import commands_stopped
+    from deploycompress.report.figures import clean_lines
 
     wanted = wanted_inputs(inputs)
     how = How(runtime, provider, threads)
@@ -70,4 +72,5 @@ def command(
         )
     if json_file is not None:
         write_json(json_file, found.to_json())
-    click.echo(text(found))
+    with commands_stopped(click.echo):
+        click.echo(clean_lines(text(found)))

@@ -65,6 +65,7 @@ def command(
     from deploycompress.commands.inspection_text import text
     from deploycompress.config.schema import TargetConfig
     from deploycompress.engine.store import FileStore, default_root
+    from deploycompress.report.annotations import commands_stopped
 
     target = TargetConfig(runtime=runtime, precision=precision, threads=threads, batch_size=batch_size)
     kept = FileStore(store.absolute() if store else default_root())
@@ -80,4 +81,5 @@ def command(
         )
     if json_file is not None:
         write_json(json_file, found.to_json())
-    click.echo(text(found, sort or "latency", limit, colour=sys.stdout.isatty()))
+    with commands_stopped(click.echo):
+        click.echo(text(found, sort or "latency", limit, colour=sys.stdout.isatty()))

@@ -39,10 +39,13 @@ def command(
     from deploycompress.artifact import write_json
     from deploycompress.commands.probing import probe
     from deploycompress.errors import StageFailed
+    from deploycompress.report.annotations import commands_stopped
+    from deploycompress.report.figures import clean_lines
 
-    report = probe(build, specs, batch_size, target, lambda line: click.echo(line))
-    for line in _summary(report):
-        click.echo(line)
+    with commands_stopped(click.echo):
+        report = probe(build, specs, batch_size, target, lambda line: click.echo(clean_lines(line)))
+        for line in _summary(report):
+            click.echo(clean_lines(line))
     if json_file is not None:
         write_json(json_file, report.to_json())
     if not report.ok:

@@ -88,7 +88,9 @@ def _steps(run_dir: Path) -> list[Mapping[str, Any]]:
     """The run's record of its steps, in order."""
     try:
         steps = read_json(run_dir / RECORD)["steps"]
-        read = [{name: step[name] for name in ("id", "directory", "state", "undone")} for step in steps]
+        read: list[Mapping[str, Any]] = [
+            {name: step[name] for name in ("id", "directory", "state", "undone")} for step in steps
+        ]
         for text in (value for step in read for value in step.values()):
             if not isinstance(text, str):
                 raise TypeError(f"received {text!r}, expected text")
