@@ -68,12 +68,16 @@ def verify(folder: Path, public_key: Path) -> int:
             raise StageFailed(
                 f"{signature} is not a signature by the key {public_key}: {reason}; nothing in {folder} is vouched for"
             ) from error
-        told = _differences(folder, _signed(signature))
-        more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
-        raise StageFailed(
-            "\n  ".join([f"{folder} is not as it was signed:", *told[:MOST_TOLD], *more])
-        ) from error
-    return len(_present(folder))
+        raise _changed(folder, _differences(folder, _signed(signature))) from error
+    signed, present = _signed(signature), _present(folder)
+    if present.keys() != signed.keys():  # below what the library leaves out
+        raise _changed(folder, _differences(folder, signed))
+    return len(present)
+
+
+def _changed(folder: Path, told: list[str]) -> StageFailed:
+    more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
+    return StageFailed("\n  ".join([f"{folder} is not as it was signed:", *told[:MOST_TOLD], *more]))
 
 
 # ---------------------------------------------------------------- what was signed

@@ -26,7 +26,8 @@ def check(document: Document) -> None:
     for path, text, is_key in _texts(document.data, ()):
         names_code = TASK in path[:1] or any(part in KEYS for part in path)
         if names_code and REFERENCE.fullmatch(text) and not NUMBERED.fullmatch(text) and not is_own(text):
-            document.report(path, REFUSED.format(text), key=is_key)
+            of_step = path[:1] == ("stages",) and path[2:] == ("stage",)  # its name is a key in the file
+            document.report(path[:2] if of_step else path, REFUSED.format(text), key=is_key or of_step)
     if document.problems:
         raise ConfigError(document.problems)
 
