@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import random
@@ -83,7 +84,9 @@ def changed_data(data: Any, chance: random.Random, mould: str) -> Any:
                 other, name = chance.choice(places)
                 node[key] = copy.deepcopy(other[name]) if name in _keys(other) else None
             case 3 if isinstance(node[key], int | float) and not isinstance(node[key], bool):
-                node[key] = node[key] * chance.choice((-1, 0, 2, 1e9, 0.5)) + chance.choice((0, 1, -1))
+                factor, more = chance.choice((-1, 0, 2, 1e9, 0.5)), chance.choice((0, 1, -1))
+                with contextlib.suppress(OverflowError):  # of an integer that is larger than any float
+                    node[key] = node[key] * factor + more
             case 4:
                 node[key] = copy.deepcopy(chance.choice(from_hypothesis(mould)))
             case 5 if isinstance(node[key], str):
