@@ -154,5 +154,5 @@ def _kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
         aside = path.with_name(f"{path.stem}.part.npz")
         np.savez(aside, **make())
         aside.replace(path)
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays}

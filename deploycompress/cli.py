@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("benchmark", "Measure ONNX files and engines side by side, whoever made them."),
     "compare": ("compare", "Two runs, or two artefacts: better, worse, or cannot tell."),
     "report": ("report", "Render the report of a run directory again."),
+    "sign": ("sign", "Sign every file of a run directory, offline, with a key of yours."),
+    "verify": ("verify", "Is a run directory as it was signed? Which files are not."),
     "doctor": ("doctor", "What is installed here, which runtimes can run, and what to do about the rest."),
     "schema": ("schema", "Print the JSON Schema of pipeline.yaml for an editor."),
 }
@@ -96,10 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> Any:
 
 def _show(error: DeployCompressError) -> None:
     from deploycompress.report.annotations import defused, of_mistakes, on_github
+    from deploycompress.report.figures import clean_lines
 
     problems = error.problems if isinstance(error, ConfigError) else ()
     for message in problems or (error,):
-        click.echo(defused(f"error: {message}"), err=True)
+        click.echo(defused(f"error: {clean_lines(str(message))}"), err=True)
     if len(problems) > 1:
         click.echo(f"{len(problems)} mistakes", err=True)
     if on_github():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -175,19 +177,59 @@ TABLES: tuple[Table, ...] = (
 )
 
 
+# Set, and not 0: nothing is imported but what is installed. Every process that this one starts sees it too.
+NO_USER_CODE = "DEPLOYCOMPRESS_NO_USER_CODE"
+LIBRARIES = ("torchvision:", "timm:")  # whose names of models and data sets are no module's
+REFUSED = (
+    "{!r} is code of one's own, which --no-user-code refuses; expected a built-in, "
+    "deploycompress.examples.NAME:function, torchvision:NAME or timm:NAME"
+)
+
+
+def user_code_is_refused() -> bool:
+    return os.environ.get(NO_USER_CODE, "0") not in ("", "0")
+
+
+def refuse_user_code() -> None:
+    """From now on no code of the user's is imported, here and in every process that is started from here.
+
+    The current folder is no place to import from either: an ``onnx.py`` in it would be taken for the library.
+    """
+    os.environ[NO_USER_CODE] = "1"
+    os.environ["PYTHONSAFEPATH"] = "1"  # of the processes that are started with -m
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if sys.path and sys.path[0] in ("", os.getcwd()) and sys.path[0] not in given:
+        del sys.path[0]
+
+
+def is_own(reference: str) -> bool:
+    """Whether ``reference`` names a part that this package brings for pipelines: one of a table, or an example.
+
+    Not any function of it: with arguments of one's choice, some of those write files.
+    """
+    if reference.startswith(LIBRARIES):
+        return True
+    known = {entry for table in TABLES for entry in table.values()}
+    return reference in known or re.fullmatch(r"deploycompress\.examples(\.\w+)+:\w+", reference) is not None
+
+
 def add_to_path(folders: Iterable[str]) -> None:
     """Let user code in ``folders`` be imported, the first folder first, as for a script that lies there."""
-    sys.path[:0] = [folder for folder in folders if folder not in sys.path]
+    if not user_code_is_refused():
+        sys.path[:0] = [folder for folder in folders if folder not in sys.path]
 
 
 def load_reference(reference: str) -> Any:
     """The object named by ``module:Name`` or ``path/to/file.py:Name``; imports the module.
 
-    Raises ConfigError when the module does not import or has no such name.
+    Raises ConfigError when the module does not import or has no such name, and where user code is refused.
     """
     place, separator, name = reference.rpartition(":")
     if not separator or not name:
         raise ConfigError(f"{reference!r} is not of the form module:name")
+    if user_code_is_refused() and not is_own(reference):
+        raise ConfigError(REFUSED.format(reference))
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
@@ -195,9 +237,13 @@ def load_reference(reference: str) -> Any:
             f"{reference}: importing {place} failed: {type(error).__name__}: {error}"
         ) from error
     try:
-        return getattr(module, name)
+        found = getattr(module, name)
     except AttributeError as error:
         raise ConfigError(f"{reference}: {place} has no {name!r}") from error
+    # What an example itself imports is not what it brings.
+    if user_code_is_refused() and str(getattr(found, "__module__", "")).partition(".")[0] != "deploycompress":
+        raise ConfigError(REFUSED.format(reference))
+    return found
 
 
 def _import_file(path: Path) -> ModuleType:

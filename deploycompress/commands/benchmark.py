@@ -9,6 +9,7 @@ import click
 
 from deploycompress.commands.inputs import JsonFile
 from deploycompress.commands.measuring import How, measuring_options
+from deploycompress.commands.user_code import no_user_code
 
 
 @click.command("benchmark")
@@ -26,6 +27,7 @@ from deploycompress.commands.measuring import How, measuring_options
     "--aa", is_flag=True, help="Show the first artefact beside itself: the noise floor of the machine."
 )
 @click.option("--json", "json_file", type=JsonFile(), help="Write all of it to this file.")
+@no_user_code
 def command(
     artefacts: tuple[Path, ...],
     batch_sizes: tuple[int, ...],
@@ -52,6 +54,8 @@ def command(
     from deploycompress.commands.benchmark_text import text
     from deploycompress.commands.benchmarking import benchmark
     from deploycompress.commands.random_inputs import wanted_inputs
+    from deploycompress.report.annotations import commands_stopped
+    from deploycompress.report.figures import clean_lines
 
     wanted = wanted_inputs(inputs)
     how = How(runtime, provider, threads)
@@ -69,4 +73,5 @@ def command(
         )
     if json_file is not None:
         write_json(json_file, found.to_json())
-    click.echo(text(found))
+    with commands_stopped(click.echo):
+        click.echo(clean_lines(text(found)))

@@ -9,6 +9,7 @@ import click
 
 from deploycompress.commands.inputs import JsonFile
 from deploycompress.commands.measuring import How, measuring_options
+from deploycompress.commands.user_code import no_user_code
 
 if TYPE_CHECKING:
     from deploycompress.commands.comparison import Comparison
@@ -35,6 +36,7 @@ REPORT = "report.json"
     "--batch-size", type=click.IntRange(min=1), metavar="N", help="Of artefacts whose batch is dynamic."
 )
 @measuring_options
+@no_user_code
 def command(
     base: Path,
     head: Path,

@@ -9,6 +9,7 @@ from typing import Literal
 import click
 
 from deploycompress.commands.inputs import JsonFile, input_specs, model_arguments
+from deploycompress.commands.user_code import no_user_code
 
 
 @click.command("inspect")
@@ -33,6 +34,7 @@ from deploycompress.commands.inputs import JsonFile, input_specs, model_argument
     type=click.Path(path_type=Path),
     help="Where measured layers are kept (default: DEPLOYCOMPRESS_STORE, else the user's cache).",
 )
+@no_user_code
 @click.option("--json", "json_file", type=JsonFile(), help="Write all of it to this file, every row.")
 def command(
     build: str,
@@ -63,6 +65,7 @@ def command(
     from deploycompress.commands.inspection_text import text
     from deploycompress.config.schema import TargetConfig
     from deploycompress.engine.store import FileStore, default_root
+    from deploycompress.report.annotations import commands_stopped
 
     target = TargetConfig(runtime=runtime, precision=precision, threads=threads, batch_size=batch_size)
     kept = FileStore(store.absolute() if store else default_root())
@@ -78,4 +81,5 @@ def command(
         )
     if json_file is not None:
         write_json(json_file, found.to_json())
-    click.echo(text(found, sort or "latency", limit, colour=sys.stdout.isatty()))
+    with commands_stopped(click.echo):
+        click.echo(text(found, sort or "latency", limit, colour=sys.stdout.isatty()))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deploycompress.report.figures import clean
+
 if TYPE_CHECKING:
     from deploycompress.commands.inspection import GroupShare, Layer
 
@@ -49,7 +51,7 @@ def width(channels: int | None) -> str:
 
 def name(path: str, most: int = NAME) -> str:
     """A module path of which the end is seen: that tells layers apart."""
-    path = path or "the model"
+    path = clean(path) or "the model"
     return path if len(path) <= most else f"…{path[1 - most :]}"
 
 
@@ -57,7 +59,7 @@ def names(paths: Sequence[str]) -> str:
     """The first paths that have room, and how many more there are."""
     for count in range(len(paths), 1, -1):
         more = f", +{len(paths) - count}" if count < len(paths) else ""
-        listed = ", ".join(paths[:count]) + more
+        listed = ", ".join(map(clean, paths[:count])) + more
         if len(listed) <= NAME:
             return listed
     more = f", +{len(paths) - 1}" if len(paths) > 1 else ""

@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from deploycompress.commands.inspection_cells import NOTHING, Unit, grid, kind, name, names, share, width
+from deploycompress.report.figures import clean
 
 if TYPE_CHECKING:
     from deploycompress.commands.inspection import BlockShare, GroupShare, Inspection, Layer
@@ -38,7 +39,7 @@ def text(found: Inspection, sort: Sort, limit: int | None, *, colour: bool = Fal
         f"{name} {'x'.join(map(str, (found.batch_size, *spec.shape[1:])))} {spec.dtype}"
         for name, spec in found.inputs.items()
     )
-    parts = [f"{found.build} with {inputs}", tables.layers(), _lines(_remarks(found))]
+    parts = [f"{clean(found.build)} with {inputs}", tables.layers(), _lines(_remarks(found))]
     parts += [tables.groups()] if found.groups else []
     parts += [tables.blocks()] if found.blocks else []
     return "\n\n".join([*parts, _lines(_left_whole(found))])
@@ -224,6 +225,8 @@ def _left_whole(found: Inspection) -> list[str]:
 
 def _lines(lines: Sequence[str]) -> str:
     return "\n".join(
-        textwrap.fill(line, WIDTH, subsequent_indent="    " * line.startswith(" "), break_on_hyphens=False)
+        textwrap.fill(
+            clean(line), WIDTH, subsequent_indent="    " * line.startswith(" "), break_on_hyphens=False
+        )
         for line in lines
     )

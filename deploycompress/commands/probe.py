@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploycompress.commands.inputs import JsonFile, input_specs, model_arguments
+from deploycompress.commands.user_code import no_user_code
 
 if TYPE_CHECKING:
     from deploycompress.commands.probing import Report
@@ -20,6 +21,7 @@ DEFAULT_MACS = "50%"
 @click.option("--macs", metavar="SHARE", help=f"MACs that remain (default: {DEFAULT_MACS}).")
 @click.option("--ratio", metavar="SHARE", help="Share of the channels that is removed, instead of --macs.")
 @click.option("--json", "json_file", type=JsonFile(), help="Write what was found to this file.")
+@no_user_code
 def command(
     build: str, inputs: tuple[str, ...], macs: str | None, ratio: str | None, json_file: Path | None
 ) -> None:
@@ -37,10 +39,13 @@ def command(
     from deploycompress.artifact import write_json
     from deploycompress.commands.probing import probe
     from deploycompress.errors import StageFailed
+    from deploycompress.report.annotations import commands_stopped
+    from deploycompress.report.figures import clean_lines
 
-    report = probe(build, specs, batch_size, target, lambda line: click.echo(line))
-    for line in _summary(report):
-        click.echo(line)
+    with commands_stopped(click.echo):
+        report = probe(build, specs, batch_size, target, lambda line: click.echo(clean_lines(line)))
+        for line in _summary(report):
+            click.echo(clean_lines(line))
     if json_file is not None:
         write_json(json_file, report.to_json())
     if not report.ok:

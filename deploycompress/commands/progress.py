@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import click
 
+from deploycompress.report.figures import clean_lines
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -70,7 +72,7 @@ class View:
 
     def event(self, event: Event) -> None:
         name = self.names.get(event.step, event.step)
-        text = event.message + "".join(f", {figure(*item)}" for item in event.figures.items())
+        text = clean_lines(event.message + "".join(f", {figure(*item)}" for item in event.figures.items()))
         if self.now is not None:
             self.now = (self.now[0], self.now[1], text, event.done)
         fleeting = event.kind == "progress" and not event.figures
@@ -94,7 +96,7 @@ class View:
     # ------------------------------------------------------------ saying it
 
     def _say(self, text: str, *, loud: bool = False, detail: bool = False) -> None:
-        line = f"[{time.monotonic() - self.clock:7.1f} s] {text}"
+        line = f"[{time.monotonic() - self.clock:7.1f} s] {clean_lines(text)}"
         if self.log is not None:
             self.log.write(line + "\n")
         if loud or not (self.quiet or (detail and not self.verbose)):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from deploycompress.commands.user_code import no_user_code
+
 
 @click.command("run")
 @click.argument("pipeline", type=click.Path(path_type=Path))
@@ -30,6 +32,7 @@ import click
     type=click.Path(path_type=Path),
     help="Where finished steps are kept (default: DEPLOYCOMPRESS_STORE, else the user's cache).",
 )
+@no_user_code
 @click.option("--no-rehearsal", is_flag=True, help="Skip the run of the whole chain with untrained weights.")
 @click.option("-v", "--verbose", is_flag=True, help="Every event, with all its figures.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings, the verdict and the gates.")

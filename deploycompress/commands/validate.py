@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from deploycompress.commands.user_code import no_user_code
+
 
 @click.command("validate")
 @click.argument("pipeline", type=click.Path(path_type=Path))
@@ -22,6 +24,7 @@ import click
     metavar="FILE",
     help="Where the devices are declared (default: devices.yaml beside the pipeline).",
 )
+@no_user_code
 def command(pipeline: Path, overrides: tuple[str, ...], devices: Path | None) -> None:
     """Check PIPELINE (a pipeline.yaml): all mistakes at once, each with its place; imports no user code."""
     from deploycompress.config.order import flow

@@ -17,6 +17,7 @@ from deploycompress.config import (
     references,
     steps,
     teachers,
+    user_code,
     yaml_file,
     yaml_text,
 )
@@ -91,6 +92,7 @@ class _Reader:
             )
             raise ConfigError(self.document.problems)
         self.override(texts)
+        user_code.check(self.document)
         self.top_level()
         model, data, target = self.model(), self.data(), self.block(TargetConfig, "target")
         task, stages = self.task(), self.stages()

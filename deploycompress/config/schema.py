@@ -155,7 +155,7 @@ class BackOff(StrictModel):
 class Repeat(StrictModel):
     """The same stages several times, each round a step nearer to the target."""
 
-    repeat: Annotated[int, Field(ge=1, le=100)] = Field(description="How many rounds")
+    repeat: Annotated[int, Field(strict=True, ge=1, le=100)] = Field(description="How many rounds")
     stages: list[Any] = Field(min_length=1, description="Steps, as in the list around this one")
     schedule: Literal["linear", "exponential"] = Field(
         "exponential", description="How the remaining share goes from 100% to the target"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MANY = 16  # more names than this are not listed
+LONGEST = 100  # characters of a name that one looks for another of
 
 
 def shown(value: Any) -> str:
@@ -36,6 +37,8 @@ def listed(names: Iterable[str], last: str = "") -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that ``name`` was probably meant to be; of equally near ones the first."""
+    if len(name) > LONGEST:  # what takes its time to compare, and is no slip of the pen
+        return None
     wanted = _plain(name)
     best, nearness = None, 0.6  # below that the words have little in common
     for candidate in known:

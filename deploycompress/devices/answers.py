@@ -75,7 +75,9 @@ def _answer(
 
 def _read(path: Path, device: str) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except ValueError as error:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):  # numpy also opens archives
+            raise ValueError("it is an archive")
+    except (ValueError, OSError, EOFError, MemoryError) as error:
         raise EnvironmentMissing(f"device {device}: an output in its result is no array: {error}") from error
     return array

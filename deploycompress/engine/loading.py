@@ -66,8 +66,8 @@ def _chosen(run_dir: Path, wanted: str | None) -> Artifact:
     states = {step["id"]: step["state"] for step in steps}
     made: dict[str, Artifact] = {}
     for step in steps:
-        if step["state"] == "done" and (run_dir / step["directory"] / MANIFEST).is_file():
-            artifacts = read_artifacts(run_dir / step["directory"])
+        if step["state"] == "done" and os.path.isfile(run_dir / step["directory"] / MANIFEST):
+            artifacts = _artifacts(run_dir / step["directory"])
             best = next((a for a in artifacts if a.kind == "checkpoint"), None)
             if best is not None and (not step["undone"] or step["id"] == wanted):
                 made[step["id"]] = best
@@ -88,10 +88,31 @@ def _steps(run_dir: Path) -> list[Mapping[str, Any]]:
     """The run's record of its steps, in order."""
     try:
         steps = read_json(run_dir / RECORD)["steps"]
-        return [{name: step[name] for name in ("id", "directory", "state", "undone")} for step in steps]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        read: list[Mapping[str, Any]] = [
+            {name: step[name] for name in ("id", "directory", "state", "undone")} for step in steps
+        ]
+        for text in (value for step in read for value in step.values()):
+            if not isinstance(text, str):
+                raise TypeError(f"received {text!r}, expected text")
+        outside = [
+            step["directory"] for step in read if "/" in step["directory"] or step["directory"] == ".."
+        ]
+        if outside:
+            raise ValueError(f"{outside[0]!r} is no folder of the run")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{run_dir / RECORD} cannot be read ({type(error).__name__}: {error}); run the pipeline again"
+        ) from error
+    return read
+
+
+def _artifacts(folder: Path) -> tuple[Artifact, ...]:
+    """Those of a step whose record may come from anywhere. Raises StageFailed where it is damaged."""
+    try:
+        return read_artifacts(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StageFailed(
+            f"{folder / MANIFEST} cannot be read ({type(error).__name__}: {error}); run the pipeline again"
         ) from error
 
 

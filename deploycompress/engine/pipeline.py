@@ -38,7 +38,7 @@ from deploycompress.engine.rehearsal import artifacts_for
 from deploycompress.engine.store import FileStore, default_root
 from deploycompress.engine.worker import JOBS, REHEARSAL
 from deploycompress.errors import ConfigError, DeployCompressError, of_system
-from deploycompress.registry import add_to_path
+from deploycompress.registry import add_to_path, user_code_is_refused
 
 LOCK_WAIT_S = 10.0  # a killed run's workers are gone after one
 
@@ -72,7 +72,7 @@ def run(
     """
     from deploycompress.config.reader import read, search_path
 
-    places = [str(p) for p in search_path(path)]
+    places = [] if user_code_is_refused() else [str(p) for p in search_path(path)]
     add_to_path(places)
     config = read(path, overrides, devices=devices, load_user_code=True)
     warm_up()
@@ -154,6 +154,7 @@ class _Run:
     def end(self) -> Mapping[str, Any]:
         """Gates, report and what ships, from the manifests; also after a step has failed."""
         from deploycompress.report.build import build
+        from deploycompress.report.provenance import run_manifest
         from deploycompress.report.render import render
         from deploycompress.report.shipping import ship
 
@@ -161,6 +162,7 @@ class _Run:
         write_json(self.run_dir / "report.json", report)
         ship(report, self.run_dir)
         render(report, self.run_dir)
+        write_json(self.run_dir / MANIFEST, run_manifest(report, self.run_dir))
         return report
 
     # ------------------------------------------------------------ rounds that may be undone
@@ -314,6 +316,7 @@ class _Run:
             "store": str(self.store.root),
             "search_path": self.search_path,
             "controller": self.controller,
+            "user_code": not user_code_is_refused(),  # the fork server may be older than the answer
             **more,
         }
         write_json(self.run_dir / JOBS / f"{step_id}.json", job)

@@ -35,10 +35,15 @@ def rehearse(steps: tuple[Step, ...], workdir: Path, context: RunContext) -> Non
 def artifacts_for(step: Step, name: str, made: dict[str, tuple[Artifact, ...]]) -> tuple[Artifact, ...]:
     """What ``step`` reads as its input ``name``: only kinds it accepts, each artefact once.
 
-    Raises StageFailed where its one source gave nothing of the kind: a package alone, for example.
+    Raises StageFailed where its one source gave nothing of the kind (a package alone, for example), ConfigError for an
+    ONNX file that the safe reader refuses: no library opens it before.
     """
     source = step.sources[name]
     if isinstance(source, Path):
+        if source.suffix == ".onnx":
+            from deploycompress.graph.execution import inspect_onnx
+
+            inspect_onnx(source)
         return (Artifact.of(source.stem, "onnx" if source.suffix == ".onnx" else "checkpoint", source),)
     found: dict[tuple[str, str], Artifact] = {}
     for id in source:

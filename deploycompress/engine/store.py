@@ -140,10 +140,13 @@ def _damage(folder: Path, key: Mapping[str, Any]) -> str | None:
         if manifest["seal"] != seal(manifest):
             return "its record was changed"
         for entry in manifest["artifacts"]:
-            reason = damaged(Artifact.from_json(entry, folder))
+            artifact = Artifact.from_json(entry, folder)
+            if folder not in Path(os.path.normpath(artifact.path)).parents:
+                return f"its record names {entry['path']!r}, which lies outside of it"
+            reason = damaged(artifact)
             if reason is not None:
                 return reason
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its record cannot be read ({type(error).__name__}: {error})"
     return None
 

@@ -20,7 +20,7 @@ from deploycompress.artifact import Artifact, digest_json, read_json
 from deploycompress.contracts import Event
 from deploycompress.engine import ranks
 from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed, of_system
-from deploycompress.registry import add_to_path
+from deploycompress.registry import add_to_path, refuse_user_code
 
 JOBS = ".jobs"
 REHEARSAL = "rehearsal"
@@ -77,6 +77,8 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
         send({"event": asdict(event)})
 
     job = read_json(run_dir / JOBS / f"{step_id}.json")
+    if not job.get("user_code", True):
+        refuse_user_code()
     add_to_path(job["search_path"])
     config = read(run_dir / "config.yaml", load_user_code=True)
     steps = plan(config)

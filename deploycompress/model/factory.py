@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from deploycompress.model.code import INSTALLED
 # Their auxiliary classifiers only serve training from scratch; a shipped model has none. Their default
 # initialisation warns that its default will change, and weights follow anyway.
 AUXILIARY = {"googlenet", "inception_v3"}
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load's own, whatever its caller asks for
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,30 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> Callable[[], Any]:
         given["weights_backbone"] = None  # would be downloaded
     if name in AUXILIARY:
         given |= {"aux_logits": False, "init_weights": True}
-    return partial(builder, **(given | dict(args)))
+    return partial(_without_pickles, builder, **(given | dict(args)))
 
 
 def _timm(name: str, args: Mapping[str, Any]) -> Callable[[], Any]:
     timm = _library("timm")
     if not timm.is_model(name):  # this also refuses hf-hub: names, which would be downloaded
         raise ConfigError(f"model.build: {unknown('timm model', name, timm.list_models())}")
-    return partial(timm.create_model, name, **({"pretrained": False} | dict(args)))
+    return partial(_without_pickles, timm.create_model, name, **({"pretrained": False} | dict(args)))
+
+
+def _without_pickles(make: Callable[..., Any], *given: Any, **args: Any) -> Any:
+    """What ``make`` gives, and no pickle of what ``weights`` or ``checkpoint_path`` among the arguments name is run.
+
+    torch.hub, by which torchvision downloads, asks for ``weights_only=False``.
+    """
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        return make(*given, **args)
+    finally:
+        if before is None:
+            del os.environ[WEIGHTS_ONLY]
+        else:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def _library(name: str) -> ModuleType:

@@ -24,6 +24,7 @@ from deploycompress.model.code import loaded_code
 from deploycompress.model.factory import Factory, installed_version, open_factory
 from deploycompress.model.outputs import named_outputs
 from deploycompress.model.weights import load_weights
+from deploycompress.registry import user_code_is_refused
 
 __all__ = ["SourceModel", "load_weights", "named_outputs"]
 
@@ -45,7 +46,8 @@ class SourceModel:
         search_path: Sequence[Path] = (),
         others: Iterable[Network] = (),
     ) -> None:
-        self._config, self._seed, self._search_path = config, seed, tuple(search_path)
+        self._config, self._seed = config, seed
+        self._search_path = () if user_code_is_refused() else tuple(search_path)
         self._name = ""  # on what is built; the pipeline's own model has none
         self._by_keyword: bool | None = None  # known once the model was built, before anything wraps it
         self._others: dict[str, SourceModel] = {}

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deploycompress.errors import ConfigError
-from deploycompress.report.figures import clean
+from deploycompress.report.figures import clean, clean_lines
 
 MOST_BYTES = 64 * 2**20
 
 Text = Annotated[str, AfterValidator(clean)]
-Lines = Annotated[str, AfterValidator(lambda text: "\n".join(map(clean, text.splitlines())))]
+Lines = Annotated[str, AfterValidator(clean_lines)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 

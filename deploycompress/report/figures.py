@@ -114,6 +114,11 @@ def clean(text: str) -> str:
     )
 
 
+def clean_lines(text: str) -> str:
+    """The same of a text that may have several lines."""
+    return "\n".join(map(clean, text.splitlines()))
+
+
 _UNSAFE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn"))
 
 

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploycompress import __version__
 from deploycompress.artifact import MANIFEST, digest_file, publish, remove, walk_files, write_json, write_text
 from deploycompress.errors import StageFailed
+from deploycompress.report import bom, provenance
 from deploycompress.report.document import check
 from deploycompress.report.example import FILE, example
 from deploycompress.runtimes import onnx_file
@@ -69,7 +71,7 @@ def _held(artifact: Mapping[str, Any]) -> str | None:
 
 
 def ship(report: Mapping[str, Any], run_dir: Path) -> None:
-    """Make ``run_dir``/artifacts anew: copies of what ships, manifest.json, a model card and an example.
+    """Make ``run_dir``/artifacts anew: copies of what ships, manifest.json, where it comes from, a model card, an example.
 
     What an earlier run left there is taken away, also when nothing ships. Raises StageFailed when a
     file is not the one that was recorded.
@@ -85,12 +87,14 @@ def ship(report: Mapping[str, Any], run_dir: Path) -> None:
         by_id = {artifact["id"]: artifact for artifact in report["artifacts"]}
         for shipped in report["ships"]:
             _copy(by_id[shipped["artifact"]], run_dir, workdir / shipped["file"])
-        manifest = _manifest(report, workdir)
+        manifest = _manifest(report, run_dir, workdir)
         write_json(workdir / MANIFEST, manifest)
+        write_json(workdir / bom.FILE, bom.bom(report, manifest["artifacts"], manifest["inputs"]))
         write_text(workdir / CARD, card(report))
         program = example(manifest["artifacts"], report["target"])
         if program is not None:
             write_text(workdir / FILE, program)
+        write_json(workdir / provenance.STATEMENT, provenance.statement(report, run_dir, workdir))
         publish(workdir, destination)
 
 
@@ -159,7 +163,7 @@ def _files(path: Path) -> list[tuple[str, str]]:
     return [(p.relative_to(path).as_posix(), digest_file(p)) for p in walk_files(path)]
 
 
-def _manifest(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _manifest(report: Mapping[str, Any], run_dir: Path, folder: Path) -> dict[str, Any]:
     """What a deployment needs to know of each file, without the run directory."""
     by_id = {artifact["id"]: artifact for artifact in report["artifacts"]}
     rows = {row["artifact"]: row for row in report["measurements"] if row["at_target"]}
@@ -192,7 +196,9 @@ def _manifest(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "target": report["target"],
         "artifacts": [entry(shipped) for shipped in report["ships"]],
         "gates": report["gates"],
+        "inputs": provenance.inputs(run_dir),
         "environment": report["environment"],
+        "deploycompress": __version__,
     }
 
 

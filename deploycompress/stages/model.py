@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from deploycompress.artifact import Artifact
+from deploycompress.artifact import Artifact, digest_file
 from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Level, Points
 from deploycompress.contracts import (
@@ -88,8 +88,13 @@ class InitialModel(Stage):
                 "digests": {"model": context.model.digest, "data": context.data.digest},
                 "primary": asdict(context.task.primary),
                 **figures,
+                **_given(self.config.weights),
             },
         )
+
+
+def _given(weights: Path | None) -> dict[str, Any]:
+    return {} if weights is None else {"weights": {"name": weights.name, "sha256": digest_file(weights)}}
 
 
 def _check_batch(module: nn.Module, split: str, loader: Loader, context: RunContext) -> None:

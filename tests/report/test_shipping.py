@@ -25,7 +25,15 @@ def test_ships_the_compressed_files_with_manifest_and_card(make_run: Make) -> No
     config, run_dir = make_run()
     report = build(config, run_dir)
     ship(report, run_dir)
-    assert shipped(run_dir) == {"model.onnx", "model.int8.onnx", "manifest.json", "MODEL_CARD.md", "infer.py"}
+    assert shipped(run_dir) == {
+        "model.onnx",
+        "model.int8.onnx",
+        "manifest.json",
+        "MODEL_CARD.md",
+        "infer.py",
+        "provenance.json",
+        "mlbom.cdx.json",
+    }
     manifest = read_json(run_dir / "artifacts" / "manifest.json")
     assert manifest["verdict"] == "pass"
     int8, fp32 = manifest["artifacts"]

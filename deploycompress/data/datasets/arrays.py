@@ -173,6 +173,8 @@ def _read(files: tuple[Path, ...]) -> dict[str, np.ndarray]:
             else:
                 with np.load(file, allow_pickle=False) as archive:
                     arrays |= {name: archive[name] for name in archive.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it is an archive with something else than arrays in it")
         except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
             raise ConfigError(
                 f"{file} cannot be read as arrays: {error}; save numbers with numpy.savez or numpy.save (objects, "

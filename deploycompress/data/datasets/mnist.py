@@ -139,6 +139,8 @@ def _read_npz(path: Path, test_from: int | None) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it is an archive with something else than arrays in it")
     except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise ConfigError(f"data.root {path} cannot be read as an .npz file: {error}; {REMEDY}") from error
     if {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():

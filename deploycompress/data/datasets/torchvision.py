@@ -17,6 +17,7 @@ from deploycompress.data.images import ImageConfig, Pictures
 from deploycompress.errors import ConfigError, EnvironmentMissing
 
 SPLITS = ("train", "val", "test")
+UNPICKLED = {"LSUN", "LSUNClass"}  # reads its index from a pickle that anybody may have put there
 
 
 class Torchvision:
@@ -65,6 +66,11 @@ class Torchvision:
         if importlib.util.find_spec("torchvision") is None:
             raise EnvironmentMissing(
                 f"data source torchvision:{name} needs torchvision: pip install 'deploycompress[vision]'"
+            )
+        if name in UNPICKLED:
+            raise ConfigError(
+                f"torchvision's data set {name} reads a pickle, which would run code from the file; "
+                "unpack it into a folder for each class, and take image_folder"
             )
         from torchvision import datasets
 

@@ -1,0 +1,115 @@
+"""A sample of the damaged files that benchmarks/reliability/fuzz.py gives to the product's readers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks" / "reliability"
+SAMPLE = {"pipeline.yaml": 60, "architecture.json": 200, "manifests": 300, "result.json": 300, "onnx": 600}
+BEHIND = 1_000_000  # the script's numbers end before
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> Iterator[Any]:
+    sys.path.insert(0, str(SCRIPTS))
+    before = signal.getsignal(signal.SIGALRM)
+    spec = importlib.util.spec_from_file_location("reliability_fuzz", SCRIPTS / "fuzz.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    sys.modules["mutation"].EXAMPLES = 40  # type: ignore[attr-defined]  # of hypothesis, whose start is what takes time
+    yield module
+    signal.signal(signal.SIGALRM, before)
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_damaged_files_are_refused_and_nothing_else(fuzz: Any, name: str) -> None:
+    tally = fuzz.fuzz(name, range(BEHIND, BEHIND + SAMPLE[name]))
+    assert not tally.findings
+    assert tally.inputs == SAMPLE[name] and tally.refused and tally.accepted < tally.inputs / 2
+
+
+def test_the_same_number_is_the_same_input(
+    fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subject = fuzz.SUBJECTS["onnx"](tmp_path)
+    first, again, other = (subject.input(fuzz.chance("onnx", number)) for number in (7, 7, 8))
+    assert first == again != other
+
+
+class Planted:
+    """A reader with every fault that is looked for."""
+
+    refuses = (ValueError,)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def good(self) -> list[str]:
+        return []
+
+    def input(self, chance: Any) -> None:
+        return None
+
+    def read(self, given: None) -> None:
+        (self.folder / "inside").write_text("x")
+        self.fault()
+
+    def fault(self) -> None: ...
+
+
+def crash() -> None:
+    raise KeyError("x")
+
+
+def hang() -> None:
+    while True:
+        try:
+            time.sleep(0)
+        except Exception:
+            continue
+
+
+def write() -> None:
+    Path("../beside").write_text("x")
+
+
+def start() -> None:
+    os.system("true")
+
+
+def silent() -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [(crash, "crash"), (hang, "hang"), (write, "outside"), (start, "outside"), (silent, "crash")],
+)
+def test_a_planted_fault_is_found(fuzz: Any, monkeypatch: pytest.MonkeyPatch, fault: Any, kind: str) -> None:
+    monkeypatch.setattr(Planted, "fault", lambda self: fault())
+    monkeypatch.setitem(fuzz.SUBJECTS, "planted", Planted)
+    monkeypatch.setattr(fuzz, "LIMIT_S", 0.2)
+    assert {finding["kind"] for finding in fuzz.fuzz("planted", range(1)).findings} == {kind}
+
+
+def test_the_committed_figures_are_of_100_000_each_and_no_crash() -> None:
+    results = json.loads((SCRIPTS / "results" / "fuzz.json").read_text())
+    for name in SAMPLE:
+        of = results["subjects"][name]
+        assert of["inputs"] >= 100_000 and not of["findings"], name
+        assert of["crashes"] == of["hangs"] == of["outside"] == 0
+        assert of["accepted"] + sum(of["refused"].values()) == of["inputs"]
