@@ -28,7 +28,7 @@ def fuzz() -> Iterator[Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    sys.modules["mutation"].EXAMPLES = 40  # type: ignore[attr-defined]  # of hypothesis, whose start is what takes time
+    sys.modules["fuzz_mutation"].EXAMPLES = 40  # type: ignore[attr-defined]  # of hypothesis, whose start is what takes time
     yield module
     signal.signal(signal.SIGALRM, before)
     sys.path.remove(str(SCRIPTS))

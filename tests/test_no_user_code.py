@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploycompress import registry
+from deploycompress import registry, user_code
 from deploycompress.errors import ConfigError
 
 EVIL = "open('WENT-OFF', 'a').write(__name__)\n\n\ndef build(*given, **args): ...\n\n\nclass Part: ...\n"
@@ -59,10 +59,10 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (registry.NO_USER_CODE, "PYTHONSAFEPATH", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
+    for name in (user_code.NO_USER_CODE, "PYTHONSAFEPATH", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
         monkeypatch.setenv(name, "")  # and as it was afterwards
     monkeypatch.setattr(sys, "path", list(sys.path))
-    registry.refuse_user_code()
+    user_code.refuse_user_code()
 
 
 def run(project: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -164,7 +164,7 @@ def test_what_is_ours_is_loaded(guarded: None) -> None:
 
 def test_without_the_option_user_code_is_loaded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    monkeypatch.setenv(registry.NO_USER_CODE, "0")
+    monkeypatch.setenv(user_code.NO_USER_CODE, "0")
     assert registry.load_reference("evil.py:build").__name__ == "build" and (project / "WENT-OFF").exists()
 
 

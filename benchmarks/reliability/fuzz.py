@@ -11,83 +11,40 @@ results/fuzz.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
-import os
 import resource
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutation import chance
-from subjects import SUBJECTS, Subject
+from fuzz_configuration import Checkpoint, Pipeline
+from fuzz_devices import DeviceResult
+from fuzz_mutation import chance
+from fuzz_onnx import Onnx
+from fuzz_records import Manifests
+from fuzz_sandbox import Hung, Watch, around, sandbox, watch
+from fuzz_subject import Subject
+
+SUBJECTS: dict[str, type[Subject]] = {
+    "pipeline.yaml": Pipeline,
+    "architecture.json": Checkpoint,
+    "manifests": Manifests,
+    "result.json": DeviceResult,
+    "onnx": Onnx,
+}
 
 INPUTS = 100_000
 LIMIT_S = 20.0  # for one input, on a machine that may be busy
 HUNG_S = 300.0  # of an input that does not even come back to Python
 RESULTS = Path(__file__).parent / "results"
 MOST_KEPT = 20  # findings that are told in full
-WRITES = (
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.mkdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-    "os.chmod",
-    "shutil.move",
-)
-STARTS = (
-    "subprocess.Popen",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.fork",
-    "socket.connect",
-    "pickle.find_class",
-)
-
-
-class Hung(BaseException):
-    """An input took longer than it may. No ``except Exception`` of the product swallows it."""
-
-
-@dataclass
-class Watch:
-    """Notes, by Python's audit events, what is written outside of ``folder`` and what is started."""
-
-    folder: Path
-    active: bool = False
-    seen: list[str] = field(default_factory=list)
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.active:
-            return
-        if event in STARTS:
-            self.seen.append(f"{event} {arguments[:2]!r}")
-        elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
-            flags = arguments[2] or 0
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND):
-                self._note(event, arguments[0])
-        elif event in WRITES:
-            for argument in arguments[:2]:
-                if isinstance(argument, str | bytes | os.PathLike):
-                    self._note(event, argument)
-
-    def _note(self, event: str, place: Any) -> None:
-        path = os.path.realpath(os.fsdecode(place))
-        if path != os.devnull and not path.startswith(f"{self.folder}{os.sep}"):
-            self.seen.append(f"{event} {path!r}")
 
 
 @dataclass
@@ -118,30 +75,30 @@ class Tally:
 def fuzz(name: str, numbers: range, *, tell: bool = False) -> Tally:
     """Give these inputs of a subject to the product, in a sandbox."""
     tally = Tally()
-    with _sandbox() as folder:
+    with sandbox() as folder:
         subject = SUBJECTS[name](folder)
         for good in subject.good():  # also imports what is imported late
             subject.read(good)
-        watch, before = _watch(folder), _around(folder)
+        watching, before = watch(folder), around(folder)
         for number in numbers:
-            _one(subject, name, number, tally, watch)
+            _one(subject, name, number, tally, watching)
             if tell and tally.inputs % 5000 == 0:
                 print(
                     f"{name}: {tally.inputs} inputs, {len(tally.findings)} findings, {tally.seconds:.0f} s",
                     flush=True,
                 )
-        if _around(folder) != before:
+        if around(folder) != before:
             tally.findings.append(
                 {"kind": "outside", "number": -1, "what": "files beside the run directory changed"}
             )
     return tally
 
 
-def _one(subject: Subject, name: str, number: int, tally: Tally, watch: Watch) -> None:
+def _one(subject: Subject, name: str, number: int, tally: Tally, watching: Watch) -> None:
     given = subject.input(chance(name, number))
     tally.inputs += 1
-    watch.seen.clear()
-    watch.active = True
+    watching.seen.clear()
+    watching.active = True
     started = time.monotonic()
     faulthandler.dump_traceback_later(HUNG_S, exit=True)
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
@@ -161,53 +118,10 @@ def _one(subject: Subject, name: str, number: int, tally: Tally, watch: Watch) -
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
-        watch.active = False
+        watching.active = False
     tally.slowest_s = max(tally.slowest_s, time.monotonic() - started)
     tally.seconds += time.monotonic() - started
-    tally.findings += [{"kind": "outside", "number": number, "what": what} for what in watch.seen]
-
-
-# ---------------------------------------------------------------- the sandbox
-
-
-@contextlib.contextmanager
-def _sandbox() -> Iterator[Path]:
-    """A folder to be in, with files around it that nothing may touch."""
-    here, temporary = Path.cwd(), tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="deploycompress-fuzz-") as scratch:
-        folder = Path(scratch).resolve() / "around" / "inside"
-        folder.mkdir(parents=True)
-        for name in ("x", "model.onnx", "manifest.json"):
-            (folder.parent / name).write_text("untouched")
-        os.chdir(folder)
-        tempfile.tempdir = str(folder)
-        try:
-            yield folder
-        finally:
-            os.chdir(here)
-            tempfile.tempdir = temporary
-
-
-def _around(folder: Path) -> dict[str, str]:
-    outside = [p for p in folder.parent.parent.rglob("*") if p.is_file() and folder not in p.parents]
-    return {str(path): path.read_text() for path in outside}
-
-
-_WATCHES: list[Watch] = []
-
-
-def _watch(folder: Path) -> Watch:
-    """Python's audit hooks stay for good, so there is one."""
-    if not _WATCHES:
-        _WATCHES.append(Watch(folder))
-        sys.addaudithook(lambda event, arguments: _WATCHES[0](event, arguments))
-        signal.signal(signal.SIGALRM, _hung)
-    _WATCHES[0].folder = folder
-    return _WATCHES[0]
-
-
-def _hung(number: int, frame: Any) -> None:
-    raise Hung
+    tally.findings += [{"kind": "outside", "number": number, "what": what} for what in watching.seen]
 
 
 # ---------------------------------------------------------------- the command
@@ -248,7 +162,7 @@ def main() -> int:
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if given.number is not None:
-        with _sandbox() as folder:
+        with sandbox() as folder:
             subject = SUBJECTS[given.only](folder)
             made = subject.input(chance(given.only, given.number))
             print(made)

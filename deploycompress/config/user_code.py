@@ -9,7 +9,8 @@ from typing import Any
 from deploycompress.config.document import Document, KeyPath
 from deploycompress.config.names import TABLES
 from deploycompress.errors import ConfigError
-from deploycompress.registry import REFUSED, is_own, user_code_is_refused
+from deploycompress.registry import is_own
+from deploycompress.user_code import REFUSED, user_code_is_refused
 
 KEYS = frozenset(
     {"stage", "build", "source", *TABLES}

@@ -38,7 +38,8 @@ from deploycompress.engine.rehearsal import artifacts_for
 from deploycompress.engine.store import FileStore, default_root
 from deploycompress.engine.worker import JOBS, REHEARSAL
 from deploycompress.errors import ConfigError, DeployCompressError, of_system
-from deploycompress.registry import add_to_path, user_code_is_refused
+from deploycompress.registry import add_to_path
+from deploycompress.user_code import user_code_is_refused
 
 LOCK_WAIT_S = 10.0  # a killed run's workers are gone after one
 

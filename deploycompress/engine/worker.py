@@ -20,7 +20,8 @@ from deploycompress.artifact import Artifact, digest_json, read_json
 from deploycompress.contracts import Event
 from deploycompress.engine import ranks
 from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed, of_system
-from deploycompress.registry import add_to_path, refuse_user_code
+from deploycompress.registry import add_to_path
+from deploycompress.user_code import refuse_user_code
 
 JOBS = ".jobs"
 REHEARSAL = "rehearsal"

@@ -24,7 +24,7 @@ from deploycompress.model.code import loaded_code
 from deploycompress.model.factory import Factory, installed_version, open_factory
 from deploycompress.model.outputs import named_outputs
 from deploycompress.model.weights import load_weights
-from deploycompress.registry import user_code_is_refused
+from deploycompress.user_code import user_code_is_refused
 
 __all__ = ["SourceModel", "load_weights", "named_outputs"]
 
