@@ -69,7 +69,9 @@ def run(project: Path, *arguments: str, **more: str) -> subprocess.CompletedProc
     command = (
         "import sys; from deploycompress.cli import main; main(sys.argv[1:])"  # as the installed command does
     )
-    paths = os.pathsep.join([str(Path(registry.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    # An empty entry would be the current folder.
+    places = (str(Path(registry.__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    paths = os.pathsep.join(filter(None, places))
     return subprocess.run(
         [sys.executable, "-P", "-c", command, *arguments],
         cwd=project,
