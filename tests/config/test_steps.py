@@ -67,6 +67,8 @@ def test_what_repeat_refuses(refused, reading, good) -> None:
     reading(good, repeat("repeat: 1", "prune: {target: {macs: 1.5 M}}"))
     (line,) = refused(good, repeat("repeat: 0", "distill"))
     assert line == "pipeline.yaml:12:13: stages.1.repeat: received 0, expected a number of at least 1"
+    (line,) = refused(good, repeat("repeat: 2.0", "distill"))
+    assert line.startswith("pipeline.yaml:12:13: stages.1.repeat: received 2.0")
     (line,) = refused(good, repeat("repeat: 1000000", "distill"))
     assert "expected a number of at most 100" in line
     (line,) = refused(good, repeat("repeat: 2\n    shedule: linear", "distill"))

@@ -145,3 +145,15 @@ def test_progress_of_an_unfinished_step_is_its_own_until_it_is_dropped(tmp_path)
     store.drop_checkpoints("a" * 64)
     store.drop_checkpoints("a" * 64)  # what is not there is dropped already
     assert not one.exists() and (other / "state.json").read_text() == "2"
+
+
+def test_a_record_that_names_a_file_outside_of_its_folder_is_not_used(tmp_path):
+    store = FileStore(tmp_path)
+    folder = put(store)
+    (folder.parent / "outside").mkdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    outside = Artifact.of("train", "checkpoint", folder.parent / "outside").to_json(folder)
+    manifest["artifacts"] = [outside | {"path": "../outside"}]
+    write_json(folder / "manifest.json", manifest | {"seal": seal(manifest)})
+    reasons = []
+    assert store.find(KEY, reasons.append) is None and "lies outside of it" in reasons[0]
