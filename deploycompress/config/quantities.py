@@ -27,6 +27,7 @@ UNITS: dict[str, dict[str, float]] = {
     "count": {"K": 1e3, "M": 1e6, "G": 1e9},
     "steps": {"step": 1.0, "steps": 1.0},
     "epochs": {"epoch": 1.0, "epochs": 1.0},
+    "trials": {"trial": 1.0, "trials": 1.0},
 }
 EXAMPLES = {
     "percent": "50%",
@@ -36,6 +37,7 @@ EXAMPLES = {
     "count": "1.5 M",
     "steps": "10 steps",
     "epochs": "1 epoch",
+    "trials": "30 trials",
     "number": "0.3",
 }
 
@@ -142,4 +144,5 @@ Duration = Annotated[Quantity, _Of("time", above=0)]
 Size = Annotated[Quantity, _Of("bytes", above=0)]
 Steps = Annotated[Quantity, _Of("steps", above=0, whole=True)]  # of an optimiser
 Epochs = Annotated[Quantity, _Of("epochs", above=0, whole=True)]
+Budget = Annotated[Quantity, _Of("trials", "time", above=0, whole=True)]  # of a sweep
 Interval = Annotated[Quantity, _Of("time", "steps", above=0)]  # between two things of the same kind
