@@ -20,13 +20,30 @@ from pathlib import Path
 
 from deploycompress.config.devices import LOCAL
 
-VARIABLE = "DEPLOYCOMPRESS_SWEEP"  # the sweep's folder, where devices are queued for; this machine's lock is its own
+VARIABLE = (
+    "DEPLOYCOMPRESS_SWEEP"  # the sweep's folder, where devices are queued for; this machine's lock is its own
+)
 POLL_S = 0.1
 
 _held: dict[str, int] = {}  # "machine" -> descriptor of what this process holds: a share, or all
 _alone = False
 _waited_s = 0.0
-_tell: Callable[[bool], None] = lambda waits: None
+_tell: Callable[[bool], None] | None = None
+
+
+@contextmanager
+def sweeping(folder: Path) -> Iterator[None]:
+    """This process, and those that it starts in this block, are of the sweep in ``folder``."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        rest()
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def on_waiting(tell: Callable[[bool], None]) -> None:
@@ -110,13 +127,15 @@ def _lock(descriptor: int, how: int, check: Callable[[], None]) -> None:
     if _got(descriptor, how):
         return
     began = time.monotonic()
-    _tell(True)
+    if _tell is not None:
+        _tell(True)
     try:
         while not _got(descriptor, how):
             check()
             time.sleep(POLL_S)
     finally:
-        _tell(False)
+        if _tell is not None:
+            _tell(False)
         _waited_s += time.monotonic() - began
 
 

@@ -110,7 +110,9 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
             if note.kind == "warning":
                 emit(Event("warning", f"{note.subject}: {note.message}" if note.subject else note.message))
         parity = step.stage.ensures(inputs, outcome, context)
-        write_manifest(workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - quiet.waited_s() - started)
+        write_manifest(
+            workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - quiet.waited_s() - started
+        )
 
 
 def _public_name(error: DeployCompressError) -> str:

@@ -73,9 +73,9 @@ def scatter(report: Report, width: int, height: int) -> Scatter | None:
         spans.append((x_span, y_span))
 
     left, top, right, bottom = 58.0, 14.0, width - 18.0, height - 46.0
-    x_place, x_ticks = _latency_axis([x for s, _ in spans for x in s], left, right)
+    x_place, x_ticks = positive_axis([x for s, _ in spans for x in s], left, right)
     values = [y for _, s in spans for y in s] + [r.metrics[name] for r in rows]
-    y_place, y_ticks = _metric_axis(values, report.primary.unit, bottom, top)
+    y_place, y_ticks = metric_axis(values, report.primary.unit, bottom, top)
     spots = [(x_place(r.latency_ms.p50), y_place(r.metrics[name])) for r in rows]
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in spots]
     lines = [(x_place(s[0]), y, x_place(s[1]), y) for (s, _), (_, y) in zip(spans, spots, strict=True)]
@@ -84,9 +84,7 @@ def scatter(report: Report, width: int, height: int) -> Scatter | None:
     for row, (x, y), (x_span, y_span) in zip(rows, spots, spans, strict=True):
         label = shortened(row.artifact, 24) if len(points) < MOST_LABELS else ""
         frame = (left, top, right, bottom)
-        label_x, label_y, anchor = (
-            _place_label(x, y, label, frame, taken, lines) if label else (x, y, "start")
-        )
+        label_x, label_y, anchor = place_label(x, y, label, frame, taken, lines) if label else (x, y, "start")
         is_best = row.artifact == report.best_id
         points.append(
             Point(
@@ -107,7 +105,7 @@ def scatter(report: Report, width: int, height: int) -> Scatter | None:
 Place = Callable[[float], float]
 
 
-def _latency_axis(values: Sequence[float], start: float, end: float) -> tuple[Place, list[Tick]]:
+def positive_axis(values: Sequence[float], start: float, end: float) -> tuple[Place, list[Tick]]:
     """From zero, or logarithmic where the fastest would vanish beside the slowest."""
     low, high = min(values), max(values)
     if high / low < LOG_ABOVE:
@@ -127,7 +125,7 @@ def _latency_axis(values: Sequence[float], start: float, end: float) -> tuple[Pl
     return logarithmic, [Tick(logarithmic(10.0**e), f"{10.0**e:g}") for e in exponents]
 
 
-def _metric_axis(values: Sequence[float], unit: str, start: float, end: float) -> tuple[Place, list[Tick]]:
+def metric_axis(values: Sequence[float], unit: str, start: float, end: float) -> tuple[Place, list[Tick]]:
     """Only as far as the figures go, with some air; never beyond 100 % by more than the air."""
     scale = 100.0 if unit == "share" else 1.0
     low, high = scale * min(values), scale * max(values)
@@ -156,7 +154,7 @@ def _steps(low: float, high: float, about: int = 5) -> list[float]:
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def _place_label(
+def place_label(
     x: float, y: float, label: str, frame: Box, taken: list[Box], lines: Sequence[Box]
 ) -> tuple[float, float, Literal["start", "end"]]:
     """Where beside its point a label covers least: other labels and points first, then whiskers."""

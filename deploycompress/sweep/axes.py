@@ -18,7 +18,9 @@ from deploycompress.config.wording import listed, shown
 from deploycompress.errors import ConfigError
 from deploycompress.registry import STAGES
 
-EXPECTED = "expected a list of values, {choice: [...]}, or {low: ..., high: ...} with step or log where wanted"
+EXPECTED = (
+    "expected a list of values, {choice: [...]}, or {low: ..., high: ...} with step or log where wanted"
+)
 MOST_VALUES = 1000  # of one range with a step
 
 Combination = Mapping[str, str]  # path -> the value as YAML text

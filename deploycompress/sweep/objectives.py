@@ -11,6 +11,7 @@ from deploycompress.config.document import Document, KeyPath
 from deploycompress.config.gates import METRIC
 from deploycompress.config.schema import GATES, PipelineConfig
 from deploycompress.config.wording import unknown
+from deploycompress.contracts import MetricInfo
 from deploycompress.registry import STAGES, TASKS
 from deploycompress.report.document import Report, Row
 from deploycompress.sweep.schema import Direction
@@ -69,15 +70,27 @@ def read_objectives(
         if stated is not None and known is not None and stated != known:
             document.report(place, f"received {stated}, but {name} is better the other way; write {known}")
         elif stated is None and known is None:
-            document.report(place, f"nothing says which way {name} is better; write {{{name}: maximise}}, or minimise")
+            document.report(
+                place, f"nothing says which way {name} is better; write {{{name}: maximise}}, or minimise"
+            )
         else:
             found.append(Objective(name, stated or known or "maximise", unit))
     return found
 
 
-def value_of(objective: str, report: Report, packed: Mapping[str, int]) -> Value | None:
-    """The best artefact's figure; None where the report has none. ``packed``: bytes of packages by what they hold."""
-    row, artefact = report.row(report.best_id), report.artefact(report.best_id)
+def primary_of(base: PipelineConfig, objectives: Sequence[Objective]) -> MetricInfo:
+    """The task's primary metric; of a user's task, which is not imported, what the objective on it says."""
+    task = _task(base)
+    if task is not None:
+        info: MetricInfo = task.primary
+        return info
+    stated = next((o for o in objectives if o.name == "accuracy"), None)
+    return MetricInfo("primary metric", stated is None or stated.direction == "maximise", "")
+
+
+def value_of(objective: str, id: str | None, report: Report, packed: Mapping[str, int]) -> Value | None:
+    """An artefact's figure; None where the report has none. ``packed``: bytes of packages by what they hold."""
+    row, artefact = report.row(id), report.artefact(id)
     if row is None or artefact is None:
         return None
     if objective in ("artifact_size", "packed_size"):
@@ -87,6 +100,8 @@ def value_of(objective: str, report: Report, packed: Mapping[str, int]) -> Value
         return None if row.peak_memory_bytes is None else _exact(row.peak_memory_bytes)
     if objective == SPEEDUP:
         gain = row.gain
+        if id == report.baseline:
+            return _exact(1.0)
         return None if gain is None else Value(gain.value, gain.low, gain.high)
     if objective == "throughput":
         return _exact(1000 * row.batch_size / row.latency_ms.mean) if row.latency_ms.mean > 0 else None

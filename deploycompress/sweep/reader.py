@@ -15,10 +15,11 @@ from deploycompress.config.files import found, not_found, search_path
 from deploycompress.config.schema import PipelineConfig
 from deploycompress.config.validation import mistakes
 from deploycompress.config.wording import listed, shown
+from deploycompress.contracts import MetricInfo
 from deploycompress.errors import ConfigError
 from deploycompress.sweep import axes
 from deploycompress.sweep.axes import Axis, Choice, Combination
-from deploycompress.sweep.objectives import Objective, read_objectives
+from deploycompress.sweep.objectives import Objective, primary_of, read_objectives
 from deploycompress.sweep.schema import Pruning, SweepConfig
 
 MOST_COMBINATIONS = 10_000  # of a matrix
@@ -41,6 +42,7 @@ class Sweep:
     matrix: tuple[Combination, ...]  # in the order that shares most; empty where there is a search
     storage_place: str  # where ``storage`` stands, for messages
     digest: str
+    primary: MetricInfo
 
     def pipeline(self, values: Combination, more: Sequence[str] = ()) -> PipelineConfig:
         """The base with these values. Raises ConfigError where they do not go together."""
@@ -94,6 +96,7 @@ class _Reader:
             tuple(matrix),
             self.document.place(("storage",)).value,
             _digest(with_fixed, varied, objectives),
+            primary_of(with_fixed, objectives),
         )
         return sweep
 
@@ -113,9 +116,13 @@ class _Reader:
         if bool(config.search) == bool(config.matrix):
             both = "search and matrix are" if config.search else "neither search nor matrix is"
             place: KeyPath = ("matrix",) if config.search else ()
-            self.document.report(place, f"{both} given; expected one of them, with at least one path", key=True)
+            self.document.report(
+                place, f"{both} given; expected one of them, with at least one path", key=True
+            )
         if config.matrix and "method" in config.model_fields_set:
-            self.document.report(("method",), "a matrix runs every combination; there is nothing to search", key=True)
+            self.document.report(
+                ("method",), "a matrix runs every combination; there is nothing to search", key=True
+            )
         return config
 
     def base(self, config: SweepConfig) -> tuple[Path | None, PipelineConfig | None]:
@@ -136,7 +143,9 @@ class _Reader:
         for path in paths:
             for other in (*(p for p in paths if p != path), *config.set):
                 if other == path or other.startswith(f"{path}."):
-                    self.document.report((block, path), f"{other!r} is set as well, and lies in it; vary one of them", key=True)
+                    self.document.report(
+                        (block, path), f"{other!r} is set as well, and lies in it; vary one of them", key=True
+                    )
         read = [axes.read_axis(self.document, (block, path), finite=finite) for path in paths]
         return [axis for axis in read if axis is not None]
 
@@ -148,7 +157,7 @@ class _Reader:
         """Check each value of each axis by itself; by path, the first step that any of them changes."""
         changes: dict[str, int] = {}
         for axis in varied:
-            block = "search" if "search" in self.document.data and self.document.data["search"] else "matrix"
+            block = "search" if self.document.data.get("search") else "matrix"
             firsts = []
             for index, text in enumerate(axis.values):
                 place = self.place((block, axis.path), axis, index)
@@ -195,7 +204,9 @@ class _Reader:
             try:
                 pipelines.read(base, [*fixed, *texts], devices=self.devices)
             except ConfigError as error:
-                self.document.report(("matrix",), f"{listed(texts, last='and')} do not go together: {error.problems[0]}")
+                self.document.report(
+                    ("matrix",), f"{listed(texts, last='and')} do not go together: {error.problems[0]}"
+                )
                 break
         return every
 
@@ -238,6 +249,3 @@ def _digest(base: PipelineConfig, varied: Sequence[Axis], objectives: Sequence[O
             "objectives": [[o.name, o.direction] for o in objectives],
         }
     )
-
-
-

@@ -35,7 +35,9 @@ class Pruning(StrictModel):
     @model_validator(mode="after")
     def _one_end(self) -> Pruning:
         if self.min is not None and self.max is not None:
-            raise ValueError("a metric is too low or too high; expected min or max, or neither for the median")
+            raise ValueError(
+                "a metric is too low or too high; expected min or max, or neither for the median"
+            )
         return self
 
 
@@ -55,7 +57,9 @@ class SweepConfig(StrictModel):
     name: Annotated[str, Field(pattern=NAME)] = Field(description="Of the sweep and of its folder")
     pipeline: Path = Field(description="The base pipeline.yaml")
     set: dict[str, Any] = Field({}, description="Paths and values for every trial, as of --set")
-    search: dict[str, Any] = Field({}, description="Paths and what to try there: [75%, 50%], {low: 1, high: 8}")
+    search: dict[str, Any] = Field(
+        {}, description="Paths and what to try there: [75%, 50%], {low: 1, high: 8}"
+    )
     matrix: dict[str, Any] = Field({}, description="Paths and lists of values: every combination of them")
     method: Method = "tpe"
     objectives: dict[str, Direction | None] | tuple[str, ...] = ("accuracy", "latency_p50")
@@ -63,5 +67,5 @@ class SweepConfig(StrictModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     pruning: Pruning | None = None
     storage: str | None = Field(None, description="The URL of a database that several machines share")
-    resources: Resources = Resources()
+    resources: Resources = Resources(device=None)
     competitors: tuple[Competitor, ...] = ()
