@@ -9,7 +9,7 @@ from typing import Any
 
 from deploycompress.artifact import digest_json
 from deploycompress.config import reader as pipelines
-from deploycompress.config import yaml_file
+from deploycompress.config import references, yaml_file
 from deploycompress.config.document import Document, KeyPath, in_order
 from deploycompress.config.files import found, not_found, search_path
 from deploycompress.config.schema import PipelineConfig
@@ -142,10 +142,9 @@ class _Reader:
         paths = list(getattr(config, block))
         for path in paths:
             for other in (*(p for p in paths if p != path), *config.set):
-                if other == path or other.startswith(f"{path}."):
-                    self.document.report(
-                        (block, path), f"{other!r} is set as well, and lies in it; vary one of them", key=True
-                    )
+                if path == other or path.startswith(f"{other}."):
+                    message = f"{other!r} is set as well, and lies around it; vary one of them"
+                    self.document.report((block, path), message, key=True)
         read = [axes.read_axis(self.document, (block, path), finite=finite) for path in paths]
         return [axis for axis in read if axis is not None]
 
@@ -228,7 +227,7 @@ class _Reader:
             self.document.report((), message, key=True)
 
     def competitors(self, config: SweepConfig) -> tuple[Any, ...]:
-        """Those with absolute paths; what else is wrong with them is found when their pipelines are read."""
+        """Those with absolute paths, which are there."""
         names = [one.name for one in config.competitors]
         placed = []
         for index, one in enumerate(config.competitors):
@@ -237,7 +236,10 @@ class _Reader:
             weights = None if one.weights is None else found(one.weights, self.folders)
             if one.weights is not None and weights is None:
                 self.document.report(("competitors", index, "weights"), not_found(one.weights, self.folders))
-            placed.append(one.model_copy(update={"weights": weights}))
+            if one.build is not None and (reason := references.locate(one.build, self.folders)) is not None:
+                self.document.report(("competitors", index, "build"), f"{one.build!r}: {reason}")
+            build = None if one.build is None else references.absolute(one.build, self.folders)
+            placed.append(one.model_copy(update={"weights": weights, "build": build}))
         return tuple(placed)
 
 
