@@ -27,6 +27,7 @@ POLL_S = 0.1
 
 _held: dict[str, int] = {}  # "machine" -> descriptor of what this process holds: a share, or all
 _alone = False
+_rehearses = False
 _waited_s = 0.0
 _tell: Callable[[bool], None] | None = None
 
@@ -50,6 +51,12 @@ def on_waiting(tell: Callable[[bool], None]) -> None:
     """Have ``tell`` called with True when this process begins to wait for its turn, and with False when it has it."""
     global _tell
     _tell = tell
+
+
+def rehearse() -> None:
+    """What this process measures is thrown away: it needs no quiet for it, and waits for nobody."""
+    global _rehearses
+    _rehearses = True
 
 
 def waited_s() -> float:
@@ -95,7 +102,7 @@ def measuring(device: str) -> Iterator[None]:
     """Measure on ``device`` in this block: alone on this machine if it is that one, and until ``rest``; elsewhere in turn."""
     global _alone
     folder = os.environ.get(VARIABLE)
-    if folder is None or (device == LOCAL and _alone):
+    if folder is None or (device == LOCAL and (_alone or _rehearses)):
         yield
     elif device == LOCAL:
         rest()

@@ -85,6 +85,7 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
     config = read(run_dir / "config.yaml", load_user_code=True)
     steps = plan(config)
     if step_id == REHEARSAL:
+        quiet.rehearse()
         context = open_context(config, job, rehearsal=True, emit=emit, stopping=stopping)
         rehearse(steps, Path(job["workdir"]), context)
         return

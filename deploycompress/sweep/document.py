@@ -39,7 +39,7 @@ def build(
         "seconds": round(seconds, 3),
         "command": command,
         "pipeline": sweep.base_config.name,
-        "method": "matrix" if sweep.matrix else sweep.config.method,
+        "method": "matrix" if sweep.config.matrix else sweep.config.method,
         "paths": [axis.path for axis in sweep.axes],
         "objectives": [asdict(o) for o in objectives],
         "best": None if best is None else best["name"],

@@ -39,7 +39,7 @@ class Sweep:
     axes: tuple[Axis, ...]
     objectives: tuple[Objective, ...]
     pruning: Pruning | None  # with its step
-    matrix: tuple[Combination, ...]  # in the order that shares most; empty where there is a search
+    matrix: tuple[Combination, ...]  # of a matrix or grid, in the order that shares most; else empty
     storage_place: str  # where ``storage`` stands, for messages
     digest: str
     primary: MetricInfo
@@ -77,7 +77,8 @@ class _Reader:
         except ConfigError as error:
             raise ConfigError(in_order(self.document.problems) or error.problems) from error
         changes = self.values(base, with_fixed, fixed, varied)
-        matrix = self.combinations(base, fixed, varied, changes) if config.matrix else ()
+        every = config.matrix or config.method == "grid"
+        matrix = self.combinations(base, fixed, varied, changes) if every else ()
         objectives = read_objectives(self.document, config.objectives, with_fixed)
         pruning = self.pruning(config, with_fixed)
         self.budget(config, varied)
@@ -190,11 +191,12 @@ class _Reader:
     def combinations(
         self, base: Path, fixed: Sequence[str], varied: Sequence[Axis], changes: dict[str, int]
     ) -> list[Combination]:
+        block = "search" if self.document.data.get("search") else "matrix"
         choices = [axis for axis in varied if isinstance(axis, Choice)]
         count = axes.size(choices) or 0
         if count > MOST_COMBINATIONS:
             message = f"{count} combinations; expected at most {MOST_COMBINATIONS}. A search with a budget tries some"
-            self.document.report(("matrix",), message, key=True)
+            self.document.report((block,), message, key=True)
             return []
         every = list(axes.combinations(axes.sharing_order(choices, changes)))
         alone = not self.document.problems and len(choices) > 1
@@ -204,7 +206,7 @@ class _Reader:
                 pipelines.read(base, [*fixed, *texts], devices=self.devices)
             except ConfigError as error:
                 self.document.report(
-                    ("matrix",), f"{listed(texts, last='and')} do not go together: {error.problems[0]}"
+                    (block,), f"{listed(texts, last='and')} do not go together: {error.problems[0]}"
                 )
                 break
         return every

@@ -157,9 +157,6 @@ class Study:
         samplers, method = self._optuna.samplers, self.sweep.config.method
         # A sampler that goes on after a kill must not draw the same again.
         seed = (self.sweep.config.seed + len(self._study.get_trials(deepcopy=False))) % 2**32
-        if method == "grid" and not self.sweep.matrix:
-            space = {axis.path: list(axis.values) for axis in self.sweep.axes}
-            return samplers.GridSampler(space, seed=self.sweep.config.seed)
         if method == "nsga2":
             return samplers.NSGAIISampler(seed=seed)
         if method == "tpe" and not self.sweep.matrix:

@@ -135,3 +135,15 @@ def test_time_spent_waiting_is_told(tmp_path, monkeypatch):
         quiet.work()
     process.wait()
     assert told == [True, False] and 0.2 < quiet.waited_s() - before < 5
+
+
+def test_a_rehearsal_measures_beside_others(tmp_path, monkeypatch):
+    """What it measures is thrown away, so it does not wait for the training of another trial to end."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    code = "from deploycompress.devices import quiet\nquiet.work(); quiet.rehearse()\n"
+    code += "with quiet.measuring('local'): print('measures')"
+    with quiet.sweeping(tmp_path):
+        quiet.work()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=10)
+    assert done.stdout == "measures\n"
