@@ -145,7 +145,7 @@ def _import() -> Any:
         import ray
     except ImportError as error:
         raise EnvironmentMissing(
-            f"--ray needs Ray, which is not installed ({error}); pip install 'deploycompress[ray]'"
+            f"--ray needs Ray, which is not installed ({error}); pip install 'deploycompress[sweep,ray]'"
         ) from error
     return ray
 

@@ -43,10 +43,11 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
             process.communicate()
 
 
-def wait_for(sweep: Path, trial: int, words: str, seconds: float = 400) -> None:
+def wait_for(process: subprocess.Popen, sweep: Path, trial: int, words: str, seconds: float = 400) -> None:
     log = sweep.parent / "out" / "trials" / str(trial) / "log.txt"
     deadline = time.monotonic() + seconds
     while not (log.is_file() and words in log.read_text()):
+        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"{words!r} is not in {log}"
         time.sleep(0.05)
 
@@ -78,9 +79,9 @@ def report_of(sweep: Path) -> dict:
 
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
-    """pipelines/sweep-digits.yaml at toy size: a small network on small images, two trials, a competitor as it is."""
+    """pipelines/sweep-digits.yaml at toy size: small images, little training, two trials."""
     sweep = load(PIPELINES / "sweep-digits.yaml").data
-    small = {"model.args": {"width": 8, "depth": 8}, "model.inputs.image.shape": ["batch", 1, 8, 8]}
+    small = {"model.inputs.image.shape": ["batch", 1, 8, 8]}
     short = {"data.image_size": 8, "data.batch_size": 128, "train.epochs": 2, "distill.epochs": 1}
     loose = {"gates": {"artifact_size": {"max_ratio": "90%"}}}
     sweep |= {"pipeline": str(PIPELINES / "quickstart.yaml"), "set": {**small, **short, **loose}}
@@ -92,7 +93,7 @@ def digits(tmp_path: Path) -> Path:
 
 def test_the_shipped_sweep_is_killed_and_goes_on_and_shares_what_it_can(digits, start):
     first = start(digits, "--workers", "2")
-    wait_for(digits, 0, "prune: started")
+    wait_for(first, digits, 0, "prune: started")
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     all_gone(digits.parent)
@@ -194,7 +195,7 @@ def test_a_hopeless_trial_is_ended_and_a_signal_keeps_what_was_done(sweep_file, 
     path = sweep_file(("4 trials", "1 trial\npruning: {step: distill, after: 2 epochs, min: 100%}"))
     path.write_text(path.read_text().replace("after: 2 epochs", "after: 90 epochs"))
     sweep = start(path)
-    wait_for(path, 0, "distill: epoch 1/")
+    wait_for(sweep, path, 0, "distill: epoch 1/")
     sweep.send_signal(signal.SIGTERM)
     output, _ = sweep.communicate(timeout=30)
     assert sweep.returncode == 143 and "run the same command again" in output, output
