@@ -58,7 +58,12 @@ def processes(tmp_path: Path, environment: dict[str, str]) -> list[tuple[str, st
         subprocess.Popen([*words, str(number), str(tmp_path / "store")], env={**os.environ, **environment})
         for number in range(4)
     ]
-    assert [p.wait(timeout=60) for p in started] == [0] * 4
+    try:
+        assert [p.wait(timeout=60) for p in started] == [0] * 4
+    finally:
+        for process in started:  # those that wait for each other
+            process.kill()
+            process.wait()
     rows = [line.split() for line in notes.read_text().splitlines()]
     return [(who, what, float(began), float(ended)) for who, what, began, ended in rows]
 
