@@ -10,7 +10,7 @@ from typing import Any
 from deploycompress import __version__
 from deploycompress.measure.environment import environment
 from deploycompress.sweep.objectives import SPEEDUP, Objective
-from deploycompress.sweep.reader import Sweep
+from deploycompress.sweep.plan import Sweep
 from deploycompress.sweep.study import Study
 
 SCHEMA = 1

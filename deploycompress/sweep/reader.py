@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploycompress.artifact import digest_json
 from deploycompress.config import reader as pipelines
 from deploycompress.config import references, yaml_file
 from deploycompress.config.document import Document, KeyPath, in_order
@@ -15,39 +14,16 @@ from deploycompress.config.files import found, not_found, search_path
 from deploycompress.config.schema import PipelineConfig
 from deploycompress.config.validation import mistakes
 from deploycompress.config.wording import listed, shown
-from deploycompress.contracts import MetricInfo
 from deploycompress.errors import ConfigError
 from deploycompress.sweep import axes
 from deploycompress.sweep.axes import Axis, Choice, Combination
-from deploycompress.sweep.objectives import Objective, primary_of, read_objectives
+from deploycompress.sweep.objectives import primary_of, read_objectives
+from deploycompress.sweep.plan import Sweep, digest_of
 from deploycompress.sweep.schema import Pruning, SweepConfig
 
 MOST_COMBINATIONS = 10_000  # of a matrix
 MOST_CHECKED = 300  # of a matrix, each as a whole; its values are checked one by one in any case
 RECOVERING = ("train", "distill")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep that was checked; ``digest`` is of everything that a trial's result depends on."""
-
-    config: SweepConfig
-    base: Path
-    base_config: PipelineConfig
-    devices: Path | None
-    fixed: tuple[str, ...]  # --set texts of every trial
-    axes: tuple[Axis, ...]
-    objectives: tuple[Objective, ...]
-    pruning: Pruning | None  # with its step
-    matrix: tuple[Combination, ...]  # of a matrix or grid, in the order that shares most; else empty
-    storage_place: str  # where ``storage`` stands, for messages
-    digest: str
-    primary: MetricInfo
-
-    def pipeline(self, values: Combination, more: Sequence[str] = ()) -> PipelineConfig:
-        """The base with these values. Raises ConfigError where they do not go together."""
-        texts = [*self.fixed, *(f"{path}={text}" for path, text in values.items()), *more]
-        return pipelines.read(self.base, texts, devices=self.devices)
 
 
 def read(path: Path, devices: Path | None = None) -> Sweep:
@@ -96,7 +72,7 @@ class _Reader:
             pruning,
             tuple(matrix),
             self.document.place(("storage",)).value,
-            _digest(with_fixed, varied, objectives),
+            digest_of(with_fixed, varied, objectives),
             primary_of(with_fixed, objectives),
         )
         return sweep
@@ -243,13 +219,3 @@ class _Reader:
             build = None if one.build is None else references.absolute(one.build, self.folders)
             placed.append(one.model_copy(update={"weights": weights, "build": build}))
         return tuple(placed)
-
-
-def _digest(base: PipelineConfig, varied: Sequence[Axis], objectives: Sequence[Objective]) -> str:
-    return digest_json(
-        {
-            "base": base.model_dump(mode="json", exclude={"name"}),
-            "axes": [[type(axis).__name__, str(axis)] for axis in varied],
-            "objectives": [[o.name, o.direction] for o in objectives],
-        }
-    )

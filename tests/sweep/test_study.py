@@ -7,7 +7,8 @@ import pytest
 from deploycompress.contracts import MetricInfo
 from deploycompress.errors import ConfigError, EnvironmentMissing
 from deploycompress.sweep.reader import read
-from deploycompress.sweep.study import Study, open_storage
+from deploycompress.sweep.storage import open_storage
+from deploycompress.sweep.study import Study
 
 ACCURACY = MetricInfo("accuracy", True, "share")
 RECORD = {"name": "a trial", "state": "complete"}
