@@ -98,7 +98,7 @@ def test_the_shipped_sweep_is_killed_and_goes_on_and_shares_what_it_can(digits, 
     first.communicate()
     all_gone(digits.parent)
 
-    watch = Watch(quiet.machine_lock())
+    watch = Watch(quiet.machine_lock(), digits.parent / "out")
     watch.start()
     again = start(digits, "--workers", "2")
     output, _ = again.communicate(timeout=600)
@@ -136,16 +136,16 @@ def _is_whole(out: Path, report: dict) -> None:
 class Watch(threading.Thread):
     """Sums up the processor time that trials take while another one holds this machine for a measurement."""
 
-    def __init__(self, lock: Path) -> None:
+    def __init__(self, lock: Path, out: Path) -> None:
         super().__init__(daemon=True)
-        self.lock, self.over = lock, False
+        self.lock, self.out, self.over = lock, out, False
         self.alone_s = self.disturbed_s = 0.0
         self.measured: set[int] = set()  # trials
 
     def run(self) -> None:
         before: tuple[int | None, dict[int, tuple[int, float]], float] = (None, {}, 0.0)
         while not self.over:
-            holder, trials, now = self.holder(), trial_processes(), time.monotonic()
+            holder, trials, now = self.holder(), trial_processes(self.out), time.monotonic()
             if holder is not None and holder == before[0] and holder in trials:
                 own = trials[holder][0]
                 self.measured.add(own)
@@ -166,8 +166,8 @@ class Watch(threading.Thread):
         return next((int(words[4]) for words in held if words[1] == "FLOCK" and words[3] == "WRITE"), None)
 
 
-def trial_processes() -> dict[int, tuple[int, float]]:
-    """Process -> the number of its trial, and the processor seconds that it has taken."""
+def trial_processes(out: Path) -> dict[int, tuple[int, float]]:
+    """Of the sweep in ``out``: process -> the number of its trial, and the processor seconds that it has taken."""
     parents, cpu_s, trials = {}, {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -178,7 +178,7 @@ def trial_processes() -> dict[int, tuple[int, float]]:
         pid = int(folder.name)
         parents[pid] = int(fields[1])
         cpu_s[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        if "deploycompress.commands.trial" in words:
+        if "deploycompress.commands.trial" in words and words[-2].startswith(f"{out}/"):
             trials[pid] = int(Path(words[-2]).name)
     found = {}
     for pid in parents:
