@@ -16,6 +16,7 @@ from deploycompress.errors import ConfigError, DeployCompressError, of_system
 # Name -> (module with the click command ``command``, one line for --help), so that --help imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Take a pipeline.yaml through its steps, gates and report."),
+    "sweep": ("sweep", "Run a pipeline with many values; the Pareto front, and the best one."),
     "validate": ("validate", "Check a pipeline.yaml; all mistakes at once, with their places."),
     "init": ("init", "Write a commented pipeline.yaml that runs."),
     "probe": ("probe", "Take any model through prune, export, quantize and benchmark in one line."),

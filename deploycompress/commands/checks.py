@@ -25,6 +25,7 @@ EXTRAS = {
     "vision": ("torchvision", "timm"),
     "text": ("transformers", "datasets"),
     "sweep": ("optuna",),
+    "ray": ("ray",),
     "sign": ("model-signing",),
 }
 DISK_WANTED_BYTES = 5e9

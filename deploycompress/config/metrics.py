@@ -26,7 +26,7 @@ def check_expected(document: Document, model: ModelConfig, task: Any) -> None:
         )
     if task is None:
         return
-    known = _known(task)
+    known = of_task(task)
     for name, level in model.expect.items():
         if name not in known:
             document.report((*path, name), unknown(f"metric of {_kind(task)}", name, known), key=True)
@@ -41,7 +41,7 @@ def check_gates(
     """Every gate on a metric is on one that the task, or a corruption of the benchmark, gives, and limits the way in
     which that gets worse.
     """
-    known = _known(task)
+    known = of_task(task)
     primary = task.primary.name
     configured = {kind for step in steps if step for kind in getattr(step.config, "corruptions", ())}
     corrupted = [f"{primary}_{kind}" for kind in sorted(configured)]
@@ -83,8 +83,8 @@ def _check_direction(document: Document, path: KeyPath, gate: Any, info: Any) ->
         document.report((*path, wrong), message, key=True)
 
 
-def _known(task: Any) -> dict[str, Any]:
-    """Name -> MetricInfo."""
+def of_task(task: Any) -> dict[str, Any]:
+    """What is known of a built-in task's metrics: name -> MetricInfo."""
     return {**getattr(task, "figures", {}), task.primary.name: task.primary}
 
 

@@ -28,6 +28,7 @@ UNITS: dict[str, dict[str, float]] = {
     "count": {"K": 1e3, "M": 1e6, "G": 1e9},
     "steps": {"step": 1.0, "steps": 1.0},
     "epochs": {"epoch": 1.0, "epochs": 1.0},
+    "trials": {"trial": 1.0, "trials": 1.0},
 }
 EXAMPLES = {
     "percent": "50%",
@@ -38,6 +39,7 @@ EXAMPLES = {
     "count": "1.5 M",
     "steps": "10 steps",
     "epochs": "1 epoch",
+    "trials": "30 trials",
     "number": "0.3",
 }
 
@@ -146,4 +148,5 @@ Energy = Annotated[Quantity, _Of("energy", above=0)]
 RemainingEnergy = Annotated[Quantity, _Of("percent", "energy", above=0, at_most=1)]
 Steps = Annotated[Quantity, _Of("steps", above=0, whole=True)]  # of an optimiser
 Epochs = Annotated[Quantity, _Of("epochs", above=0, whole=True)]
+Budget = Annotated[Quantity, _Of("trials", "time", above=0, whole=True)]  # of a sweep
 Interval = Annotated[Quantity, _Of("time", "steps", above=0)]  # between two things of the same kind

@@ -19,6 +19,7 @@ from deploycompress.artifact import canonical_json, digest_file, write_text
 from deploycompress.config.devices import KINDS, LOCAL, DeviceConfig, Devices
 from deploycompress.config.wording import listed
 from deploycompress.contracts import Device
+from deploycompress.devices import quiet
 from deploycompress.devices.bundle import bundle
 from deploycompress.devices.disturbance import DISTURBED
 from deploycompress.devices.results import Failed, Result, Timing, read_result
@@ -197,8 +198,9 @@ def execute(
 
     The job and its files are there until the block is left.
     """
-    with tempfile.TemporaryDirectory(prefix="deploycompress-push-") as folder:
+    with tempfile.TemporaryDirectory(prefix="deploycompress-push-") as folder, contextlib.ExitStack() as turn:
         job, files = _describe(Path(folder), candidates, feeds, settings)
+        turn.enter_context(quiet.measuring(str(device.facts()["name"])))
         device.push(files)
         id = device.start(job)
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deploycompress.contracts import Event
+from deploycompress.devices import quiet
 from deploycompress.engine.interrupts import Interrupts
 from deploycompress.engine.worker import forked
 from deploycompress.errors import BY_NAME, DeployCompressError, EnvironmentMissing, Interrupted, StageFailed
@@ -61,10 +62,13 @@ def run_worker(
     process.start()
     sender.close()
     try:
-        error = _listen(process, receiver, step_id, listen, interrupts, timeout_s)
+        with quiet.resting(interrupts.check):  # the step's process takes a share of its own
+            try:
+                error = _listen(process, receiver, step_id, listen, interrupts, timeout_s)
+            finally:
+                _kill_group(process)
+                process.join()
     finally:
-        _kill_group(process)
-        process.join()
         receiver.close()
     if error is not None:
         raise error
@@ -81,6 +85,7 @@ def _listen(
     timeout_s: float | None,
 ) -> DeployCompressError | None:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    stopped: tuple[float | None, float] = (deadline, 0.0)  # the deadline, and when its clock was stopped
     error: DeployCompressError | None = None
     open_ends: list[Any] = [receiver, process.sentinel]
     if interrupts.wake is not None:
@@ -99,7 +104,12 @@ def _listen(
             except EOFError:
                 open_ends.remove(receiver)
                 continue
-            if "event" in message:
+            if "waits" in message:  # for others to end: that is no time of its own
+                now = time.monotonic()
+                if message["waits"]:
+                    stopped = (deadline, now)
+                deadline = None if message["waits"] or stopped[0] is None else stopped[0] + now - stopped[1]
+            elif "event" in message:
                 listen(Event(**{**message["event"], "step": step_id}))
             else:
                 error = BY_NAME[message["error"]["class"]](message["error"]["message"])

@@ -26,6 +26,7 @@ from deploycompress.artifact import (
 from deploycompress.config.device_file import FILE, dump_devices
 from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import Event, MetricInfo
+from deploycompress.devices import quiet
 from deploycompress.engine import extension, rounds
 from deploycompress.engine.context import asking_context
 from deploycompress.engine.interrupts import Interrupts, catch
@@ -260,9 +261,10 @@ class _Run:
                 self._work(step, planned, key, inputs, workdir)
                 copy_folder(workdir, destination)
             return False
-        with self.store.lock_step(
-            key, lambda: self._say(step, "another run is making this step; waiting for it")
-        ):
+        with ExitStack() as stack:
+            with quiet.resting(self.interrupts.check):
+                waiting = "another run is making this step; waiting for it"
+                stack.enter_context(self.store.lock_step(key, lambda: self._say(step, waiting)))
             found = self.store.find(key, lambda reason: self._say(step, f"stored result set aside: {reason}"))
             if found is None:
                 with self.store.workdir() as workdir:

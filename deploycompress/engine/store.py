@@ -20,6 +20,7 @@ from deploycompress.artifact import (
     remove,
     write_json,
 )
+from deploycompress.devices import quiet
 from deploycompress.engine.locks import held, lock
 
 
@@ -75,7 +76,9 @@ class FileStore:
         """The folder that ``make`` once filled for ``key``."""
         digest = digest_json({"folder": name, "key": key})
         place = self._place(f"folders/{name}", digest)
-        with lock(self.root / "locks" / f"{digest}.lock", wait_s=None):
+        with ExitStack() as stack:
+            with quiet.resting():
+                stack.enter_context(lock(self.root / "locks" / f"{digest}.lock", wait_s=None))
             if not place.exists():
                 with self.workdir() as workdir:
                     make(workdir)

@@ -18,6 +18,7 @@ from typing import Any
 
 from deploycompress.artifact import Artifact, digest_json, read_json
 from deploycompress.contracts import Event
+from deploycompress.devices import quiet
 from deploycompress.engine import ranks
 from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed, of_system
 from deploycompress.registry import add_to_path
@@ -51,6 +52,9 @@ def work(run_dir: Path, step_id: str, send: Send) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides, and tells us by SIGTERM
     signal.signal(signal.SIGTERM, stopping.note)
 
+    if not ranks.inside():  # one of several processes of a step works under the first one's share
+        quiet.on_waiting(lambda waits: send({"waits": waits}))
+        quiet.work()
     try:
         _do(run_dir, step_id, send, stopping)
     except Interrupted:
@@ -84,6 +88,7 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
     config = read(run_dir / "config.yaml", load_user_code=True)
     steps = plan(config)
     if step_id == REHEARSAL:
+        quiet.rehearse()
         context = open_context(config, job, rehearsal=True, emit=emit, stopping=stopping)
         rehearse(steps, Path(job["workdir"]), context)
         return
@@ -100,7 +105,7 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
         name: tuple(Artifact.from_json(entry, run_dir) for entry in entries)
         for name, entries in job["inputs"].items()
     }
-    started = time.monotonic()
+    started = time.monotonic() - quiet.waited_s()  # waiting for others is no part of what the step takes
     with ranks.workdir(Path(job["workdir"])) as workdir:
         outcome = step.stage.run(inputs, workdir, context)
         if stopping():
@@ -109,7 +114,9 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
             if note.kind == "warning":
                 emit(Event("warning", f"{note.subject}: {note.message}" if note.subject else note.message))
         parity = step.stage.ensures(inputs, outcome, context)
-        write_manifest(workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - started)
+        write_manifest(
+            workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - quiet.waited_s() - started
+        )
 
 
 def _public_name(error: DeployCompressError) -> str:

@@ -18,7 +18,7 @@ class Tick:
     text: str
 
 
-def latency_axis(values: Sequence[float], start: float, end: float) -> tuple[Place, list[Tick]]:
+def positive_axis(values: Sequence[float], start: float, end: float) -> tuple[Place, list[Tick]]:
     """From zero, or logarithmic where the fastest would vanish beside the slowest."""
     low, high = min(values), max(values)
     if high / low >= LOG_ABOVE:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deploycompress.report.axes import Place, Tick, latency_axis, metric_axis
+from deploycompress.report.axes import Place, Tick, metric_axis, positive_axis
 from deploycompress.report.document import Report, Row
 from deploycompress.report.figures import limit, shortened
 from deploycompress.report.labels import CHARACTER, Anchor, Box, place_label
@@ -80,7 +80,7 @@ def scatter(report: Report, width: int, height: int) -> Scatter | None:
     rows.sort(key=lambda r: (r.artifact not in (report.best_id, report.baseline), r.latency_ms.p50))
     spans = [(_latency_span(report, row), _metric_span(report, row)) for row in rows]
     left, top, right, bottom = 58.0, 14.0, width - 18.0, height - 46.0
-    x_place, x_ticks = latency_axis([x for s, _ in spans for x in s], left, right)
+    x_place, x_ticks = positive_axis([x for s, _ in spans for x in s], left, right)
     values = [y for _, s in spans for y in s] + [r.metrics[name] for r in rows]
     y_place, y_ticks = metric_axis(values, report.primary.unit, bottom, top)
     spots = [(x_place(r.latency_ms.p50), y_place(r.metrics[name])) for r in rows]
