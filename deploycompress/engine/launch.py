@@ -58,7 +58,8 @@ def run_worker(
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=forked, args=(str(run_dir), step_id, sender), name=step_id)
     log_start = _size(run_dir / "log.txt")
-    process.start()
+    with interrupts.cutting():  # the server may still be importing the frameworks
+        process.start()
     sender.close()
     try:
         error = _listen(process, receiver, step_id, listen, interrupts, timeout_s)

@@ -4,6 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
+import signal
+import threading
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the run decides
+_imported = threading.Event()
+
+
+def _end_with(parent: int) -> None:
+    """The server ends with the run that started it once it serves; until then this sees to it."""
+    while not _imported.wait(0.2):
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+_watching = threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True)
+_watching.start()
 
 # What a first dynamo export imports on its way (8 s where it starts from nothing), and what every step needs.
 MODULES = (
@@ -41,3 +58,6 @@ with contextlib.suppress(ImportError, AttributeError):
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     ONNXRegistry.from_torchlib()
+
+_imported.set()
+_watching.join()  # what it forks from has one thread

@@ -21,6 +21,7 @@ from deploycompress.contracts import Event
 from deploycompress.engine import ranks
 from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed, of_system
 from deploycompress.registry import add_to_path
+from deploycompress.writing import append_to
 
 JOBS = ".jobs"
 REHEARSAL = "rehearsal"
@@ -160,10 +161,9 @@ def _settle(run_dir: Path, wait_for_parent: Callable[[], Any] | None) -> None:
     """A process group of our own, all output into the run's log, and an end when the run ends."""
     if os.getpgrp() != os.getpid():
         os.setsid()
-    log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
+    with append_to(run_dir / "log.txt") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     if wait_for_parent is None:

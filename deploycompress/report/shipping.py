@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from deploycompress.errors import StageFailed
 from deploycompress.report.document import check
 from deploycompress.report.example import FILE, example
 from deploycompress.runtimes import onnx_file
+from deploycompress.writing import copy
 
 FOLDER = "artifacts"
 CARD = "MODEL_CARD.md"
@@ -134,10 +134,7 @@ def _copy(artifact: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     """Copy an artefact, never link it, and compare every byte with the record."""
     source = run_dir / artifact["path"]
     try:
-        if source.is_dir():
-            shutil.copytree(source, destination)
-        else:
-            shutil.copyfile(source, destination)
+        copy(source, destination)
     except OSError as error:
         raise StageFailed(f"{artifact['id']} cannot be shipped: {error}") from error
     found = _files(destination)

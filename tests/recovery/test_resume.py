@@ -122,7 +122,9 @@ def test_without_a_checkpoint_it_would_not_be_identical(network, context, tmp_pa
     """The test above can fail: a checkpoint without the optimiser's state gives other weights."""
     run = stored(context, tmp_path)
     whole, *_ = trained(network, run)
-    place = Checkpoints(run.store.checkpoints(run.step) / "training" / "last", pytest.fail)
+    place = Checkpoints(
+        run.store.checkpoints(run.step) / "training" / "last", pytest.fail, training=f"{run.step}/training"
+    )
     latest, before = (place.load(step) for step in place.steps())
     assert (latest.step, before.step) == (12, 10)
     place.forget_after(10)

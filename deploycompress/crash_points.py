@@ -1,0 +1,45 @@
+"""Lets a test end the run, or refuse room, at the n-th operation of the writing layer; inert where no test asks.
+
+``DEPLOYCOMPRESS_CRASH_POINTS`` names a folder with ``plan.json``: ``{"at": 17, "group": 4711}`` kills the process
+group of the run and the process that gets there, ``{"at": 17, "errno": 28}`` raises that OSError there and at every
+operation after it. ``log`` gets a line for each point, of whichever process, in order: its lines are the count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+from pathlib import Path
+
+VARIABLE = "DEPLOYCOMPRESS_CRASH_POINTS"
+PLAN, LOG = "plan.json", "log"
+
+_folder = os.environ.get(VARIABLE)
+
+
+def reached(point: str, path: Path) -> None:
+    """Called before and after each operation. Raises OSError where that was planned."""
+    if _folder is not None:
+        _strike(Path(_folder), f"{point} {path}")
+
+
+def _strike(folder: Path, line: str) -> None:
+    try:
+        plan = json.loads((folder / PLAN).read_text())
+    except FileNotFoundError:
+        return  # nothing is tried now
+    with open(folder / LOG, "a+") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        log.seek(0)
+        number = sum(1 for _ in log) + 1
+        log.write(line.replace("\n", " ") + "\n")
+        log.flush()
+        if number == plan["at"] and "group" in plan:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(plan["group"], signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
+    if "errno" in plan and number >= plan["at"]:
+        raise OSError(plan["errno"], os.strerror(plan["errno"]), line.rpartition(" ")[2])
