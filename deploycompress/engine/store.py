@@ -20,7 +20,6 @@ from deploycompress.artifact import (
     file_records,
     publish,
     read_json,
-    remove,
     walk_files,
     write_json,
 )
@@ -113,7 +112,8 @@ class FileStore:
         """The step with this key digest is finished: its progress is of no use any more."""
         place = self._place(CHECKPOINTS, step)
         if place.exists():
-            remove(place)
+            with self.workdir() as aside:  # where a killed run leaves nothing for good
+                move(place, aside / "dropped")
 
     def knows(self, fact: Mapping[str, Any]) -> bool:
         place = self._place(FACTS, digest_json(fact))
@@ -121,7 +121,9 @@ class FileStore:
         return place.exists()
 
     def learn(self, fact: Mapping[str, Any]) -> None:
-        write_json(self._place(FACTS, digest_json(fact)), fact)
+        with self.workdir() as workdir:
+            write_json(workdir / "fact.json", fact)
+            move(workdir / "fact.json", self._place(FACTS, digest_json(fact)))
 
     # ------------------------------------------------------------ what is damaged
 
