@@ -2,7 +2,8 @@
 
 ``DEPLOYCOMPRESS_CRASH_POINTS`` names a folder with ``plan.json``: ``{"at": 17, "group": 4711}`` kills the process
 group of the run and the process that gets there, ``{"at": 17, "errno": 28}`` raises that OSError there and at every
-operation after it. ``log`` gets a line for each point, of whichever process, in order: its lines are the count.
+operation after it, ``{"when": "rename", "signal": 15, "group": 4711, "at": -1}`` sends a signal to the run's process
+at the first point whose line has these words. ``log`` gets a line for each point, of whichever process, in order: its lines are the count.
 """
 
 from __future__ import annotations
@@ -40,5 +41,8 @@ def _strike(folder: Path, line: str) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(plan["group"], signal.SIGKILL)
             os.killpg(0, signal.SIGKILL)
+        if "signal" in plan and plan["when"] in line:
+            (folder / PLAN).unlink()  # once
+            os.kill(plan["group"], plan["signal"])
     if "errno" in plan and number >= plan["at"] and line.startswith("before") and " delete " not in line:
         raise OSError(plan["errno"], os.strerror(plan["errno"]), line.rpartition(" ")[2])

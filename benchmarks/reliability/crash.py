@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lab import RESULTS, Ended, Lab, Project, lab, note_results  # noqa: E402
+from lab import RESULTS, Ended, Lab, Project, lab, note_results
 
 BEGIN, END = "begin", "end"  # before the first step; gates, report and what ships
 LAST = ("compile", "benchmark")  # they measure for seconds, so they are tried when all else is done

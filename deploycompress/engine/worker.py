@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -19,12 +20,28 @@ from typing import Any
 from deploycompress.artifact import Artifact, digest_json, read_json
 from deploycompress.contracts import Event
 from deploycompress.engine import ranks
-from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed, of_system
+from deploycompress.errors import (
+    BY_NAME,
+    DeployCompressError,
+    EnvironmentMissing,
+    Interrupted,
+    StageFailed,
+    of_system,
+)
 from deploycompress.registry import add_to_path
 from deploycompress.writing import append_to
 
 JOBS = ".jobs"
 REHEARSAL = "rehearsal"
+# What native libraries say in errors of their own.
+NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)))
+NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "allocate memory for",
+)
 
 Send = Callable[[Mapping[str, Any]], None]
 
@@ -120,10 +137,13 @@ def _explain(error: BaseException) -> DeployCompressError:
     refused = of_system(error) if isinstance(error, OSError) else None
     if refused is not None:
         return refused
-    if isinstance(error, MemoryError):
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
         return StageFailed("out of memory; use a smaller batch_size or a machine with more memory")
-    text = str(error).strip().splitlines()
+    text = said.strip().splitlines()
     first = text[0] if text else "no message"
+    if any(words in said for words in NO_ROOM):
+        return EnvironmentMissing(f"no room to write: {first}; free some space")
     return StageFailed(f"unexpected {type(error).__name__}: {first} (the whole traceback is in log.txt)")
 
 
