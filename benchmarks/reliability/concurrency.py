@@ -36,25 +36,38 @@ def main() -> None:
     parser.add_argument("--limit-minutes", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    draw, rounds = random.Random(arguments.seed), list[dict[str, Any]]()
-    deadline = time.monotonic() + 60 * arguments.limit_minutes
     with lab() as here:
-        expected: dict[str, Any] = {}
-        while len(rounds) < arguments.rounds and time.monotonic() < deadline:
-            rounds.append(_round(here, arguments.runs, arguments.stop_after, draw, expected))
-            print(len(rounds), rounds[-1], flush=True)
+        given = (
+            arguments.rounds,
+            arguments.runs,
+            arguments.stop_after,
+            arguments.seed,
+            arguments.limit_minutes,
+        )
+        document = tried(here, *given)
+    note_results("concurrency", document, arguments.out)
+    sys.exit(any(round["problems"] for round in document["rounds"]))
+
+
+def tried(
+    here: Lab, most: int, runs: int, last: str | None, seed: int, limit_minutes: float = float("inf")
+) -> dict[str, Any]:
+    """``most`` rounds of so many ``runs``; ``last``: the stage behind which they end."""
+    draw, rounds, expected = random.Random(seed), list[dict[str, Any]](), dict[str, Any]()
+    deadline = time.monotonic() + 60 * limit_minutes
+    while len(rounds) < most and time.monotonic() < deadline:
+        rounds.append(_round(here, runs, last, draw, expected))
+        print(len(rounds), rounds[-1], flush=True)
     good = sum(not r["problems"] for r in rounds)
-    document = {
+    return {
         "figures": [
             ["concurrent rounds tried / without a problem", len(rounds), good],
             ["steps made twice in them", sum(r["made_twice"] for r in rounds), 0],
         ],
-        "runs_of_a_round": arguments.runs,
+        "runs_of_a_round": runs,
         "killed": sum(r["killed"] for r in rounds),
         "rounds": rounds,
     }
-    note_results("concurrency", document, arguments.out)
-    sys.exit(good < len(rounds))
 
 
 def _round(

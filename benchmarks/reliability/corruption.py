@@ -30,38 +30,42 @@ Trial = tuple[str, str, Callable[[Path], bool]]  # how, which file below the pro
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sample", type=int, help="try so many, drawn at random, instead of all")
+    parser.add_argument("--sample", type=int, help="so many whole runs, drawn at random, instead of all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    by_way: dict[str, list[int]] = {}  # tried, found
-    failures: list[str] = []
     with lab() as here:
-        golden = Project(here.folder / "golden")
-        first = here.run(golden)
-        assert first.code == 0, first.output
-        stored = _in_store(golden)
-        for way, file, damage in stored:
-            project = golden.copy(here.folder / "trial")
-            if damage(project.folder / file):  # an empty file cannot be cut
-                found = _is_found(project, golden)
-                count = by_way.setdefault(way, [0, 0])
-                count[0], count[1] = count[0] + 1, count[1] + found
-                failures += [] if found else [f"{way}, {file}: not found"]
-        runs = [*_one_for_each_file(stored), *_in_run_dir(golden)]
-        if arguments.sample is not None:
-            runs = random.Random(arguments.seed).sample(runs, arguments.sample)
-        made_again = 0
-        for way, file, damage in runs:
-            project = golden.copy(here.folder / "trial")
-            problem = _problem(here, project, golden, way) if damage(project.folder / file) else None
-            made_again += problem is None
-            failures += [] if problem is None else [f"{way}, {file}: {problem}"]
-            print(f"{way}, {file}: {problem or 'made again'}", flush=True)
-    tried, seen = (sum(count[n] for count in by_way.values()) for n in (0, 1))
-    document = {
+        document = tried(here, arguments.sample, arguments.seed)
+    note_results("corruption", document, arguments.out)
+    sys.exit(bool(document["failures"]))
+
+
+def tried(here: Lab, sample: int | None, seed: int) -> dict[str, Any]:
+    """``sample``: so many of the whole runs; None: all of them. The store itself is always asked for all."""
+    golden, failures = here.golden, list[str]()
+    by_way: dict[str, list[int]] = {}  # tried, found
+    stored = _in_store(golden)
+    for way, file, damage in stored:
+        project = golden.copy(here.folder / "trial")
+        if damage(project.folder / file):  # an empty file cannot be cut
+            found = _is_found(project, golden)
+            count = by_way.setdefault(way, [0, 0])
+            count[0], count[1] = count[0] + 1, count[1] + found
+            failures += [] if found else [f"{way}, {file}: not found"]
+    runs = [*_one_for_each_file(stored), *_in_run_dir(golden)]
+    if sample is not None:
+        runs = random.Random(seed).sample(runs, sample)
+    made_again = 0
+    for way, file, damage in runs:
+        project = golden.copy(here.folder / "trial")
+        problem = _problem(here, project, golden, way) if damage(project.folder / file) else None
+        made_again += problem is None
+        failures += [] if problem is None else [f"{way}, {file}: {problem}"]
+        print(f"{way}, {file}: {problem or 'made again'}", flush=True)
+    asked, seen = (sum(count[n] for count in by_way.values()) for n in (0, 1))
+    return {
         "figures": [
-            ["corruptions of stored files tried / found and set aside", tried, seen],
+            ["corruptions of stored files tried / found and set aside", asked, seen],
             [
                 "of these, in whole runs tried / reported, made again with the same digests",
                 len(runs),
@@ -71,8 +75,6 @@ def main() -> None:
         "by_way": {way: {"tried": of[0], "found": of[1]} for way, of in by_way.items()},
         "failures": failures,
     }
-    note_results("corruption", document, arguments.out)
-    sys.exit(bool(failures))
 
 
 def _is_found(project: Project, golden: Project) -> bool:

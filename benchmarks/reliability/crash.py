@@ -9,7 +9,7 @@ one before has left, until one gets to its end; then its digests are compared, a
 
     python benchmarks/reliability/crash.py                    # all that is not in results yet, then random kills
     python benchmarks/reliability/crash.py --limit-minutes 30 # as much of it as fits; go on by the same command
-    python benchmarks/reliability/crash.py --sample 12 --random 4 --out DIR
+    python benchmarks/reliability/crash.py --only compile --random 0
 """
 
 from __future__ import annotations
@@ -40,41 +40,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--limit-minutes", type=float, default=float("inf"))
     parser.add_argument("--random", type=int, default=200, help="kills at random times, in all")
-    parser.add_argument("--sample", type=int, help="try so many points, drawn at random, instead of all")
+    parser.add_argument("--random-first", action="store_true", help="before the points")
     parser.add_argument("--only", action="append", default=[], help="only the points of this step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.limit_minutes
-    draw = random.Random(arguments.seed)
     document = _before(arguments.out)
-    with lab() as here:
-        crashes = _Crashes(here, document)
-        order = crashes.plan(arguments.only, with_benchmark=arguments.sample is None)
-        if arguments.sample is not None:
-            order = draw.sample(order, min(arguments.sample, len(order)))
-        for step, number in order:
+
+    def points() -> None:
+        for step, number in crashes.plan(arguments.only):
             if time.monotonic() > deadline:
                 break
             crashes.try_point(step, number)
-            note_results("crash", document, arguments.out)
-        draw = random.Random(f"{arguments.seed} {document['random']['kills']}")
+            note_results("crash", with_figures(document), arguments.out)
+
+    def kills() -> None:
         while document["random"]["kills"] < arguments.random and time.monotonic() < deadline:
-            crashes.try_random(draw, arguments.random)
-            note_results("crash", document, arguments.out)
-    note_results("crash", document, arguments.out)
-    print(json.dumps(totals(document)))
+            crashes.try_random(arguments.random, arguments.seed)
+            note_results("crash", with_figures(document), arguments.out)
+
+    with lab() as here:
+        crashes = Crashes(here, document)
+        crashes.time_undisturbed()
+        for part in (kills, points) if arguments.random_first else (points, kills):
+            part()
+    note_results("crash", with_figures(document), arguments.out)
     sys.exit(bool(document["failures"]))
 
 
-def totals(document: dict[str, Any]) -> dict[str, int]:
-    steps = document["steps"].values()
+def sampled(here: Lab, points: int, kills: int, seed: int) -> dict[str, Any]:
+    """A few points of two steps, drawn at random, and a few kills at random times."""
+    document, draw = _nothing_yet(), random.Random(seed)
+    crashes = Crashes(here, document)
+    steps = draw.sample([step for step in (*crashes.steps, END) if step not in LAST], 2)
+    for step, number in draw.sample(crashes.plan(steps), points):
+        crashes.try_point(step, number)
+    while document["random"]["kills"] < kills:
+        crashes.try_random(kills, seed)
+    return with_figures(document)
+
+
+def with_figures(document: dict[str, Any]) -> dict[str, Any]:
+    steps, random_kills = document["steps"].values(), document["random"]
+    points, tried, resumed = (
+        sum(step["points"] for step in steps),
+        sum(len(step["tried"]) for step in steps),
+        sum(step["resumed"] for step in steps),
+    )
+    of = "" if tried == points else f" ({tried} of {points} tried yet)"
     return {
-        "points": sum(step["points"] for step in steps),
-        "tried": sum(len(step["tried"]) for step in steps),
-        "resumed": sum(step["resumed"] for step in steps),
-        "random_kills": document["random"]["kills"],
-        "random_resumed": document["random"]["resumed"],
+        "figures": [
+            [f"kill points tried / resumed{of}", tried, resumed],
+            ["random kills / resumed", random_kills["kills"], random_kills["resumed"]],
+        ],
+        **{name: value for name, value in document.items() if name != "figures"},
     }
 
 
@@ -84,6 +104,10 @@ def _before(out: Path) -> dict[str, Any]:
         document = dict(json.loads(place.read_text()))
         document.pop("environment")
         return document
+    return _nothing_yet()
+
+
+def _nothing_yet() -> dict[str, Any]:
     return {
         "steps": {},  # step -> points (before and after each operation), those tried, how many resumed
         "random": {"kills": 0, "resumed": 0, "finished_the_same": 0, "killed_in": {}},
@@ -92,37 +116,37 @@ def _before(out: Path) -> dict[str, Any]:
     }
 
 
-class _Crashes:
+class Crashes:
     """The undisturbed run, what each trial begins with, and what came of them."""
 
     def __init__(self, here: Lab, document: dict[str, Any]) -> None:
         self.here, self.document = here, document
-        self.golden = self._golden("golden", benchmark=False)
-        self.measured: Project | None = None
-        self.digests = self.golden.digests()
-        self.steps = list(self.golden.manifests())
+        self.digests = here.golden.digests()
+        self.steps = list(here.golden.manifests())
+        self._measured: Project | None = None
+        self._ranges: dict[str, tuple[int, int]] = {}
 
-    def _golden(self, name: str, *, benchmark: bool) -> Project:
-        project = Project(self.here.folder / name, benchmark=benchmark)
-        first = self.here.run(project)
-        assert first.code == 0, first.output
-        shutil.rmtree(project.out)
-        shutil.rmtree(project.store)
-        warm = self.here.run(project)
-        key = "with_benchmark" if benchmark else "all_stages_but_benchmark"
-        self.document["seconds_undisturbed"] = {
-            **self.document["seconds_undisturbed"],
-            f"{key}_first": round(first.seconds, 1),
-            f"{key}_warm": round(warm.seconds, 1),
-        }
-        return project
+    @property
+    def measured(self) -> Project:
+        """An undisturbed run with the benchmark."""
+        if self._measured is None:
+            self._measured = Project(self.here.folder / "measured", benchmark=True)
+            ended = self.here.run(self._measured)
+            assert ended.code == 0, ended.output
+        return self._measured
+
+    def time_undisturbed(self) -> None:
+        warm = Project(self.here.folder / "warm")
+        ended = self.here.run(warm)
+        shutil.rmtree(warm.folder)
+        seconds = {"while_the_server_imports": self.here.seconds_cold, "warm": ended.seconds}
+        self.document["seconds_undisturbed"] = {name: round(of, 1) for name, of in seconds.items()}
 
     # ------------------------------------------------------------ the points
 
-    def plan(self, only: list[str], *, with_benchmark: bool) -> list[tuple[str, int]]:
+    def plan(self, only: list[str]) -> list[tuple[str, int]]:
         """Every point that was not tried yet, those of quick steps first."""
-        steps = [s for s in (BEGIN, *self.steps, END) if s not in LAST]
-        steps += [s for s in LAST if s in self.steps or with_benchmark]
+        steps = [*(s for s in (BEGIN, *self.steps, END) if s not in LAST), *LAST]
         order = []
         for step in [s for s in steps if not only or s in only]:
             first, last = self._range(step)
@@ -134,6 +158,11 @@ class _Crashes:
 
     def _range(self, step: str) -> tuple[int, int]:
         """Of the points of a run from this step's beginning: the first one of the step, and the one after its last."""
+        if step not in self._ranges:
+            self._ranges[step] = self._counted(step)
+        return self._ranges[step]
+
+    def _counted(self, step: str) -> tuple[int, int]:
         project = self._base(step)
         marks = self.here.folder / "marks"
         marks.write_text("")
@@ -149,9 +178,7 @@ class _Crashes:
 
     def _base(self, step: str) -> Project:
         """All but this step is done; also in the run directory, as a run leaves it that was killed there."""
-        whole = self.golden
-        if step == "benchmark":
-            whole = self.measured = self.measured or self._golden("measured", benchmark=True)
+        whole = self.measured if step == "benchmark" else self.here.golden
         base = self.here.folder / "bases" / step
         if not base.exists():
             project = whole.copy(base)
@@ -160,13 +187,10 @@ class _Crashes:
                 shutil.rmtree(project.out / manifest["directory"])
                 for stored in project.store.glob(f"steps/*/{manifest['key_digest']}"):
                     shutil.rmtree(stored)
-        made = object.__new__(Project)
-        made.folder, made.pipeline = base, base / "pipeline.yaml"
-        made.out, made.store = base / "run", base / "store"
-        return made.copy(self.here.folder / "trial")
+        return Project(base).copy(self.here.folder / "trial")
 
     def try_point(self, step: str, number: int) -> None:
-        first, _ = self._start_of(step)
+        first, _ = self._range(step)
         project = self._base(step)
         killed = self.here.run(project, points={"at": first + number + 1})
         reached = self.here.reached()
@@ -174,12 +198,6 @@ class _Crashes:
         problem = None if killed.code == -signal.SIGKILL else f"was not killed (exit code {killed.code})"
         self._judge(told, project, problem, same=self.digests, counter=self.document["steps"][step])
         self.document["steps"][step]["tried"].append(number)
-
-    def _start_of(self, step: str) -> tuple[int, int]:
-        cache: dict[str, tuple[int, int]] = self.__dict__.setdefault("_starts", {})
-        if step not in cache:
-            cache[step] = self._range(step)
-        return cache[step]
 
     def _judge(
         self,
@@ -215,11 +233,11 @@ class _Crashes:
 
     # ------------------------------------------------------------ random times
 
-    def try_random(self, draw: random.Random, most: int) -> None:
+    def try_random(self, most: int, seed: int) -> None:
         """From an empty store: runs that are killed one after the other, until one gets to its end."""
         project, counts = Project(self.here.folder / "random"), self.document["random"]
-        shutil.rmtree(project.out, ignore_errors=True)
-        shutil.rmtree(project.store, ignore_errors=True)
+        draw = random.Random(f"{seed} {counts['kills']}")
+        project.forget()
         while True:
             after = draw.uniform(0.0, LONGEST_S) if counts["kills"] < most else 600.0
             since = time.monotonic()
@@ -253,17 +271,14 @@ class _Crashes:
             (w.rstrip(":") for w in reversed(text.split()) if w[:2].isdigit() and "-" in w[:4]), "begin"
         )
         counts["killed_in"][where] = counts["killed_in"].get(where, 0) + 1
-        wrong = "failed after" in text or self.here.no_processes(_anywhere(self.here), GONE_S) is None
+        wrong = (
+            "failed after" in text
+            or self.here.no_processes(Project(self.here.folder / "random"), GONE_S) is None
+        )
         counts["resumed"] += not wrong
         if wrong:
             self.document["failures"].append(f"random kill in {where}: {text[-600:]}")
         return None
-
-
-def _anywhere(here: Lab) -> Project:
-    made = object.__new__(Project)
-    made.folder = here.folder / "random"
-    return made
 
 
 def _mark_steps(marks: Path, here: Lab) -> None:

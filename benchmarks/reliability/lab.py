@@ -62,8 +62,6 @@ stages:
 """
 BENCHMARK = "  - benchmark\n"
 GATES = "gates: {}\n"
-# What two runs give bit by bit on a CPU; the others are measured, or chosen by what was measured.
-MEASURED = {"compile", "benchmark"}
 
 
 @dataclass(frozen=True)
@@ -79,20 +77,23 @@ class Project:
     """A folder with the pipeline, its run directory and its store."""
 
     def __init__(self, folder: Path, *, benchmark: bool = False) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.py").write_text(MODEL)
-        self.pipeline = folder / "pipeline.yaml"
-        self.pipeline.write_text(PIPELINE.lstrip() + BENCHMARK * benchmark + GATES)
+        """The folder is filled where it is not there yet."""
+        self.folder, self.pipeline = folder, folder / "pipeline.yaml"
         self.out, self.store = folder / "run", folder / "store"
+        if not self.pipeline.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "model.py").write_text(MODEL)
+            self.pipeline.write_text(PIPELINE.lstrip() + BENCHMARK * benchmark + GATES)
 
     def copy(self, folder: Path) -> Project:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.folder, folder)
-        made = object.__new__(Project)
-        made.folder, made.pipeline = folder, folder / "pipeline.yaml"
-        made.out, made.store = folder / "run", folder / "store"
-        return made
+        return Project(folder)
+
+    def forget(self) -> None:
+        """Nothing was made yet."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        shutil.rmtree(self.store, ignore_errors=True)
 
     def arguments(self, *more: str) -> list[str]:
         return [
@@ -111,11 +112,11 @@ class Project:
         return {m["id"]: m for m in found}
 
     def digests(self) -> dict[str, list[Any]]:
-        """By step: of each artefact, and of each file beside them, without what is measured."""
+        """By step: of each artefact, where the manifest does not say that they may be others."""
         return {
             id: [a["sha256"] for a in m["artifacts"]]
             for id, m in self.manifests().items()
-            if id not in MEASURED
+            if m["inexact"] is None
         }
 
     def report(self) -> dict[str, Any]:
@@ -148,6 +149,18 @@ class Lab:
         from deploycompress.report import pages, scatter  # noqa: F401
 
         warm_up()
+        self._golden: Project | None = None
+        self.seconds_cold = 0.0
+
+    @property
+    def golden(self) -> Project:
+        """What a run leaves that nothing disturbs: all stages but the benchmark."""
+        if self._golden is None:
+            project = Project(self.folder / "golden")
+            ended = self.run(project)
+            assert ended.code == 0, ended.output
+            self._golden, self.seconds_cold = project, ended.seconds
+        return self._golden
 
     def start(
         self,
@@ -265,9 +278,17 @@ def lab() -> Iterator[Lab]:
 
 
 def note_results(name: str, document: dict[str, Any], out: Path | None = None) -> None:
-    """Write ``NAME.json`` with the machine that it was found on, and the table of all of them anew."""
-    from deploycompress.artifact import write_json
+    """Write ``NAME.json`` with the machine that it was found on, and RESULTS.md anew from the ``figures`` of all."""
+    from deploycompress.artifact import write_json, write_text
     from deploycompress.measure.environment import environment
 
     place = out or RESULTS
     write_json(place / f"{name}.json", {**document, "environment": environment()})
+    rows = ["| what | tried | good | script |", "|---|---|---|---|"]
+    for path in sorted(place.glob("*.json")):
+        found = json.loads(path.read_text())
+        rows += [
+            f"| {what} | {tried} | {good} | `{path.stem}.py` |"
+            for what, tried, good in found.get("figures", ())
+        ]
+    write_text(place / "RESULTS.md", "\n".join(["# Reliability: figures", "", *rows]) + "\n")

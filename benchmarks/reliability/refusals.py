@@ -151,8 +151,7 @@ def _in_a_step(here: Lab, golden: Project, case: str, code: int, sentence: str) 
 def _fresh(here: Lab, golden: Project, folder: Path | None = None) -> Project:
     """The same pipeline with nothing made yet."""
     project = Project(folder or here.folder / "trial")
-    shutil.rmtree(project.out, ignore_errors=True)
-    shutil.rmtree(project.store, ignore_errors=True)
+    project.forget()
     for path in golden.folder.glob("*.*"):
         shutil.copyfile(path, project.folder / path.name)
     return project

@@ -7,6 +7,11 @@ import importlib
 import os
 import signal
 import threading
+from pathlib import Path
+
+from deploycompress.writing import write_text
+
+READY = "DEPLOYCOMPRESS_SERVER_READY"  # names the file that says that all is imported
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the run decides
 _imported = threading.Event()
@@ -61,3 +66,5 @@ with contextlib.suppress(ImportError, AttributeError):
 
 _imported.set()
 _watching.join()  # what it forks from has one thread
+if READY in os.environ:
+    write_text(Path(os.environ[READY]), "")

@@ -51,8 +51,11 @@ def write_manifest(
     outcome: Outcome,
     parity: Mapping[str, float],
     seconds: float,
+    inexact: str | None,
 ) -> None:
     """Write ``folder/manifest.json``; raises StageFailed when a figure in it is not a number.
+
+    ``inexact``: why the step, made again with the same key, may not be the same bit by bit.
 
     It names no step of this run: another pipeline may reuse it under another id. ``sign`` does that.
     """
@@ -79,6 +82,7 @@ def write_manifest(
         "notes": [asdict(n) for n in outcome.notes],
         "details": dict(outcome.details),
         "seconds": round(seconds, 3),
+        "inexact": inexact,
         "environment": environment(),
     }
     try:

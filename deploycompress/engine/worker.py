@@ -18,8 +18,9 @@ from types import FrameType
 from typing import Any
 
 from deploycompress.artifact import Artifact, digest_json, read_json
-from deploycompress.contracts import Event
+from deploycompress.contracts import Event, RunContext
 from deploycompress.engine import ranks
+from deploycompress.engine.plan import Step
 from deploycompress.errors import (
     BY_NAME,
     DeployCompressError,
@@ -124,7 +125,25 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
             if note.kind == "warning":
                 emit(Event("warning", f"{note.subject}: {note.message}" if note.subject else note.message))
         parity = step.stage.ensures(inputs, outcome, context)
-        write_manifest(workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - started)
+        write_manifest(
+            workdir,
+            step,
+            job["key"],
+            inputs,
+            outcome,
+            parity,
+            time.monotonic() - started,
+            _inexact(step, context),
+        )
+
+
+def _inexact(step: Step, context: RunContext) -> str | None:
+    """Why the step, made again, may not be the same bit by bit."""
+    import torch
+
+    return step.stage.inexact(context) or (
+        "a GPU was there to compute on" if torch.cuda.is_available() else None
+    )
 
 
 def _public_name(error: DeployCompressError) -> str:

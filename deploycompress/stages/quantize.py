@@ -92,6 +92,13 @@ class Quantize(Stage):
             return self.config.scheme if self.config.precision == "int8" else ""
         return choose_scheme(self.config.scheme, open_device(context.target.device, context.devices).facts())
 
+    def inexact(self, context: RunContext) -> str | None:
+        return (
+            "a repair may choose layers by measured latencies"
+            if self.config.max_drop or "accuracy" in context.gates
+            else None
+        )
+
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.execution import fixed_batch_of
 
