@@ -92,7 +92,7 @@ def _warm(here: Lab, number: int, sample: bool) -> list[dict[str, Any]]:
     for name, line, after in phases:
         rows.append(_signalled(here, project, name, number, line=re.compile(line), after=after))
         print(rows[-1], flush=True)
-        if name == "rehearsal":
+        if name == "train" and not sample:
             rows.append(_signalled(here, project, PUBLISHING[0], number, point=PUBLISHING[1]))
             print(rows[-1], flush=True)
     ended = here.run(project)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import signal
-import threading
 from pathlib import Path
 
 from deploycompress.writing import write_text
@@ -14,18 +14,9 @@ from deploycompress.writing import write_text
 READY = "DEPLOYCOMPRESS_SERVER_READY"  # names the file that says that all is imported
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the run decides
-_imported = threading.Event()
-
-
-def _end_with(parent: int) -> None:
-    """The server ends with the run that started it once it serves; until then this sees to it."""
-    while not _imported.wait(0.2):
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-_watching = threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True)
-_watching.start()
+# The server ends with its run once it serves. While it imports, the kernel sees to it.
+_end_with_parent = ctypes.CDLL(None).prctl
+_end_with_parent(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 # What a first dynamo export imports on its way (8 s where it starts from nothing), and what every step needs.
 MODULES = (
@@ -64,7 +55,6 @@ with contextlib.suppress(ImportError, AttributeError):
 
     ONNXRegistry.from_torchlib()
 
-_imported.set()
-_watching.join()  # what it forks from has one thread
+_end_with_parent(1, 0)
 if READY in os.environ:
     write_text(Path(os.environ[READY]), "")

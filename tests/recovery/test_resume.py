@@ -246,6 +246,18 @@ def _means_the_same(contents: bytes, whole: bytes) -> bool:
         return False
 
 
+def test_one_of_another_step_or_training_is_not_used(place, tmp_path):
+    checkpoints, folder, said = place
+    aside = folder / "aside"
+    (folder / "step-0000000015").rename(aside)
+    (folder / "step-0000000010").rename(folder / "step-0000000015")
+    aside.rename(folder / "step-0000000010")
+    assert checkpoints.newest() is None and len(said) == 2 and "of another step or training" in said[0]
+    other = Checkpoints(tmp_path / "last", said.append, training="b")
+    checkpoints.save(Checkpoint(20, {"w": torch.zeros(1)}, {}))
+    assert other.newest() is None and len(said) == 3
+
+
 def test_tensors_that_share_memory_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, pytest.fail)
     base = torch.arange(10.0)
