@@ -84,10 +84,10 @@ IN_A_STEP = {
     "an allocation is refused (address space)": (4, r"out of memory"),
     "a tensor is refused (address space)": (4, r"out of memory"),
     "killed as the kernel does it": (4, r"SIGKILL.*memory runs out"),
-    "sleeps for ever": (4, r"not finished after 3 s \(its `timeout`\)"),
-    "is stopped": (4, r"not finished after 3 s \(its `timeout`\)"),
-    "waits for a child that hangs": (4, r"not finished after 3 s \(its `timeout`\)"),
-    "hangs in native code": (4, r"not finished after 3 s \(its `timeout`\)"),
+    "sleeps for ever": (4, r"not finished after 12 s \(its `timeout`\)"),
+    "is stopped": (4, r"not finished after 12 s \(its `timeout`\)"),
+    "waits for a child that hangs": (4, r"not finished after 12 s \(its `timeout`\)"),
+    "hangs in native code": (4, r"not finished after 12 s \(its `timeout`\)"),
 }
 
 
@@ -134,7 +134,7 @@ def _project(here: Lab, name: str) -> Project:
     text = project.pipeline.read_text()
     begin = text[: text.index("  - prune")]
     project.pipeline.write_text(
-        f"{begin}  - faults.py:Fault: {{timeout: 3 s, id: fault}}\n  - export\n{GATES}"
+        f"{begin}  - faults.py:Fault: {{timeout: 12 s, id: fault}}\n  - export\n{GATES}"
     )
     (project.folder / "faults.py").write_text(FAULTS)
     (project.folder / "how.txt").write_text("")

@@ -29,7 +29,7 @@ def main() -> None:
             "crash": lambda: crash.sampled(here, 5, 5, seed),
             "corruption": lambda: corruption.tried(here, 3, seed),
             "concurrency": lambda: concurrency.tried(here, 1, 3, "prune", seed),
-            "signals": lambda: signals.tried(here, sample=True),
+            "signals": lambda: signals.tried(here),
         }.items():
             note_results(name, tried(), arguments.out)
 

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    with lab() as here:
-        document = tried(here, sample=False)
-    note_results("signals", document, arguments.out)
-    sys.exit(any(row["problems"] for row in document["each"]))
-
-
-def tried(here: Lab, *, sample: bool) -> dict[str, Any]:
-    """``sample``: a few phases of a short pipeline, and SIGTERM alone."""
     rows: list[dict[str, Any]] = []
+    with lab() as here:
+        for row in _every(here, sample=False):
+            rows.append(row)
+            note_results(
+                "signals", _document(rows), arguments.out
+            )  # what was tried is known also if it is cut
+    sys.exit(any(row["problems"] for row in rows))
+
+
+def tried(here: Lab) -> dict[str, Any]:
+    """A few phases of a short pipeline, and SIGTERM alone."""
+    return _document(list(_every(here, sample=True)))
+
+
+def _every(here: Lab, *, sample: bool) -> Iterator[dict[str, Any]]:
     for number in (signal.SIGTERM,) if sample else (signal.SIGTERM, signal.SIGINT):
-        rows += _warm(here, number, sample)
-        rows += [] if sample else [_cold(here, number, after) for after in COLD_S]
+        yield from _warm(here, number, sample)
+        yield from () if sample else (_cold(here, number, after) for after in COLD_S)
+
+
+def _document(rows: list[dict[str, Any]]) -> dict[str, Any]:
     good = sum(not row["problems"] for row in rows)
     return {
         "figures": [["signals sent / right code, in 7.5 s, nothing left, next run right", len(rows), good]],
@@ -71,7 +82,7 @@ def tried(here: Lab, *, sample: bool) -> dict[str, Any]:
     }
 
 
-def _warm(here: Lab, number: int, sample: bool) -> list[dict[str, Any]]:
+def _warm(here: Lab, number: int, sample: bool) -> Iterator[dict[str, Any]]:
     """One project that is signalled in one phase after the other."""
     project = Project(here.folder / f"signal-{number}", benchmark=not sample)
     project.pipeline.write_text(
@@ -88,17 +99,20 @@ def _warm(here: Lab, number: int, sample: bool) -> list[dict[str, Any]]:
     phases = [p for p in PHASES if not sample or p[0] in SAMPLE]
     if sample:
         phases = [(name, line.replace("07-export", "02-export"), after) for name, line, after in phases]
-    rows = []
+    last: dict[str, Any] = {}
     for name, line, after in phases:
-        rows.append(_signalled(here, project, name, number, line=re.compile(line), after=after))
-        print(rows[-1], flush=True)
+        last = _signalled(here, project, name, number, line=re.compile(line), after=after)
+        print(last, flush=True)
+        yield last
         if name == "train" and not sample:
-            rows.append(_signalled(here, project, PUBLISHING[0], number, point=PUBLISHING[1]))
-            print(rows[-1], flush=True)
+            last = _signalled(here, project, PUBLISHING[0], number, point=PUBLISHING[1])
+            print(last, flush=True)
+            yield last
     ended = here.run(project)
-    if ended.code not in (0, 5):
-        rows[-1]["problems"].append(f"the last run ended with {ended.code}: {ended.output[-500:]}")
-    return rows
+    if ended.code != 0 or project.left_over():
+        last["problems"].append(
+            f"the last run ended with {ended.code}, {project.left_over()}: {ended.output[-500:]}"
+        )
 
 
 def _signalled(
@@ -156,7 +170,9 @@ def _state(project: Project) -> list[str]:
 
     locks = [p.name for p in (*project.store.rglob("*.lock"), project.out / ".lock") if held(p)]
     damaged = [p.name for kind, p in FileStore(project.store).entries() if damage_of(p, kind)]
-    left = project.left_over()
+    left = [
+        name for name in project.left_over() if not name.startswith("store/tmp/")
+    ]  # the next run's to sweep
     found = {"locks are held": locks, "damaged": damaged, "left behind": left}
     return [f"{what}: {which}" for what, which in found.items() if which]
 
