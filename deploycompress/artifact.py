@@ -1,16 +1,21 @@
-"""Artefacts, their digests and manifests, and the only functions that put files in their final place."""
+"""Artefacts, their digests and their entries in a manifest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from deploycompress.writing import (
+    copy_folder as copy_folder,  # they publish artefacts, and are asked for here
+)
+from deploycompress.writing import publish as publish
+from deploycompress.writing import remove as remove
+from deploycompress.writing import write_json as write_json
+from deploycompress.writing import write_text as write_text
 
 Kind = Literal["checkpoint", "onnx", "openvino", "engine", "package"]
 
@@ -83,10 +88,7 @@ class Artifact:
     ) -> Artifact:
         """Describe what lies at ``path``, reading every byte of it once."""
         if path.is_dir():
-            files = tuple(
-                FileRecord(p.relative_to(path).as_posix(), digest_file(p), p.stat().st_size)
-                for p in walk_files(path)
-            )
+            files = file_records(path)
             digest = digest_json([[f.name, f.sha256, f.bytes] for f in files])
         else:
             files = (FileRecord(path.name, digest_file(path), path.stat().st_size),)
@@ -139,7 +141,16 @@ class Artifact:
 def damaged(artifact: Artifact) -> str | None:
     """Why the artefact on disk is not the one that was recorded, or None when it is."""
     root = artifact.path if artifact.path.is_dir() else artifact.path.parent
-    for record in artifact.files:
+    reason = damaged_files(root, artifact.files)
+    folder = artifact.path.is_dir()
+    if reason is None and folder and len(list(walk_files(artifact.path))) != len(artifact.files):
+        return f"{artifact.path.name} holds files that are not recorded"
+    return reason
+
+
+def damaged_files(root: Path, records: Iterable[FileRecord]) -> str | None:
+    """Why one of these files below ``root`` is not the one that was recorded, or None when all are."""
+    for record in records:
         path = root / record.name
         if path.is_symlink() or not path.is_file():
             return f"{record.name} is missing"
@@ -147,9 +158,15 @@ def damaged(artifact: Artifact) -> str | None:
             return f"{record.name} has {path.stat().st_size} bytes, expected {record.bytes}"
         if digest_file(path) != record.sha256:
             return f"{record.name} has other contents than recorded"
-    if artifact.path.is_dir() and len(list(walk_files(artifact.path))) != len(artifact.files):
-        return f"{artifact.path.name} holds files that are not recorded"
     return None
+
+
+def file_records(folder: Path) -> tuple[FileRecord, ...]:
+    """Every file below ``folder``, each read once."""
+    return tuple(
+        FileRecord(p.relative_to(folder).as_posix(), digest_file(p), p.stat().st_size)
+        for p in walk_files(folder)
+    )
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
@@ -157,74 +174,5 @@ def walk_files(folder: Path) -> Iterator[Path]:
     yield from sorted(p for p in folder.rglob("*") if not p.is_dir())
 
 
-# ---------------------------------------------------------------- writing
-
-
-def write_text(path: Path, text: str) -> None:
-    """Put ``text`` at ``path`` so that a reader, or a crash, sees the old file or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, document: Any) -> None:
-    write_text(path, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def publish(workdir: Path, destination: Path) -> None:
-    """Make a finished folder visible under its final name by one rename, after it is on the disk.
-
-    ``destination`` must be on the same file system. Raises FileExistsError when it is taken.
-    """
-    for file in walk_files(workdir):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    for folder in [workdir, *(p for p in workdir.rglob("*") if p.is_dir())]:
-        sync_folder(folder)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    if destination.exists():
-        raise FileExistsError(destination)
-    workdir.rename(destination)
-    sync_folder(destination.parent)
-
-
-def copy_folder(source: Path, destination: Path) -> None:
-    """Copy a folder to its final name; copies, never links (onnx and ONNX Runtime refuse those)."""
-    aside = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(source, aside)
-        if destination.exists():
-            remove(destination)
-        publish(aside, destination)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def remove(folder: Path) -> None:
-    """Take a folder away: first out of sight by a rename, then from the disk."""
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    folder.rename(aside)
-    shutil.rmtree(aside)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

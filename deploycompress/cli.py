@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import click
@@ -26,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Render the report of a run directory again."),
     "sign": ("sign", "Sign every file of a run directory, offline, with a key of yours."),
     "verify": ("verify", "Is a run directory as it was signed? Which files are not."),
+    "cache": ("cache", "The store of finished steps: check it, tidy it, say why a step was made again."),
     "doctor": ("doctor", "What is installed here, which runtimes can run, and what to do about the rest."),
     "schema": ("schema", "Print the JSON Schema of pipeline.yaml for an editor."),
 }
@@ -74,6 +78,8 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Run the command line and exit with the code of DESIGN: one per class of error."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         code = group.main(args=arguments, prog_name="deploycompress", standalone_mode=False)
     except click.exceptions.Abort:
@@ -95,6 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         _show(refused)
         sys.exit(refused.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM where nobody else looks at it: what is open is closed, as after Ctrl-C."""
+    sys.exit(128 + number)
 
 
 def _show(error: DeployCompressError) -> None:

@@ -307,6 +307,10 @@ class Stage(ABC):
         Raises EnvironmentMissing or ConfigError. Must not import a framework: it runs in the main process.
         """
 
+    def inexact(self, context: RunContext) -> str | None:
+        """Why the same key may give other bytes on the same machine; None where a CPU gives the same ones."""
+        return None
+
     @abstractmethod
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome: ...
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 import click
 
 from deploycompress.report.figures import clean_lines
+from deploycompress.writing import append_to
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,7 +46,7 @@ class View:
     # ------------------------------------------------------------ what the engine says
 
     def planned(self, run_dir: Path, steps: Sequence[Step]) -> None:
-        self.log = (run_dir / "log.txt").open("a", buffering=1, encoding="utf-8")
+        self.log = append_to(run_dir / "log.txt")
         self.names = {step.id: step.directory for step in steps}
         self.states = {step.directory: ("waiting", 0.0) for step in steps}
         self._say(f"{len(steps)} steps into {run_dir}")

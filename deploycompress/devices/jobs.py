@@ -29,6 +29,7 @@ from deploycompress.measure.intervals import latency, paired_speedup
 from deploycompress.measure.measurement import Measurement, Speedup
 from deploycompress.registry import DEVICES
 from deploycompress.runtimes.onnx_file import check
+from deploycompress.writing import saving
 
 MOST_AT_ONCE = (
     4  # candidates beside the baseline: all of them are in memory, and pairs must stay close in time
@@ -236,9 +237,10 @@ def _describe(
         inputs.append({name: f"feed/{number}.{place}.npy" for place, name in enumerate(feed)})
         for name, file in inputs[-1].items():
             paths[file] = folder / Path(file).name
-            np.save(paths[file], np.ascontiguousarray(feed[name]), allow_pickle=False)
+            with saving(paths[file]):
+                np.save(paths[file], np.ascontiguousarray(feed[name]), allow_pickle=False)
     runner = folder / "runner.py"
-    runner.write_text(bundle(*dict.fromkeys(c.runtime for c in candidates)), encoding="utf-8")
+    write_text(runner, bundle(*dict.fromkeys(c.runtime for c in candidates)))
     digests = {name: digest_file(path) for name, path in paths.items()}
     files = {digests[name]: path for name, path in paths.items()}
     job = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 from deploycompress.errors import EnvironmentMissing
 from deploycompress.measure.environment import machine
 from deploycompress.registry import RUNTIMES
+from deploycompress.writing import append_to, clear, copy, write_json
 
 LARGEST_RESULT_BYTES = 1 << 30
 LOCK_WAIT_S = 600.0
@@ -55,9 +55,9 @@ class Local:
             "lock": str(Path(tempfile.gettempdir()) / f"deploycompress-{os.getuid()}.lock"),
             "lock_wait_s": LOCK_WAIT_S,
         }
-        (Path(folder) / "job.json").write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
-        runner = shutil.copyfile(self._files[job["runner"]], Path(folder) / "runner.py")
-        with (Path(folder) / "log.txt").open("wb") as log:
+        write_json(Path(folder) / "job.json", document)
+        runner = copy(self._files[job["runner"]], Path(folder) / "runner.py")
+        with append_to(Path(folder) / "log.txt") as log:
             self._jobs[folder] = subprocess.Popen(
                 [sys.executable, "-I", str(runner), folder, "--watch"],
                 stdin=subprocess.PIPE,  # closed by the kernel when this process ends: the runner watches it
@@ -98,7 +98,7 @@ class Local:
         """Copy files that the job wrote, by their names in its folder. Raises EnvironmentMissing without one."""
         for name, place in files.items():
             try:
-                shutil.copyfile(Path(id) / name, place)
+                copy(Path(id) / name, place)
             except OSError as error:
                 raise EnvironmentMissing(f"device local: {name} of the result: {error.strerror}") from error
 
@@ -109,4 +109,4 @@ class Local:
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
-        shutil.rmtree(id, ignore_errors=True)
+        clear(Path(id))

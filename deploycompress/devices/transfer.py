@@ -7,6 +7,7 @@ from pathlib import Path
 from deploycompress.artifact import digest_file
 from deploycompress.devices.link import Answer, Link
 from deploycompress.errors import EnvironmentMissing
+from deploycompress.writing import saving
 
 PIECES_BYTES = (1 << 16, 1 << 22)  # the smallest, and first, and the largest
 PIECE_S = 3.0  # what one should take
@@ -39,7 +40,7 @@ def send(link: Link, digest: str, path: Path, sender: str, where: str) -> None:
 def receive(link: Link, job: str, name: str, place: Path, where: str) -> bool:
     """Bring a file of a job to ``place``; False where there is none. Raises EnvironmentMissing for a damaged one."""
     piece = PIECES_BYTES[0]
-    with place.open("wb") as stream:
+    with saving(place), place.open("wb") as stream:
         while True:
             answer = link.ask("read", id=job, name=name, offset=stream.tell(), most=piece)
             size = answer.head.get("size")

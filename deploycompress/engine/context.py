@@ -32,7 +32,8 @@ def open_context(
     import_user_code(config)
     others = every(config.stages, Network)
     model = SourceModel(config.model, config.seed, [Path(p) for p in job["search_path"]], others)
-    store, task = FileStore(Path(job["store"])), open_task(config.task)
+    store = FileStore(Path(job["store"]), lambda text: emit(Event("warning", text)))
+    task = open_task(config.task)
     classes = targets_are_classes(task)
     return RunContext(
         model=model,

@@ -18,10 +18,28 @@ class Interrupts:
     def __init__(self, wake: int | None = None) -> None:
         self.signal_number: int | None = None
         self.wake = wake
+        self._cuts = False
 
     def check(self) -> None:
         """Raises Interrupted once a signal has come."""
         if self.signal_number is not None:
+            raise Interrupted(self.signal_number)
+
+    @contextmanager
+    def cutting(self) -> Iterator[None]:
+        """Around a wait in which nothing is changed: a signal ends it at once, by Interrupted."""
+        self.check()
+        self._cuts = True
+        try:
+            yield
+        finally:
+            self._cuts = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """What a signal does."""
+        self.signal_number = self.signal_number or number
+        if self._cuts:
+            self._cuts = False
             raise Interrupted(self.signal_number)
 
 
@@ -35,10 +53,7 @@ def catch() -> Iterator[Interrupts]:
     os.set_blocking(poke, False)
     interrupts = Interrupts(wake)
 
-    def note(number: int, frame: FrameType | None) -> None:
-        interrupts.signal_number = interrupts.signal_number or number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupts.note) for number in (signal.SIGINT, signal.SIGTERM)}
     poked = signal.set_wakeup_fd(poke, warn_on_full_buffer=False)
     try:
         yield interrupts

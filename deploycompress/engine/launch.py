@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -24,6 +25,11 @@ from deploycompress.errors import BY_NAME, DeployCompressError, EnvironmentMissi
 
 GRACE_S = 5.0  # between SIGTERM and SIGKILL; a CI system gives 7.5 s in all
 
+SERVER_S = 120.0  # for its imports; a server that failed in them says so when it is asked
+READY = "DEPLOYCOMPRESS_SERVER_READY"  # in the server's environment: see preload
+
+_ready: Path | None = None  # is there when the server has imported everything
+
 # Linux forks from a server that has imported torch once; elsewhere every step imports it again.
 _context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
@@ -33,9 +39,13 @@ def warm_up() -> None:
 
     Raises EnvironmentMissing where its socket cannot lie in the temporary folder.
     """
+    global _ready
     if sys.platform == "linux":
         _context.set_forkserver_preload(["deploycompress.engine.preload"])
         try:
+            if _ready is None:
+                _ready = Path(multiprocessing.util.get_temp_dir()) / "ready"
+                os.environ[READY] = str(_ready)
             multiprocessing.forkserver.ensure_running()
         except OSError as error:  # a socket's path may have 107 bytes, and 31 of them are its own
             raise EnvironmentMissing(
@@ -59,6 +69,7 @@ def run_worker(
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=forked, args=(str(run_dir), step_id, sender), name=step_id)
     log_start = _size(run_dir / "log.txt")
+    _wait_for_server(interrupts)
     process.start()
     sender.close()
     try:
@@ -74,6 +85,14 @@ def run_worker(
         raise error
     if process.exitcode != 0:
         raise StageFailed(f"{step_id}: {_death(process.exitcode)}{_tail(run_dir / 'log.txt', log_start)}")
+
+
+def _wait_for_server(interrupts: Interrupts) -> None:
+    """While it imports the frameworks, a signal ends the wait; a server in the middle of a start must not be left."""
+    deadline = time.monotonic() + SERVER_S
+    with interrupts.cutting():
+        while _ready is not None and not _ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def _listen(

@@ -10,22 +10,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploycompress.errors import EnvironmentMissing
+from deploycompress.writing import make_folder
 
 
 @contextmanager
-def lock(path: Path, *, wait_s: float | None, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the exclusive lock on ``path``.
+def lock(
+    path: Path,
+    *,
+    wait_s: float | None,
+    waiting: Callable[[], None] = lambda: None,
+    shared: bool = False,
+) -> Iterator[None]:
+    """Hold the lock on ``path``: alone, or together with others that also hold it ``shared``.
 
     ``wait_s``: how long to wait for another holder, None for ever; ``waiting`` is called once when
     there is one. Raises EnvironmentMissing when it is still held after that. The descriptor is not
     inherited by programs that are started while it is held.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        if not _try(descriptor):
+        if not _try(descriptor, shared):
             waiting()
-            _wait(descriptor, path, wait_s)
+            _wait(descriptor, path, wait_s, shared)
         yield
     finally:
         os.close(descriptor)
@@ -42,17 +49,17 @@ def held(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _try(descriptor: int) -> bool:
+def _try(descriptor: int, shared: bool = False) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def _wait(descriptor: int, path: Path, wait_s: float | None) -> None:
+def _wait(descriptor: int, path: Path, wait_s: float | None, shared: bool) -> None:
     deadline = None if wait_s is None else time.monotonic() + wait_s
-    while not _try(descriptor):
+    while not _try(descriptor, shared):
         if deadline is not None and time.monotonic() > deadline:
             raise EnvironmentMissing(
                 f"another run holds the lock {path} (waited {wait_s:g} s); wait for it to end, or use another --out"

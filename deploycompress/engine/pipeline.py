@@ -15,7 +15,6 @@ from deploycompress.artifact import (
     MANIFEST,
     Artifact,
     copy_folder,
-    damaged,
     digest_json,
     publish,
     read_json,
@@ -29,6 +28,7 @@ from deploycompress.contracts import Event, MetricInfo
 from deploycompress.devices import quiet
 from deploycompress.engine import extension, rounds
 from deploycompress.engine.context import asking_context
+from deploycompress.engine.explaining import note_why
 from deploycompress.engine.interrupts import Interrupts, catch
 from deploycompress.engine.keys import rehearsal_fact, step_key
 from deploycompress.engine.launch import run_worker, warm_up
@@ -36,12 +36,14 @@ from deploycompress.engine.locks import lock
 from deploycompress.engine.plan import MODEL, Step, plan
 from deploycompress.engine.record import StepRecord, error_record, read_artifacts, sign
 from deploycompress.engine.rehearsal import artifacts_for
-from deploycompress.engine.store import FileStore, default_root
+from deploycompress.engine.store import FileStore, default_root, unlike
 from deploycompress.engine.worker import JOBS, REHEARSAL
 from deploycompress.errors import ConfigError, DeployCompressError, of_system
 from deploycompress.registry import add_to_path
 from deploycompress.user_code import user_code_is_refused
+from deploycompress.writing import clear, move, sweep
 
+WAITING = "another run is making this step; waiting for it"
 LOCK_WAIT_S = 10.0  # a killed run's workers are gone after one
 
 
@@ -80,9 +82,12 @@ def run(
     warm_up()
     run_dir = (out or Path("runs") / config.name).absolute()
     with ExitStack() as stack:
-        stack.enter_context(lock(run_dir / ".lock", wait_s=LOCK_WAIT_S))
         interrupts = stack.enter_context(catch())
-        state = _Run(config, run_dir, FileStore(store or default_root()), listener, interrupts)
+        with interrupts.cutting():
+            stack.enter_context(lock(run_dir / ".lock", wait_s=LOCK_WAIT_S))
+            kept = FileStore(store or default_root(), lambda text: listener.event(Event("warning", text)))
+            stack.enter_context(kept.used())
+        state = _Run(config, run_dir, kept, listener, interrupts)
         state.begin(places, command)
         state.steps_in_order(rehearsal)
         return state.end()
@@ -121,6 +126,7 @@ class _Run:
         self.search_path, self.command = search_path, list(command)
         for step in self.steps:
             step.stage.requires(self.context)
+        sweep(self.run_dir)
         _keep_history(self.run_dir)
         planned = {step.directory for step in self.steps}
         for folder in self.run_dir.glob("[0-9][0-9]-*"):
@@ -131,7 +137,7 @@ class _Run:
         if self.config.devices:  # beside it, as it was beside the pipeline: the steps read both
             write_text(self.run_dir / FILE, dump_devices(self.config.devices))
         else:
-            (self.run_dir / FILE).unlink(missing_ok=True)
+            clear(self.run_dir / FILE)
         self.controller = _controller(self.run_dir / JOBS / "controller")
         self.listener.planned(self.run_dir, self.steps)
 
@@ -161,10 +167,13 @@ class _Run:
         from deploycompress.report.shipping import ship
 
         report = build(self.config, self.run_dir)
+        self.interrupts.check()
         write_json(self.run_dir / "report.json", report)
         ship(report, self.run_dir)
+        self.interrupts.check()
         render(report, self.run_dir)
         write_json(self.run_dir / MANIFEST, run_manifest(report, self.run_dir))
+        self.interrupts.check()
         return report
 
     # ------------------------------------------------------------ rounds that may be undone
@@ -262,17 +271,22 @@ class _Run:
                 copy_folder(workdir, destination)
             return False
         with ExitStack() as stack:
-            with quiet.resting(self.interrupts.check):
-                waiting = "another run is making this step; waiting for it"
-                stack.enter_context(self.store.lock_step(key, lambda: self._say(step, waiting)))
-            found = self.store.find(key, lambda reason: self._say(step, f"stored result set aside: {reason}"))
+            with self.interrupts.cutting(), quiet.resting(self.interrupts.check):
+                stack.enter_context(self.store.lock_step(key, lambda: self._say(step, WAITING)))
+            damage: list[str] = []
+            found = self.store.find(key, damage.append)
+            for reason in damage:
+                self._say(step, f"stored result set aside: {reason}")
             if found is None:
+                note_why(self.run_dir, step, key, damage)
                 with self.store.workdir() as workdir:
                     self._work(step, planned, key, inputs, workdir)
                     publish(workdir, self.store.step(key))
             self.store.drop_checkpoints(digest_json(key))
             stored = found or self.store.step(key)
-            if not _same(stored, destination):
+            if _same(stored, destination):
+                write_json(destination / MANIFEST, read_json(stored / MANIFEST))  # what it says may differ
+            else:
                 copy_folder(stored, destination)
         return found is not None
 
@@ -363,9 +377,7 @@ def _keep_history(run_dir: Path) -> None:
         began = str(read_json(run_dir / "run.json")["started"]).replace(":", "")
     except (OSError, ValueError, KeyError):
         began = "unknown"
-    history = run_dir / "history"
-    history.mkdir(exist_ok=True)
-    report.replace(history / f"{began}.report.json")
+    move(report, run_dir / "history" / f"{began}.report.json")
 
 
 def _before(
@@ -378,9 +390,5 @@ def _before(
 
 
 def _same(stored: Path, copy: Path) -> bool:
-    """Whether ``copy`` in the run directory is the stored step, undamaged: then nothing is copied."""
-    try:
-        ours, theirs = read_json(copy / MANIFEST), read_json(stored / MANIFEST)
-    except (OSError, ValueError):
-        return False
-    return ours["seal"] == theirs["seal"] and all(damaged(a) is None for a in read_artifacts(copy))
+    """Whether the files of ``copy`` in the run directory are the stored step's: then none is copied."""
+    return (copy / MANIFEST).is_file() and unlike(copy, read_json(stored / MANIFEST), complete=True) is None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploycompress.config.quantities import Quantity
 from deploycompress.config.schema import PipelineConfig, StepConfig
 from deploycompress.contracts import Stage
 from deploycompress.registry import RUNTIMES, STAGES
@@ -45,7 +46,7 @@ def plan(config: PipelineConfig) -> tuple[Step, ...]:
     for id, name, stage, step in wanted:
         asked = any(BASELINE in stage.inputs().values() for stage in exported)
         if id == original and flow.kinds == NETWORK and asked:
-            flow.add(BASELINE, "export", _baseline_stage(wanted), None)
+            flow.add(BASELINE, "export", *_baseline(wanted))
         flow.add(id, name, stage, step)
     return tuple(flow.steps)
 
@@ -64,7 +65,10 @@ class _Flow:
         self.baseline: str | None = None
         self.kinds: frozenset[str] = frozenset()
 
-    def add(self, id: str, name: str, stage: Stage, config: StepConfig | None) -> None:
+    def add(
+        self, id: str, name: str, stage: Stage, config: StepConfig | None, timeout: Quantity | None = None
+    ) -> None:
+        """``timeout``: of a step that nobody configured."""
         if id == self.first_compressing and self.original is None:
             self._before_compression()
         sources = {
@@ -77,7 +81,8 @@ class _Flow:
             for key, ref in stage.inputs().items()
             if ref == CHECKPOINT
         )
-        timeout_s = config.timeout.value / 1000 if config and config.timeout else None
+        timeout = config.timeout if config else timeout
+        timeout_s = timeout.value / 1000 if timeout else None
         max_drop = config.back_off.value if config and config.back_off else None
         directory = f"{len(self.steps):02d}-{id}"
         self.steps.append(Step(id, name, stage, directory, sources, timeout_s, max_drop))
@@ -144,11 +149,11 @@ def _model_stage(config: PipelineConfig) -> Stage:
     )
 
 
-def _baseline_stage(wanted: list[tuple[str, str, Stage, StepConfig]]) -> Stage:
-    """The pipeline's own export, so that baseline and candidate differ by the compression alone."""
-    for _, name, stage, _ in wanted:
+def _baseline(wanted: list[tuple[str, str, Stage, StepConfig]]) -> tuple[Stage, None, Quantity | None]:
+    """The pipeline's own export, so that baseline and candidate differ by the compression alone, and its timeout."""
+    for _, name, stage, step in wanted:
         if name == "export":
-            return stage
+            return stage, None, step.timeout
     export = STAGES.load("export")
     default: Stage = export(export.Config())
-    return default
+    return default, None, None

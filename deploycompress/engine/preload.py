@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
+import os
+import signal
+from pathlib import Path
+
+from deploycompress.writing import write_text
+
+READY = "DEPLOYCOMPRESS_SERVER_READY"  # names the file that says that all is imported
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the run decides
+# The server ends with its run once it serves. While it imports, the kernel sees to it.
+_end_with_parent = ctypes.CDLL(None).prctl
+_end_with_parent(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 # What a first dynamo export imports on its way (8 s where it starts from nothing), and what every step needs.
 MODULES = (
@@ -41,3 +54,7 @@ with contextlib.suppress(ImportError, AttributeError):
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     ONNXRegistry.from_torchlib()
+
+_end_with_parent(1, 0)
+if READY in os.environ:
+    write_text(Path(os.environ[READY]), "")

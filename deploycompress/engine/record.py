@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploycompress.artifact import MANIFEST, Artifact, canonical_json, digest_json, read_json, write_json
+from deploycompress.artifact import (
+    MANIFEST,
+    Artifact,
+    canonical_json,
+    digest_json,
+    file_records,
+    read_json,
+    write_json,
+)
 from deploycompress.contracts import Inputs, Outcome
 from deploycompress.engine.plan import Step
 from deploycompress.engine.store import seal
@@ -43,14 +51,23 @@ def write_manifest(
     outcome: Outcome,
     parity: Mapping[str, float],
     seconds: float,
+    inexact: str | None,
 ) -> None:
     """Write ``folder/manifest.json``; raises StageFailed when a figure in it is not a number.
+
+    ``inexact``: why the step, made again with the same key, may not be the same bit by bit.
 
     It names no step of this run: another pipeline may reuse it under another id. ``sign`` does that.
     """
     from deploycompress.measure.environment import environment
 
     artifacts = [a.to_json(folder) for a in outcome.artifacts]
+    own = {
+        a.path.parent / f.name if a.path.is_file() else a.path / f.name
+        for a in outcome.artifacts
+        for f in a.files
+    }
+    others = [f for f in file_records(folder) if folder / f.name not in own]
     manifest: dict[str, Any] = {
         "schema": 1,
         "stage": step.stage_name,
@@ -58,12 +75,14 @@ def write_manifest(
         "key_digest": digest_json(key),
         "inputs": {name: [{"id": a.id, "sha256": a.sha256} for a in given] for name, given in inputs.items()},
         "artifacts": artifacts,
+        "files": [[f.name, f.sha256, f.bytes] for f in others],  # beside the artefacts
         "metrics": dict(outcome.metrics),
         "parity": dict(parity),
         "measurements": [m.to_json() for m in outcome.measurements],
         "notes": [asdict(n) for n in outcome.notes],
         "details": dict(outcome.details),
         "seconds": round(seconds, 3),
+        "inexact": inexact,
         "environment": environment(),
     }
     try:
@@ -76,12 +95,7 @@ def write_manifest(
 def sign(folder: Path, step: Step, *, reused: bool) -> None:
     """Put this run's name of the step, and of its artefacts, into the manifest of its copy in the run directory."""
     manifest = read_json(folder / MANIFEST)
-    # A copy that was kept from an earlier run bears that run's names.
-    plain = [
-        entry | {"id": entry["id"].partition("/")[2]} if entry["stage"] else entry
-        for entry in manifest["artifacts"]
-    ]
-    named = signed(tuple(Artifact.from_json(entry, folder) for entry in plain), step.id)
+    named = signed(read_artifacts(folder), step.id)
     changes = {
         "id": step.id,
         "directory": step.directory,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,15 +13,21 @@ from typing import Any
 from deploycompress.artifact import (
     MANIFEST,
     Artifact,
+    FileRecord,
     damaged,
+    damaged_files,
     digest_json,
+    file_records,
     publish,
     read_json,
-    remove,
+    walk_files,
     write_json,
 )
 from deploycompress.devices import quiet
 from deploycompress.engine.locks import held, lock
+from deploycompress.writing import clear, make_folder, move
+
+STEPS, FOLDERS, FACTS, CHECKPOINTS = "steps", "folders", "facts", "checkpoints"
 
 
 def default_root() -> Path:
@@ -37,17 +43,25 @@ class FileStore:
     """Folders by key. A folder is complete when it is there: it arrives by one rename.
 
     ``steps/`` finished steps, ``folders/`` latency tables and timing caches, ``facts/`` what is only
-    known to have happened, ``checkpoints/`` unfinished steps, ``quarantine/`` what was found damaged.
+    known to have happened, ``checkpoints/`` unfinished steps, ``quarantine/`` what was found damaged:
+    whatever is read is checked byte by byte first; ``warn`` is told of what was set aside, and why.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, warn: Callable[[str], None] = lambda text: None) -> None:
+        self.root, self._warn = root, warn
+
+    def used(self, wait_s: float | None = None) -> Any:
+        """Held by a run, together with other runs; what sorts out the store must hold it alone."""
+        return lock(self.root / "locks" / "store.lock", wait_s=wait_s, shared=True)
+
+    def alone(self, wait_s: float) -> Any:
+        return lock(self.root / "locks" / "store.lock", wait_s=wait_s)
 
     # ------------------------------------------------------------ finished steps
 
     def step(self, key: Mapping[str, Any]) -> Path:
         """Where the finished step of ``key`` is, or will be."""
-        return self._place("steps", digest_json(key))
+        return self._place(STEPS, digest_json(key))
 
     def find(self, key: Mapping[str, Any], damage: Callable[[str], None]) -> Path | None:
         """The finished step of ``key``, read and checked byte by byte; None where it has to be made.
@@ -55,14 +69,16 @@ class FileStore:
         A damaged one is set aside under ``quarantine/`` and its reason given to ``damage``.
         """
         folder = self.step(key)
-        if not folder.exists():
+        if not os.path.lexists(folder):
             return None
-        reason = _damage(folder, key)
+        reason = damage_of(folder, STEPS)
         if reason is None:
+            with contextlib.suppress(
+                OSError
+            ):  # it is of use still; nothing is lost where that cannot be noted
+                os.utime(folder)
             return folder
-        aside = self.root / "quarantine" / f"{folder.name}-{uuid.uuid4().hex[:8]}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(aside)
+        self.set_aside(folder)
         damage(reason)
         return None
 
@@ -73,36 +89,63 @@ class FileStore:
     # ------------------------------------------------------------ other things kept
 
     def folder(self, name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-        """The folder that ``make`` once filled for ``key``."""
+        """The folder that ``make`` once filled for ``key``; what is added to it later is not looked at."""
         digest = digest_json({"folder": name, "key": key})
-        place = self._place(f"folders/{name}", digest)
+        place = self._place(f"{FOLDERS}/{name}", digest)
         with ExitStack() as stack:
             with quiet.resting():
                 stack.enter_context(lock(self.root / "locks" / f"{digest}.lock", wait_s=None))
+            self._keep_if_whole(place, FOLDERS)
             if not place.exists():
                 with self.workdir() as workdir:
                     make(workdir)
-                    write_json(workdir / "key.json", key)
+                    files = [[f.name, f.sha256, f.bytes] for f in file_records(workdir)]
+                    record = {"schema": 1, "folder": name, "key": dict(key), "files": files}
+                    write_json(workdir / MANIFEST, record | {"seal": seal(record)})
                     publish(workdir, place)
         return place
 
     def checkpoints(self, step: str) -> Path:
         """Where the unfinished step with this key digest keeps its progress."""
-        place = self._place("checkpoints", step)
-        place.mkdir(parents=True, exist_ok=True)
+        place = self._place(CHECKPOINTS, step)
+        make_folder(place)
         return place
 
     def drop_checkpoints(self, step: str) -> None:
         """The step with this key digest is finished: its progress is of no use any more."""
-        place = self._place("checkpoints", step)
+        place = self._place(CHECKPOINTS, step)
         if place.exists():
-            remove(place)
+            with self.workdir() as aside:  # where a killed run leaves nothing for good
+                move(place, aside / "dropped")
 
     def knows(self, fact: Mapping[str, Any]) -> bool:
-        return self._place("facts", digest_json(fact)).exists()
+        place = self._place(FACTS, digest_json(fact))
+        self._keep_if_whole(place, FACTS)
+        return place.exists()
 
     def learn(self, fact: Mapping[str, Any]) -> None:
-        write_json(self._place("facts", digest_json(fact)), fact)
+        with self.workdir() as workdir:
+            write_json(workdir / "fact.json", fact)
+            move(workdir / "fact.json", self._place(FACTS, digest_json(fact)))
+
+    # ------------------------------------------------------------ what is damaged
+
+    def entries(self) -> Iterator[tuple[str, Path]]:
+        """Everything that is kept whole: (steps, folders or facts; its place)."""
+        for kind, pattern in ((STEPS, "*/*"), (FOLDERS, "*/*/*"), (FACTS, "*/*")):
+            for place in sorted((self.root / kind).glob(pattern)):
+                if not place.name.startswith("."):
+                    yield kind, place
+
+    def set_aside(self, place: Path) -> None:
+        """Out of the way, so that it is made again; ``cache gc`` deletes it."""
+        move(place, self.root / "quarantine" / f"{place.name}-{uuid.uuid4().hex[:8]}")
+
+    def _keep_if_whole(self, place: Path, kind: str) -> None:
+        reason = damage_of(place, kind) if os.path.lexists(place) else None
+        if reason is not None:
+            self.set_aside(place)
+            self._warn(f"{place.relative_to(self.root)} in the store was set aside: {reason}")
 
     # ------------------------------------------------------------ work in progress
 
@@ -118,40 +161,52 @@ class FileStore:
             with lock(self.root / "locks" / "tmp.lock", wait_s=None):
                 self._sweep()
                 stack.enter_context(lock(path.with_suffix(".lock"), wait_s=None))
-                path.mkdir(parents=True)
+                make_folder(path)
             try:
                 yield path
             finally:
-                shutil.rmtree(path, ignore_errors=True)
-                path.with_suffix(".lock").unlink(missing_ok=True)
+                clear(path)
+                clear(path.with_suffix(".lock"))
 
     def _sweep(self) -> None:
         for marker in (self.root / "tmp").glob("*.lock"):
             if not held(marker):
-                shutil.rmtree(marker.with_suffix(""), ignore_errors=True)
-                marker.unlink(missing_ok=True)
+                clear(marker.with_suffix(""))
+                clear(marker)
 
     def _place(self, kind: str, digest: str) -> Path:
         return self.root / kind / digest[:2] / digest
 
 
-def _damage(folder: Path, key: Mapping[str, Any]) -> str | None:
+def damage_of(place: Path, kind: str) -> str | None:
+    """Why what lies at ``place`` is not what was put there, or None when every byte is."""
     try:
-        manifest = read_json(folder / MANIFEST)
-        if manifest["key"] != key:
+        if kind == FACTS:
+            return None if digest_json(read_json(place)) == place.name else "its record is of another fact"
+        manifest = read_json(place / MANIFEST)
+        key = manifest["key"] if kind == STEPS else {"folder": manifest["folder"], "key": manifest["key"]}
+        if digest_json(key) != place.name:
             return "its record is of another key"
         if manifest["seal"] != seal(manifest):
             return "its record was changed"
-        for entry in manifest["artifacts"]:
-            artifact = Artifact.from_json(entry, folder)
-            if folder not in Path(os.path.normpath(artifact.path)).parents:
-                return f"its record names {entry['path']!r}, which lies outside of it"
-            reason = damaged(artifact)
-            if reason is not None:
-                return reason
+        return unlike(place, manifest, complete=kind == STEPS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its record cannot be read ({type(error).__name__}: {error})"
-    return None
+
+
+def unlike(place: Path, manifest: Mapping[str, Any], *, complete: bool) -> str | None:
+    """Why the files in ``place`` are not those of the record, or None; ``complete``: there may be no others."""
+    files = [FileRecord(*entry) for entry in manifest.get("files", ())]
+    artifacts = [Artifact.from_json(entry, place) for entry in manifest.get("artifacts", ())]
+    for artifact in artifacts:
+        if place not in Path(os.path.normpath(artifact.path)).parents:
+            return f"its record names {str(artifact.path)!r}, which lies outside of it"
+    reason = next((why for a in artifacts if (why := damaged(a)) is not None), damaged_files(place, files))
+    recorded = 1 + len(files) + sum(len(a.files) for a in artifacts)
+    complete = complete and "files" in manifest
+    if reason is None and complete and sum(1 for _ in walk_files(place)) != recorded:
+        return "it holds files that are not recorded"
+    return reason
 
 
 def seal(manifest: Mapping[str, Any]) -> str:

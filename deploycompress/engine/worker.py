@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -17,15 +18,33 @@ from types import FrameType
 from typing import Any
 
 from deploycompress.artifact import Artifact, digest_json, read_json
-from deploycompress.contracts import Event
+from deploycompress.contracts import Event, RunContext
 from deploycompress.devices import quiet
 from deploycompress.engine import ranks
-from deploycompress.errors import BY_NAME, DeployCompressError, Interrupted, StageFailed, of_system
+from deploycompress.engine.plan import Step
+from deploycompress.errors import (
+    BY_NAME,
+    DeployCompressError,
+    EnvironmentMissing,
+    Interrupted,
+    StageFailed,
+    of_system,
+)
 from deploycompress.registry import add_to_path
 from deploycompress.user_code import refuse_user_code
+from deploycompress.writing import append_to
 
 JOBS = ".jobs"
 REHEARSAL = "rehearsal"
+# What native libraries say in errors of their own.
+NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)))
+NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "allocate memory for",
+)
 
 Send = Callable[[Mapping[str, Any]], None]
 
@@ -115,8 +134,24 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
                 emit(Event("warning", f"{note.subject}: {note.message}" if note.subject else note.message))
         parity = step.stage.ensures(inputs, outcome, context)
         write_manifest(
-            workdir, step, job["key"], inputs, outcome, parity, time.monotonic() - quiet.waited_s() - started
+            workdir,
+            step,
+            job["key"],
+            inputs,
+            outcome,
+            parity,
+            time.monotonic() - quiet.waited_s() - started,
+            _inexact(step, context),
         )
+
+
+def _inexact(step: Step, context: RunContext) -> str | None:
+    """Why the step, made again, may not be the same bit by bit."""
+    import torch
+
+    return step.stage.inexact(context) or (
+        "a GPU was there to compute on" if torch.cuda.is_available() else None
+    )
 
 
 def _public_name(error: DeployCompressError) -> str:
@@ -129,10 +164,13 @@ def _explain(error: BaseException) -> DeployCompressError:
     refused = of_system(error) if isinstance(error, OSError) else None
     if refused is not None:
         return refused
-    if isinstance(error, MemoryError):
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
         return StageFailed("out of memory; use a smaller batch_size or a machine with more memory")
-    text = str(error).strip().splitlines()
+    text = said.strip().splitlines()
     first = text[0] if text else "no message"
+    if any(words in said for words in NO_ROOM):
+        return EnvironmentMissing(f"no room to write: {first}; free some space")
     return StageFailed(f"unexpected {type(error).__name__}: {first} (the whole traceback is in log.txt)")
 
 
@@ -170,10 +208,9 @@ def _settle(run_dir: Path, wait_for_parent: Callable[[], Any] | None) -> None:
     """A process group of our own, all output into the run's log, and an end when the run ends."""
     if os.getpgrp() != os.getpid():
         os.setsid()
-    log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
+    with append_to(run_dir / "log.txt") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     if wait_for_parent is None:

@@ -15,6 +15,7 @@ from deploycompress.errors import DeployCompressError
 from deploycompress.graph.execution import Feed, inspect_onnx, select
 from deploycompress.model.parity import Parity, compare, to_numpy
 from deploycompress.runtimes.onnxruntime import OnnxRuntime
+from deploycompress.writing import saving
 
 if TYPE_CHECKING:
     import onnx
@@ -121,7 +122,8 @@ def _inside(path: Path, feed: Feed) -> Iterator[tuple[str, np.ndarray]]:
             document.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     with tempfile.TemporaryDirectory(prefix="bisect-") as folder:
         opened = Path(folder) / path.name
-        onnx.save(document, opened)
+        with saving(opened):
+            onnx.save(document, opened)
         with OnnxRuntime().open(opened, {"graph_level": "off"}) as session:
             session.bind(select(feed, described["inputs"], path))()
             yield from session.fetch().items()

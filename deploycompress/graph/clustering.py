@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from deploycompress.writing import saving
+
 LEAST_ELEMENTS = 1024  # of a tensor; below that the centres would be most of it
 ITERATIONS = 50
 SETTLED = 1e-6  # of the range: the centres move no more
@@ -30,7 +32,8 @@ def cluster_weights(source: Path, destination: Path, clusters: int) -> int:
             continue
         tensor.CopyFrom(numpy_helper.from_array(clustered(values, clusters), tensor.name))
         changed += 1
-    onnx.save(model, destination)
+    with saving(destination):
+        onnx.save(model, destination)
     return changed
 
 

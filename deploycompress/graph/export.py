@@ -22,6 +22,7 @@ from deploycompress.graph.execution import run_onnx
 from deploycompress.graph.exporters import EXPORTERS, Exporter, FrozenValues
 from deploycompress.graph.fold import fold_batchnorm
 from deploycompress.model.parity import Parity, compare, to_numpy
+from deploycompress.writing import saving
 
 TRACED_BATCH = 2  # a batch of one is frozen into the graph (pytorch#157621)
 TOLERANCE = 1e-3  # of the largest output; float32 through a deep network differs by 1e-6 to 1e-5
@@ -175,7 +176,8 @@ def _save(graph_model: Any, path: Path, metadata: Mapping[str, str]) -> None:
     graph_model.metadata_props.update({f"{METADATA}.{name}": text for name, text in sorted(metadata.items())})
     weights = sum(value.const_value.nbytes for value in graph_model.graph.initializers.values())
     data = f"{path.name}.data" if weights > LARGEST_FILE_BYTES else None
-    onnx_ir.save(graph_model, path, external_data=data)
+    with saving(path):
+        onnx_ir.save(graph_model, path, external_data=data)
     onnx.checker.check_model(str(path), full_check=True)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.execution import inspect_onnx
+from deploycompress.writing import saving
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +57,8 @@ def to_half(source: Path, destination: Path, precision: str) -> None:
             _to_bfloat16(converted.graph, originals)
         ordered = onnx_ir.from_proto(converted)
         ordered.graph.sort()  # the converter puts its casts at the end
-        onnx_ir.save(ordered, destination)
+        with saving(destination):
+            onnx_ir.save(ordered, destination)
     except Exception as error:  # the converter raises whatever happens to fail
         raise StageFailed(
             f"{source.name} cannot be converted to {precision}: {type(error).__name__}: {error}"

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from deploycompress.writing import saving
+
 INPUT, OPSET, IR_VERSION = "x", 18, 9
 
 
@@ -38,7 +40,8 @@ def write_layers(layers: Sequence[nn.Module], shape: tuple[int, ...], path: Path
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    with saving(path):
+        onnx.save(onnx.shape_inference.infer_shapes(model), path)
 
 
 def _nodes(

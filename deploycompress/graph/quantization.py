@@ -19,6 +19,7 @@ from deploycompress.graph.calibration import CalibrationFeeds
 from deploycompress.graph.execution import Feed, inspect_onnx
 from deploycompress.graph.schemes import SCHEMES, choose_scheme
 from deploycompress.measure.environment import machine
+from deploycompress.writing import clear, saving
 
 if TYPE_CHECKING:
     import onnx
@@ -96,7 +97,7 @@ def quantize_onnx(
         if method != "MinMax":  # histograms are of batches of one size
             feeds = CalibrationFeeds(_even(calibration), inspect_onnx(source)["inputs"])
         try:
-            with _without_warnings():
+            with _without_warnings(), saving(destination):
                 quantization.quantize_static(
                     prepared,
                     destination,
@@ -169,7 +170,8 @@ def _round_behind_activations(path: Path) -> None:
     for tensor in [t for t in graph.initializer if t.name not in used]:
         graph.initializer.remove(tensor)
     if gone:
-        onnx.save(model, path)
+        with saving(path):
+            onnx.save(model, path)
 
 
 def _is_large(path: Path) -> bool:
@@ -189,9 +191,10 @@ def _in_one_file(path: Path) -> None:
         raise StageFailed(
             f"{path.name} has more than 2 GB in INT8 too, and is not supported so; leave quantize out"
         )
-    onnx.save(onnx.load(path), path)
+    with saving(path):
+        onnx.save(onnx.load(path), path)
     for file in beside:
-        file.unlink()
+        clear(file)
 
 
 def _even(feeds: Iterable[Feed]) -> Iterator[Feed]:
@@ -224,7 +227,7 @@ def quantize_dynamic_onnx(source: Path, destination: Path) -> Quantized:
         notes = _prepare(source, prepared)
         _repair(prepared)
         try:
-            with _without_warnings():
+            with _without_warnings(), saving(destination):
                 quantization.quantize_dynamic(
                     prepared,
                     destination,
@@ -266,7 +269,8 @@ def _repair(prepared: Path) -> list[str]:
 
     model = onnx.load(prepared, load_external_data=False)
     if _separate_biases(model.graph):
-        onnx.save(model, prepared)
+        with saving(prepared):
+            onnx.save(model, prepared)
     return _masked_scores(model.graph)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
+
+from deploycompress.writing import saving
 
 
 def simplify(tool: str, source: str, destination: str) -> None:
@@ -17,7 +20,8 @@ def simplify(tool: str, source: str, destination: str) -> None:
     del after.metadata_props[:]
     for key, value in sorted(kept.items()):
         after.metadata_props.add(key=key, value=value)
-    onnx.save(after, destination)
+    with saving(Path(destination)):
+        onnx.save(after, destination)
 
 
 def _onnxsim(before: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.bisect import first_difference
 from deploycompress.graph.execution import Feed, inspect_onnx, run_onnx
 from deploycompress.model.parity import Parity, compare, worst
+from deploycompress.writing import copy, move
 
 TOLERANCE = 1e-4  # of the largest output: the same sums in another order
 TIMEOUT_S = 300
@@ -55,7 +55,7 @@ def simplify_onnx(
             made = Path(folder) / destination.name
             problem, parity = _simplify(tool, source, made, feeds)
             if problem is None:
-                shutil.move(made, destination)
+                move(made, destination)
                 after = int(inspect_onnx(destination)["nodes"])
                 return Simplified(destination, tool, nodes, after, parity, tuple(notes))
             notes.append(Note("fell_back", f"the file was not simplified: {problem}", source.name))
@@ -105,5 +105,5 @@ def _parity(source: Path, made: Path, feeds: Sequence[Feed]) -> Parity:
 def _copy(source: Path, destination: Path) -> None:
     """The file with the weights beside it; external data is found by its name, which stays."""
     for name in inspect_onnx(source)["external"]:
-        shutil.copyfile(source.parent / name, destination.parent / name)
-    shutil.copyfile(source, destination)
+        copy(source.parent / name, destination.parent / name)
+    copy(source, destination)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploycompress.graph.execution import inspect_onnx
+from deploycompress.writing import saving
 
 if TYPE_CHECKING:
     import onnx
@@ -42,7 +43,8 @@ def fill_zeros(source: Path, destination: Path) -> None:
         values[gone] = rng.choice(others, int(gone.sum()))
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     large = bool(inspect_onnx(source)["external"])  # protobuf holds two gigabytes
-    onnx.save(model, destination, save_as_external_data=large, location=f"{destination.name}.data")
+    with saving(destination):
+        onnx.save(model, destination, save_as_external_data=large, location=f"{destination.name}.data")
 
 
 def _weights(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -26,6 +26,7 @@ from deploycompress.model.lowrank import find_factors, put_factors
 from deploycompress.model.source import seeded
 from deploycompress.model.sparse import mark_sparse, sparse_weights
 from deploycompress.model.weights import first_nonfinite
+from deploycompress.writing import saving
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
@@ -100,7 +101,8 @@ def save(module: nn.Module, folder: Path, model: Model) -> None:
         for name, tensor, _ in named_tensors(module)
         if name in architecture.tensors
     }
-    save_file(kept, folder / WEIGHTS)
+    with saving(folder / WEIGHTS):
+        save_file(kept, folder / WEIGHTS)
     write_json(folder / ARCHITECTURE, document.model_dump(mode="json", by_alias=True))
 
 

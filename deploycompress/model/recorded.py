@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deploycompress.contracts import Model
 from deploycompress.model.parity import compare, to_numpy
+from deploycompress.writing import saving
 
 
 def record_outputs(
@@ -23,7 +24,8 @@ def record_outputs(
         for number, feed in enumerate(feeds):
             outputs = to_numpy(model.call(module.eval(), feed))
             arrays |= {f"{number}/{name}": array for name, array in outputs.items()}
-    np.savez(path, **arrays)
+    with saving(path):
+        np.savez(path, **arrays)
 
 
 def apart_from_record(

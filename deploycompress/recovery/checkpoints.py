@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from deploycompress.artifact import digest_file, digest_json, publish, read_json, remove, write_json
 from deploycompress.errors import EnvironmentMissing
+from deploycompress.writing import clear, make_folder, saving
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 KEPT = 2  # the last is of no use where the disk has damaged it
@@ -34,15 +34,17 @@ class Checkpoints:
     """The checkpoints in ``folder``, one a subfolder, which appears by one rename; none without a folder.
 
     ``warn`` is told of each that is found damaged; it is taken away, and the one before is used. Of several
-    processes that share the folder one ``writes``.
+    processes that share the folder one ``writes``. ``training`` is whose they are: those of another are not used.
     """
 
-    def __init__(self, folder: Path | None, warn: Callable[[str], None], writes: bool = True) -> None:
-        self._folder, self._warn, self._writes = folder, warn, writes
+    def __init__(
+        self, folder: Path | None, warn: Callable[[str], None], writes: bool = True, training: str = ""
+    ) -> None:
+        self._folder, self._warn, self._writes, self._training = folder, warn, writes, training
         if folder is not None and writes:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             for left in folder.glob(f"{ASIDE}*"):  # of a process that was killed; nobody else writes here
-                shutil.rmtree(left)
+                clear(left)
 
     def __bool__(self) -> bool:
         return self._folder is not None
@@ -52,13 +54,15 @@ class Checkpoints:
         if self._folder is None or not self._writes:
             return
         aside = self._folder / f"{ASIDE}{uuid.uuid4().hex}"
-        aside.mkdir()
+        make_folder(aside)
         try:
             # Clones: safetensors refuses tensors that share memory.
             kept = {n: t.detach().cpu().contiguous().clone() for n, t in checkpoint.tensors.items()}
-            save_file(kept, aside / TENSORS)
+            with saving(aside / TENSORS) as place:
+                save_file(kept, place)
             record = {
                 "schema": 1,
+                "training": self._training,
                 "step": checkpoint.step,
                 "state": dict(checkpoint.state),
                 "tensors": {"sha256": digest_file(aside / TENSORS), "names": sorted(kept)},
@@ -73,7 +77,7 @@ class Checkpoints:
                 f"the checkpoint cannot be written to {self._folder}: {error}; free some space"
             ) from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            clear(aside)
         for old in self._found()[KEPT:]:
             remove(old)
 
@@ -115,6 +119,8 @@ class Checkpoints:
             seal = record.pop("seal")
             if seal != digest_json(record) or record["schema"] != 1:
                 reason = "its record was changed"
+            elif (record["training"], record["step"]) != (self._training, step):
+                reason = "it is of another step or training"
             elif digest_file(place / TENSORS) != record["tensors"]["sha256"]:
                 reason = "its tensors are not those that were written"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

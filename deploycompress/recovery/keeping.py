@@ -42,9 +42,12 @@ class Keeping:
         def warn(text: str) -> None:
             context.emit(Event("warning", text))
 
-        last = Checkpoints(place and place / "last", warn, processes.writes)
+        training_name = f"{context.step}/{name}"
+        last = Checkpoints(place and place / "last", warn, processes.writes, training_name)
         rolls = recipe.on_divergence == "roll_back"
-        starts = Checkpoints(place / "epoch" if place and rolls else None, warn, processes.writes)
+        starts = Checkpoints(
+            place / "epoch" if place and rolls else None, warn, processes.writes, training_name
+        )
         return cls(training, processes, recipe, context, last, starts)
 
     # ------------------------------------------------------------ keeping

@@ -11,6 +11,7 @@ from deploycompress.artifact import write_text
 from deploycompress.errors import EnvironmentMissing
 from deploycompress.report import junit, pages, series, terminal
 from deploycompress.report.document import Report, check
+from deploycompress.writing import append_to
 
 MOST_SUMMARY_BYTES = 60_000  # a pull request's comment holds 64 KB
 MOST_STEP_BYTES = 2**20  # of a step's summary; GitHub drops a larger one whole
@@ -65,7 +66,7 @@ def _append_step_summary(text: str) -> None:
     if not path:
         return
     try:
-        with open(path, "a", encoding="utf-8") as stream:
+        with append_to(Path(path)) as stream:
             taken = os.fstat(stream.fileno()).st_size
             stream.write(cut(text + "\n", MOST_STEP_BYTES - taken))
     except OSError as error:

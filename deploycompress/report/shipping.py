@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from deploycompress.report import bom, provenance
 from deploycompress.report.document import check
 from deploycompress.report.example import FILE, example
 from deploycompress.runtimes import onnx_file
+from deploycompress.writing import copy
 
 FOLDER = "artifacts"
 CARD = "MODEL_CARD.md"
@@ -140,10 +140,7 @@ def _copy(artifact: Mapping[str, Any], run_dir: Path, destination: Path) -> None
     """Copy an artefact, never link it, and compare every byte with the record."""
     source = run_dir / artifact["path"]
     try:
-        if source.is_dir():
-            shutil.copytree(source, destination)
-        else:
-            shutil.copyfile(source, destination)
+        copy(source, destination)
     except OSError as error:
         raise StageFailed(f"{artifact['id']} cannot be shipped: {error}") from error
     found = _files(destination)

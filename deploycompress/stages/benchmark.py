@@ -124,6 +124,9 @@ class Benchmark(Stage):
             if missing:
                 raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run on {device}: {missing}")
 
+    def inexact(self, context: RunContext) -> str | None:
+        return "it is measured"
+
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.devices.jobs import open_device
         from deploycompress.graph.judging import figures_with, judge_artifacts

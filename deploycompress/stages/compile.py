@@ -95,6 +95,9 @@ class Compile(Stage):
                     f"{context.target.provider}; it has {known}"
                 )
 
+    def inexact(self, context: RunContext) -> str | None:
+        return "what is kept is chosen by what was measured"
+
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         if context.rehearsal:  # whatever fails here is only dropped, so there is nothing to learn
             return Outcome()

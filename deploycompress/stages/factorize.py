@@ -92,6 +92,9 @@ class Factorize(Stage):
         if find_spec("onnx") is None:
             raise EnvironmentMissing("factorize needs onnx; install it with: pip install onnx")
 
+    def inexact(self, context: RunContext) -> str | None:
+        return "layers are chosen by what was measured"
+
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.feeds import take
         from deploycompress.model import checkpoint

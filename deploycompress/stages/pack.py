@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Points
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
+from deploycompress.writing import clear, saving
 
 MOST_CLUSTERS = 65536
 MORE = 4  # times as many clusters, where those lose too much
@@ -101,7 +101,7 @@ class Pack(Stage):
                 cluster_weights(source.main_file, path, clusters)
                 loses = lost(path)
         if reason:
-            shutil.rmtree(path.parent)
+            clear(path.parent)
             return None, (Note("skipped", f"the weights were not clustered: {reason}", source.id),), {}
         notes: tuple[Note, ...] = ()
         if clusters != self.config.clusters:
@@ -130,7 +130,7 @@ def unpack(package: Path, folder: Path) -> Path:
     import zstandard
 
     inner = folder / package.name.removesuffix(".zst")
-    with package.open("rb") as packed, inner.open("wb") as stream:
+    with package.open("rb") as packed, saving(inner), inner.open("wb") as stream:
         zstandard.ZstdDecompressor().copy_stream(packed, stream)
     if inner.suffix != ".tar":
         return inner
@@ -150,11 +150,11 @@ def _package(artifact: Artifact, workdir: Path, level: int) -> Path:
     compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
     if not artifact.path.is_dir():
         path = workdir / f"{artifact.path.name}.zst"
-        with artifact.path.open("rb") as source, path.open("wb") as stream:
+        with artifact.path.open("rb") as source, saving(path), path.open("wb") as stream:
             compressor.copy_stream(source, stream, size=artifact.bytes)
         return path
     path = workdir / f"{artifact.path.name}.tar.zst"
-    with path.open("wb") as stream, compressor.stream_writer(stream) as packed:
+    with saving(path), path.open("wb") as stream, compressor.stream_writer(stream) as packed:
         with tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             for record in artifact.files:
                 info = tarfile.TarInfo(record.name)  # no owner and no time: these differ from run to run

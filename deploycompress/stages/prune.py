@@ -120,6 +120,9 @@ class Prune(Stage):
                     f"prune to a latency: the runtime {context.target.runtime} cannot run here: {missing}"
                 )
 
+    def inexact(self, context: RunContext) -> str | None:
+        return "widths are chosen by measured latencies" if self.config.target.latency else None
+
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.feeds import parity_feeds
         from deploycompress.model import checkpoint

@@ -17,6 +17,7 @@ from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunConte
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.graph.compilers.openvino import OpenVinoCompiler
 from deploycompress.registry import RUNTIMES
+from deploycompress.writing import move
 
 if TYPE_CHECKING:
     from deploycompress.graph.evaluation import Evaluation
@@ -90,6 +91,13 @@ class Quantize(Stage):
         if self.config.precision != "int8" or self.config.scheme in UNREPAIRED:
             return self.config.scheme if self.config.precision == "int8" else ""
         return choose_scheme(self.config.scheme, open_device(context.target.device, context.devices).facts())
+
+    def inexact(self, context: RunContext) -> str | None:
+        return (
+            "a repair may choose layers by measured latencies"
+            if self.config.max_drop or "accuracy" in context.gates
+            else None
+        )
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.graph.execution import fixed_batch_of
@@ -211,7 +219,7 @@ class Quantize(Stage):
             ladder = Ladder(source.main_file, feeds, Path(folder), lost, threads, scales, in_float)
             best, told = ladder.climb(path, Recipe(scheme, calibrator), loses, allowed)
             if best.path != path:
-                best.path.replace(path)
+                move(best.path, path)
         if best.lost > allowed:
             message = (
                 f"no repair is enough: the best one ({best.recipe}) loses {best.lost:.4g} of {primary.name} on the "
@@ -307,7 +315,8 @@ def _by_nncf(
         save_feeds(calibration_feeds(loader, source.main_file, samples), calibration)
         recipe = Recipe("openvino", "int8")
         built = build_apart(recipe, source.main_file, Path(folder) / "build", calibration, NNCF_TIMEOUT_S)
-        return built.path.rename(workdir / "model"), built.notes
+        move(built.path, workdir / "model")
+        return workdir / "model", built.notes
 
 
 def _reader(precision: str, scheme: str = "") -> Runtime:

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny pipeline: reuse, resume, kills, two at once, signals."""
+"""Whole runs of a tiny pipeline: reuse, resume, signals, steps that die; kills are in test_reliability.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from deploycompress.engine.explaining import Difference, explain
 from deploycompress.engine.pipeline import run as run_pipeline
+from deploycompress.engine.store import FileStore
 
 pytestmark = pytest.mark.slow
 
@@ -54,10 +56,14 @@ def records(pipeline: Path) -> dict[str, dict]:
     return {s["id"]: s for s in json.loads((pipeline.parent / "run" / "run.json").read_text())["steps"]}
 
 
+def manifests(pipeline: Path) -> list[dict]:
+    return [json.loads(p.read_text()) for p in sorted((pipeline.parent / "run").glob("[0-9]*/manifest.json"))]
+
+
 def digests(pipeline: Path) -> dict[str, list[str]]:
-    folder = pipeline.parent / "run"
-    manifests = [json.loads(p.read_text()) for p in sorted(folder.glob("[0-9]*/manifest.json"))]
-    return {m["id"]: [a["sha256"] for a in m["artifacts"]] for m in manifests if m["id"] != "benchmark"}
+    return {
+        m["id"]: [a["sha256"] for a in m["artifacts"]] for m in manifests(pipeline) if m["id"] != "benchmark"
+    }
 
 
 def reused(pipeline: Path) -> set[str]:
@@ -77,7 +83,7 @@ def processes_of(pipeline: Path) -> list[int]:
     return marked
 
 
-def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny):
+def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny, own_store):
     first = run(tiny)
     assert "rehearsal: the whole chain" in first and "Passed: tiny" in first
     assert [*records(tiny)] == STEPS and reused(tiny) == set()
@@ -91,6 +97,10 @@ def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny):
 
     run(tiny, "--set", "prune.target.macs=50%", "--no-rehearsal")
     assert reused(tiny) == {"train", "baseline"}
+    why = explain(tiny.parent / "run", "prune", FileStore(own_store))
+    assert why.differences == (Difference("config.target.macs", "60%", "50%"),)
+    assert explain(tiny.parent / "run", "train", FileStore(own_store)).differences == ()
+    assert {m["inexact"] for m in manifests(tiny)} == {None, "it is measured"}
 
     model = tiny.parent / "model.py"
     model.write_text(model.read_text().replace("trains in a second", "trains in one second"))
@@ -98,46 +108,11 @@ def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny):
     assert reused(tiny) == set()
 
 
-def test_killed_in_every_step_and_finished_by_the_next_run(tiny):
-    undisturbed = tiny.parent / "undisturbed"
-    undisturbed.mkdir()
-    for name in ("pipeline.yaml", "model.py"):
-        (undisturbed / name).write_text((tiny.parent / name).read_text())
-    run(undisturbed / "pipeline.yaml", "--store", str(tiny.parent / "other-store"), "--no-rehearsal")
-
-    for number, step in enumerate(STEPS):
-        process = start(tiny, start_new_session=True)
-        for line in process.stdout:
-            if f"{number:02d}-{step}: started" in line:
-                break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        _gone(tiny)
-        assert not list((tiny.parent / "run").glob("**/*.partial"))
-    run(tiny)
-    assert {"train", "prune", "distill"} <= reused(tiny)
-    assert digests(tiny) == digests(undisturbed / "pipeline.yaml")
-
-
 def _gone(pipeline: Path) -> None:
     deadline = time.monotonic() + 1.5
     while processes_of(pipeline) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_of(pipeline) == [], "a worker outlived its run"
-
-
-def test_two_runs_at_once_on_one_store_make_each_step_once(tiny):
-    other = tiny.parent.parent / "other"
-    other.mkdir()
-    for name in ("pipeline.yaml", "model.py"):
-        (other / name).write_text((tiny.parent / name).read_text())
-    processes = [start(p, "--no-rehearsal") for p in (tiny, other / "pipeline.yaml")]
-    outputs = [finish(p) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], outputs
-    for step in set(STEPS) - {"model", "benchmark"}:
-        made = [not records(p)[step]["reused"] for p in (tiny, other / "pipeline.yaml")]
-        assert sum(made) == 1, (step, outputs)
 
 
 def test_a_run_directory_in_use_is_refused_after_a_wait(tiny):
@@ -218,7 +193,7 @@ class Fault(Stage):
     produces = frozenset({"checkpoint"})
 
     class Config(Stage.Config):
-        how: Literal["segv", "kill", "hang", "exit", "raise", "nan", "disk"]
+        how: Literal["segv", "kill", "hang", "stop", "exit", "raise", "nan", "disk", "library disk", "memory"]
 
     def run(self, inputs, workdir, context):
         how = self.config.how
@@ -232,8 +207,15 @@ class Fault(Stage):
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "hang":
             time.sleep(3600)
+        if how == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         if how == "exit":
             os._exit(7)
+        if how == "library disk":
+            raise RuntimeError("I/O error: No space left on device (os error 28)")
+        if how == "memory":
+            import torch
+            torch.zeros(10**15)
         if how == "raise":
             raise ValueError("a bug in the stage")
         if how == "disk":
@@ -270,6 +252,9 @@ HOWS = {
     "segv": (4, ["SIGSEGV", "a crash in native code", "the last words of a native library"]),
     "kill": (4, ["SIGKILL", "memory"]),
     "hang": (4, ["not finished after 2 s (its `timeout`)"]),
+    "stop": (4, ["not finished after 2 s (its `timeout`)"]),
+    "library disk": (3, ["no room to write: I/O error"]),
+    "memory": (4, ["out of memory; use a smaller batch_size"]),
     "exit": (4, ["exit code 7"]),
     "raise": (4, ["unexpected ValueError: a bug in the stage", "log.txt"]),
     "nan": (4, ["NaN or infinite"]),
@@ -282,7 +267,8 @@ def test_a_step_that_dies_is_a_failed_step_and_what_was_finished_is_kept(tiny, h
     (tiny.parent / "faults.py").write_text(FAULTS)
     text = tiny.read_text()
     start_of, end_of = text.index("  - prune"), text.index("gates:")
-    fault = f"  - faults.py:Fault: {{how: {how}, timeout: 2 s, id: fault}}\n"
+    timeout = "2 s" if how in ("hang", "stop") else "60 s"
+    fault = f"  - faults.py:Fault: {{how: '{how}', timeout: {timeout}, id: fault}}\n"
     tiny.write_text(
         text[:start_of]
         + fault

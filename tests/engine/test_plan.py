@@ -57,6 +57,22 @@ def test_no_baseline_is_made_where_nothing_asks_for_it(tiny):
     assert "baseline" not in steps_of(tiny, "  - train: {epochs: 1}\n  - prune: {target: {macs: 50%}}\n")
 
 
+def test_every_step_has_its_timeout_and_the_baseline_that_of_the_export(tiny):
+    text = (
+        tiny.read_text()
+        .replace("- export", "- export: {timeout: 3 min}")
+        .replace("- benchmark", "- benchmark: {timeout: 1 h}")
+    )
+    tiny.write_text(text.replace("lr: 0.1}", "lr: 0.1, timeout: 90 s}"))
+    limits = {step.id: step.timeout_s for step in plan(read(tiny))}
+    assert (
+        limits["train"] == 90
+        and limits["export"] == limits["baseline"] == 180
+        and limits["benchmark"] == 3600
+    )
+    assert limits["prune"] is None
+
+
 def test_from_reads_another_step(tiny):
     steps = steps_of(
         tiny,

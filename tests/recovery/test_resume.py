@@ -122,7 +122,9 @@ def test_without_a_checkpoint_it_would_not_be_identical(network, context, tmp_pa
     """The test above can fail: a checkpoint without the optimiser's state gives other weights."""
     run = stored(context, tmp_path)
     whole, *_ = trained(network, run)
-    place = Checkpoints(run.store.checkpoints(run.step) / "training" / "last", pytest.fail)
+    place = Checkpoints(
+        run.store.checkpoints(run.step) / "training" / "last", pytest.fail, training=f"{run.step}/training"
+    )
     latest, before = (place.load(step) for step in place.steps())
     assert (latest.step, before.step) == (12, 10)
     place.forget_after(10)
@@ -242,6 +244,18 @@ def _means_the_same(contents: bytes, whole: bytes) -> bool:
         return json.loads(contents) == json.loads(whole)
     except ValueError:
         return False
+
+
+def test_one_of_another_step_or_training_is_not_used(place, tmp_path):
+    checkpoints, folder, said = place
+    aside = folder / "aside"
+    (folder / "step-0000000015").rename(aside)
+    (folder / "step-0000000010").rename(folder / "step-0000000015")
+    aside.rename(folder / "step-0000000010")
+    assert checkpoints.newest() is None and len(said) == 2 and "of another step or training" in said[0]
+    other = Checkpoints(tmp_path / "last", said.append, training="b")
+    checkpoints.save(Checkpoint(20, {"w": torch.zeros(1)}, {}))
+    assert other.newest() is None and len(said) == 3
 
 
 def test_tensors_that_share_memory_are_kept(tmp_path):

@@ -18,6 +18,7 @@ from deploycompress.errors import DeployCompressError, StageFailed
 from deploycompress.graph.compilers.recipe import Built, Compiler, Recipe, copied
 from deploycompress.graph.execution import Feed
 from deploycompress.registry import COMPILERS, RUNTIMES
+from deploycompress.writing import saving
 
 
 def compiler_of(runtime: str) -> Compiler:
@@ -54,7 +55,8 @@ def save_feeds(feeds: Iterable[Feed], folder: Path) -> None:
     folder.mkdir()
     for number, feed in enumerate(feeds):
         arrays: dict[str, Any] = dict(feed)
-        np.savez(folder / f"{number:06d}.npz", **arrays)
+        with saving(folder / f"{number:06d}.npz") as place:
+            np.savez(place, **arrays)
 
 
 def build_apart(recipe: Recipe, source: Path, folder: Path, calibration: Path, timeout_s: float) -> Built:

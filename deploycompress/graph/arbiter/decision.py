@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from deploycompress.graph.execution import fixed_batch_of, inspect_onnx, network
 from deploycompress.graph.feeds import fixed_batch, take
 from deploycompress.model.parity import to_numpy
 from deploycompress.registry import RUNTIMES
+from deploycompress.writing import copy
 
 SOURCE = "the source"
 BUILDING = 0.6  # share of the budget after which nothing more is built: the rest is for measuring
@@ -278,7 +278,6 @@ class Arbiter:
             assert entry.built is not None
             place = workdir / id / entry.built.path.name
             place.parent.mkdir()
-            copy = shutil.copytree if entry.built.path.is_dir() else shutil.copyfile
             copy(entry.built.path, place)
             details = {
                 **self._sources[compiler_of(entry.recipe.runtime).reads].details,

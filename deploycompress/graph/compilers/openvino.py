@@ -11,6 +11,7 @@ from deploycompress.artifact import Kind
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.compilers.recipe import Built, Recipe
 from deploycompress.graph.execution import Feed, inspect_onnx
+from deploycompress.writing import saving
 
 RUNTIME = "openvino"
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -58,7 +59,8 @@ class OpenVinoCompiler:
         if recipe.precision == "int8":
             transformer = set(inspect_onnx(source)["ops"]) >= ATTENTION
             model = _quantized(model, transformer, calibration)
-        openvino.save_model(model, place / "model.xml", compress_to_fp16=False)
+        with saving(place / "model.xml"):
+            openvino.save_model(model, place / "model.xml", compress_to_fp16=False)
         return Built(place, "openvino")
 
 

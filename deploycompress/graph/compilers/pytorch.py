@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from deploycompress.artifact import Kind
 from deploycompress.graph.compilers.openvino import BF16_FLAGS
 from deploycompress.graph.compilers.recipe import Built, Recipe
 from deploycompress.graph.execution import Feed
+from deploycompress.writing import copy
 
 RUNTIME = "pytorch"
 EAGER = Recipe(RUNTIME, "fp32")
@@ -43,7 +43,7 @@ class PyTorchCompiler:
         )
 
     def build(self, recipe: Recipe, source: Path, folder: Path, calibration: Iterable[Feed]) -> Built:
-        return Built(Path(shutil.copytree(source, folder / "model")), "checkpoint")
+        return Built(copy(source, folder / "model"), "checkpoint")
 
 
 def _recipe(precision: str, compiled: bool) -> Recipe:

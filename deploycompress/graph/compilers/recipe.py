@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from deploycompress.artifact import Kind
 from deploycompress.contracts import Note
 from deploycompress.graph.execution import Feed, inspect_onnx
+from deploycompress.writing import copy
 
 
 @dataclass(frozen=True)
@@ -72,5 +72,5 @@ def copied(source: Path, folder: Path) -> Built:
     place = folder / "model" if external else folder
     place.mkdir(exist_ok=True)
     for name in (*external, source.name):
-        shutil.copyfile(source.parent / name, place / ("model.onnx" if name == source.name else name))
+        copy(source.parent / name, place / ("model.onnx" if name == source.name else name))
     return Built(place if external else place / "model.onnx", "onnx")

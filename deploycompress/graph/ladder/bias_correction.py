@@ -14,6 +14,7 @@ import numpy as np
 from deploycompress.graph.execution import Feed
 from deploycompress.graph.ladder.layers import Graph, Layer, along, layers
 from deploycompress.graph.ladder.statistics import channel_statistics
+from deploycompress.writing import saving
 
 LEVELS = {False: 127, True: 63}  # of a symmetric weight, by whether its range is reduced
 
@@ -46,7 +47,8 @@ def correct_biases(
         name = layer.node.input[layer.bias] if len(layer.node.input) > layer.bias else ""
         bias = graph.array(name) if name else np.zeros_like(shift)
         graph.replace(layer.node, layer.bias, bias - shift)
-    onnx.save(model, destination)
+    with saving(destination):
+        onnx.save(model, destination)
     return len(found)
 
 

@@ -23,6 +23,7 @@ from deploycompress.graph.ladder.exclusion import layer_names, ranked, saved_ms,
 from deploycompress.graph.ladder.scales import scales_of
 from deploycompress.graph.quantization import CALIBRATORS, quantize_onnx
 from deploycompress.graph.schemes import SCHEMES
+from deploycompress.writing import clear
 
 HELD_OUT = 0.25  # of the calibration samples, that tell how near a file comes
 SEARCHED = 64  # calibration samples, of the rungs that try many files
@@ -181,7 +182,7 @@ class Ladder:
         try:
             return self._distance(path)
         finally:
-            path.unlink()
+            clear(path)
 
     def _build(self, recipe: Recipe, feeds: Sequence[Feed], scales: Mapping[str, Any] | None = None) -> Path:
         self._made += 1

@@ -19,6 +19,7 @@ import numpy as np
 from deploycompress.graph.execution import Feed
 from deploycompress.graph.ladder.layers import Graph, Layer, along, layers
 from deploycompress.graph.ladder.statistics import channel_statistics
+from deploycompress.writing import saving
 
 if TYPE_CHECKING:
     import onnx
@@ -40,7 +41,8 @@ def equalize(source: Path, destination: Path, feeds: Iterable[Feed]) -> int:
     seen = channel_statistics(source, axes, feeds) if axes else {}
     for reads, (producer, readers) in found.items():
         _move(graph, producer, readers, seen[reads].largest)
-    onnx.save(model, destination)
+    with saving(destination):
+        onnx.save(model, destination)
     return len(found)
 
 

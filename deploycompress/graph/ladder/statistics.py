@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deploycompress.graph.execution import Feed, run_onnx
+from deploycompress.writing import saving
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def channel_statistics(path: Path, axes: Mapping[str, int], feeds: Iterable[Feed
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="statistics-") as folder:
         opened = Path(folder) / "model.onnx"
-        onnx.save(model, opened)
+        with saving(opened):
+            onnx.save(model, opened)
         for feed in feeds:
             (found,) = run_onnx(opened, [feed])
             for name, axis in axes.items():
