@@ -117,7 +117,11 @@ def _row(record: Record, report: Record) -> dict[str, Any]:
         "figures": [(o.name, _figure(record, o), _interval(record, o)) for o in _objectives(report)],
         "state": record["state"],
         "verdict": _word(record),
-        "badge": record.get("verdict", "") if record["state"] == "complete" else record["state"],
+        "badge": record["state"]
+        if record["state"] != "complete"
+        else ""
+        if record.get("number") is None
+        else record["verdict"],
         "cost": cost,
         "made": ", ".join(record.get("made", [])),
         "reused": ", ".join(reused),
@@ -136,6 +140,8 @@ def _ahead(report: Record) -> list[Record]:
 def _word(record: Record) -> str:
     if record["state"] != "complete":
         return str(record["state"])
+    if record.get("number") is None:  # it has no baseline but itself, so that its gates say nothing
+        return "competitor"
     return {"pass": "meets the gates", "fail": "fails a gate", "inconclusive": "cannot be decided"}.get(
         record.get("verdict", ""), "competitor"
     )
