@@ -132,6 +132,12 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
 
 
+def lock_file(path: Path) -> int:
+    """The descriptor of a file that is only there to be locked; no program that is started inherits it."""
+    make_folder(path.parent)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
 def append_to(path: Path) -> TextIO:
     """A log: lines are added to it, and half a line is the most that a crash can cost."""
     return path.open("a", buffering=1, encoding="utf-8")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploycompress.devices import quiet
+from deploycompress.writing import append_to
 
 
 def main(folder: Path) -> int:
@@ -71,7 +72,7 @@ def _note_epochs(view: Any, folder: Path) -> None:
         values = [value for name, value in one.figures.items() if name.startswith("val_")]
         if epoch is not None and len(values) == 1:
             line = {"step": one.step, "epoch": int(epoch[1]), "value": values[0]}
-            with (folder / PROGRESS).open("a", encoding="utf-8") as stream:
+            with append_to(folder / PROGRESS) as stream:
                 stream.write(json.dumps(line) + "\n")
 
     view.event = event

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploycompress.config.devices import LOCAL
+from deploycompress.writing import lock_file
 
 VARIABLE = (
     "DEPLOYCOMPRESS_SWEEP"  # the sweep's folder, where devices are queued for; this machine's lock is its own
@@ -120,7 +121,7 @@ def _take(how: int, check: Callable[[], None]) -> None:
     """The lock on the machine, behind whoever asked before: a measurement that waits is not overtaken by new work."""
     with _open(machine_lock().with_suffix(".queue")) as queue:
         _lock(queue, fcntl.LOCK_EX, check)
-        descriptor = os.open(machine_lock(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = lock_file(machine_lock())
         try:
             _lock(descriptor, how, check)
         except BaseException:
@@ -156,8 +157,7 @@ def _got(descriptor: int, how: int) -> bool:
 
 @contextmanager
 def _open(path: Path) -> Iterator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = lock_file(path)
     try:
         yield descriptor
     finally:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploycompress.errors import EnvironmentMissing
-from deploycompress.writing import make_folder
+from deploycompress.writing import lock_file
 
 
 @contextmanager
@@ -27,8 +27,7 @@ def lock(
     there is one. Raises EnvironmentMissing when it is still held after that. The descriptor is not
     inherited by programs that are started while it is held.
     """
-    make_folder(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = lock_file(path)
     try:
         if not _try(descriptor, shared):
             waiting()

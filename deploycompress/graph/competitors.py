@@ -13,6 +13,7 @@ from deploycompress.config.schema import Network
 from deploycompress.contracts import Note, Outputs, RunContext
 from deploycompress.errors import ConfigError, DeployCompressError, StageFailed
 from deploycompress.registry import RUNTIMES
+from deploycompress.writing import saving
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,7 +132,8 @@ def _copied(given: Path, path: Path, context: RunContext) -> Path:
         by_name = {value.name: value for value in model.graph.inputs}
         for wanted, name in zip(theirs, own, strict=True):
             by_name[wanted].name = name
-    onnx_ir.save(model, path)
+    with saving(path):
+        onnx_ir.save(model, path)
     return path
 
 

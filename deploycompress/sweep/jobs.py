@@ -17,6 +17,7 @@ from deploycompress.report.document import check
 from deploycompress.sweep.objectives import Objective, Value, value_of
 from deploycompress.sweep.schema import Competitor
 from deploycompress.sweep.study import Trial
+from deploycompress.writing import clear
 
 PIPELINE, JOB, PROGRESS, OUTCOME, OUTPUT = (
     "pipeline.yaml",
@@ -48,7 +49,7 @@ def prepare(
     if config.devices:
         write_text(job.folder / FILE, dump_devices(config.devices))
     for name in (PROGRESS, OUTCOME):
-        (job.folder / name).unlink(missing_ok=True)
+        clear(job.folder / name)
     given = {"search_path": list(search_path), "store": str(store), "rehearsal": rehearsal}
     write_json(job.folder / JOB, given)
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from deploycompress.devices import quiet
 from deploycompress.sweep.jobs import OUTPUT, Job
+from deploycompress.writing import append_to, clear
 
 GRACE_S = 6.5  # a run gives its step 5 s; a CI system gives 7.5 s in all
 
@@ -70,7 +71,8 @@ def environment(sweep_folder: Path, threads: int) -> dict[str, str]:
 
 def started(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """The process of the run in ``folder``; it ends when this one does, whose end of its input is then closed."""
-    with (folder / OUTPUT).open("wb") as output:
+    clear(folder / OUTPUT)
+    with append_to(folder / OUTPUT) as output:
         return subprocess.Popen(
             [sys.executable, "-m", "deploycompress.commands.trial", str(folder)],
             stdin=subprocess.PIPE,

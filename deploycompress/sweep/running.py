@@ -24,6 +24,7 @@ from deploycompress.sweep.reader import read
 from deploycompress.sweep.storage import open_storage
 from deploycompress.sweep.study import Study
 from deploycompress.sweep.trials import RECORD, Say, Trials
+from deploycompress.writing import clear
 
 
 def sweep(
@@ -91,7 +92,7 @@ def _end(state: Trials, command: str) -> dict[str, Any]:
     report = build(state.plan, state.study, competitors, state.seconds, state.started, command)
     best = folder / jobs.PIPELINE
     if report["best"] is None:
-        best.unlink(missing_ok=True)
+        clear(best)
     else:
         (values,) = (t["values"] for t in report["trials"] if t["name"] == report["best"])
         config = state.plan.pipeline(values, [f"name={state.plan.config.name}-best"])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from deploycompress.errors import EnvironmentMissing
+from deploycompress.writing import clear, lock_file, move, write_text
 
 FOR_WHAT = "trials that run at the same time would make a step twice, or read half of one"
 REMEDY = "give --store (and --out) a folder on a file system with locks: a local disk, or NFS version 4"
@@ -24,14 +25,12 @@ def probed(folder: Path) -> Iterator[Path]:
     """
     place = folder / f".probe-{uuid.uuid4().hex}"
     try:
-        place.mkdir(parents=True)
-        (place / "token").write_text(place.name, encoding="utf-8")
+        write_text(place / "token", place.name)
         with _locked(place / "lock"):
             if _free(place / "lock"):
                 raise EnvironmentMissing(f"{folder}: a lock there keeps nobody out: {FOR_WHAT}; {REMEDY}")
-            (place / "made").mkdir()
-            (place / "made" / "file").touch()
-            (place / "made").rename(place / "named")
+            write_text(place / "made" / "file", "")
+            move(place / "made", place / "named")
             if not (place / "named" / "file").exists():
                 raise EnvironmentMissing(
                     f"{folder}: a renamed folder is not whole there: {FOR_WHAT}; {REMEDY}"
@@ -42,7 +41,8 @@ def probed(folder: Path) -> Iterator[Path]:
             f"{folder}: locks and renames do not work there ({error.strerror or error}): {FOR_WHAT}; {REMEDY}"
         ) from error
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            clear(place)
 
 
 def look(place: str) -> str:
@@ -62,7 +62,7 @@ def look(place: str) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = lock_file(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
