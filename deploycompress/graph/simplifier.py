@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
-
-from deploycompress.writing import saving
 
 
 def simplify(tool: str, source: str, destination: str) -> None:
@@ -20,8 +17,7 @@ def simplify(tool: str, source: str, destination: str) -> None:
     del after.metadata_props[:]
     for key, value in sorted(kept.items()):
         after.metadata_props.add(key=key, value=value)
-    with saving(Path(destination)):
-        onnx.save(after, destination)
+    onnx.save(after, destination)
 
 
 def _onnxsim(before: Any) -> Any:

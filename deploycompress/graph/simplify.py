@@ -15,7 +15,7 @@ from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.bisect import first_difference
 from deploycompress.graph.execution import Feed, inspect_onnx, run_onnx
 from deploycompress.model.parity import Parity, compare, worst
-from deploycompress.writing import copy, move
+from deploycompress.writing import copy, move, saving
 
 TOLERANCE = 1e-4  # of the largest output: the same sums in another order
 TIMEOUT_S = 300
@@ -53,7 +53,8 @@ def simplify_onnx(
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".simplify-") as folder:
         for tool in [t for t in tools if find_spec(t)] or tools[:1]:
             made = Path(folder) / destination.name
-            problem, parity = _simplify(tool, source, made, feeds)
+            with saving(made):
+                problem, parity = _simplify(tool, source, made, feeds)
             if problem is None:
                 move(made, destination)
                 after = int(inspect_onnx(destination)["nodes"])
