@@ -37,11 +37,13 @@ def imported(code: str, cwd=None) -> set[str]:
     return set(done.stdout.rsplit("IMPORTED", 1)[1].split())
 
 
+@pytest.mark.quiet
 def test_help_is_quick_and_imports_nothing_heavy():
     assert seconds("--help") < 0.3
     assert imported("['--help']").isdisjoint({*FRAMEWORKS, "pydantic", "rich", "ruamel.yaml", "numpy"})
 
 
+@pytest.mark.quiet
 def test_validate_and_schema_are_quick_and_import_no_framework(tiny):
     assert seconds("validate", str(tiny)) < 1.0
     assert seconds("schema") < 1.0

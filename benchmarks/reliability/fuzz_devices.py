@@ -10,6 +10,7 @@ from typing import Any
 
 from fuzz_subject import Subject
 
+from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import EnvironmentMissing
 
 
@@ -20,8 +21,9 @@ class DeviceResult(Subject):
     JOB: Mapping[str, Any] = {
         "runner": "r" * 64,
         "files": {"m": "m" * 64},
-        "candidates": [{"id": "a"}],
+        "candidates": [{"id": "a", "runtime": "onnxruntime", "options": {"provider": "cpu"}}],
         "blocks": 2,
+        "extra_blocks": 1,
     }
 
     def __init__(self, folder: Path) -> None:
@@ -29,7 +31,6 @@ class DeviceResult(Subject):
         state = {
             "time_s": 1.0,
             "load": 0.1,
-            "mhz": None,
             "celsius": None,
             "throttled_us": None,
             "stolen_ticks": 3,
@@ -37,7 +38,10 @@ class DeviceResult(Subject):
         operator = {"op": "Conv", "provider": "cpu", "precision": "fp32", "role": "", "ns": [1, 2]}
         entry = {
             "error": None,
-            "blocks_ns": [[1000, 1100], [900]],
+            "blocks": [
+                {"samples_ns": samples, "cpu_share": 1.0, "mhz": 2000.0, "energy_uj": {"package-0": 9}}
+                for samples in ([1000, 1100], [900])
+            ],
             "load_ms": 3.5,
             "first_inference_ms": 1.0,
             "steady": True,
@@ -49,11 +53,11 @@ class DeviceResult(Subject):
         }
         entry |= {"operators": {"c": operator}, "answered": ["y"]}
         common = {
-            "schema": 1,
+            "schema": SCHEMA,
             "runner": "r" * 64,
             "error": None,
             "files": {"m": "m" * 64},
-            "blocks": [state, state],
+            "states": [state, state, state],
         }
         facts = {
             "architecture": "x86_64",

@@ -97,7 +97,7 @@ def watch(folder: Path) -> Watch:
     if not _WATCHES:
         _WATCHES.append(Watch(folder))
         sys.addaudithook(lambda event, arguments: _WATCHES[0](event, arguments))
-        signal.signal(signal.SIGALRM, _hung)
+    signal.signal(signal.SIGALRM, _hung)  # each time: others may have taken it meanwhile
     _WATCHES[0].folder = folder
     return _WATCHES[0]
 

@@ -131,8 +131,8 @@ CASES = {
         ["sweep.yaml:8:34: competitors.0.weights: 'a.safetensors' does not exist"],
     ),
     "a competitor that cannot be found": (
-        [("budget: 4 trials", "budget: 4 trials\ncompetitors: [{name: a, build: models:small}]")],
-        ["sweep.yaml:8:32: competitors.0.build: 'models:small': no module named 'models'"],
+        [("budget: 4 trials", "budget: 4 trials\ncompetitors: [{name: a, build: no_such_module:small}]")],
+        ["sweep.yaml:8:32: competitors.0.build: 'no_such_module:small': no module named 'no_such_module'"],
     ),
 }
 
