@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -11,19 +13,24 @@ import pytest
 FRAMEWORKS = ("torch", "onnxruntime", "onnx", "torch_pruning", "sklearn", "matplotlib.pyplot")
 
 
-def call(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+def call(*arguments: str, cwd=None, env=None) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "deploycompress", *arguments], capture_output=True, text=True, cwd=cwd
+        [sys.executable, "-m", "deploycompress", *arguments], capture_output=True, text=True, cwd=cwd, env=env
     )
 
 
 def seconds(*arguments: str, cwd=None) -> float:
-    """The best of five: what the command costs, not what the machine is doing beside it."""
+    """The best of five: what the command costs, not what the machine is doing beside it.
+
+    As it is for a user, whose Python keeps what it compiled: the first try does that here.
+    """
     found = []
-    for _ in range(5):
-        started = time.perf_counter()
-        call(*arguments, cwd=cwd)
-        found.append(time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as compiled:
+        kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": compiled}
+        for _ in range(5):
+            started = time.perf_counter()
+            call(*arguments, cwd=cwd, env={**os.environ, **kept})
+            found.append(time.perf_counter() - started)
     return min(found)
 
 
