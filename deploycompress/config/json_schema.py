@@ -156,9 +156,8 @@ def _with_names(schema: Schema, table: Table) -> Schema:
 def _name(table: Table) -> Schema:
     if table is DEVICES:  # which there are, another file says
         return {"type": "string", "description": "local, a name in devices.yaml, or module:Name"}
-    return {
-        "anyOf": [{"enum": list(table)}, {"type": "string", "pattern": ":", "description": "module:Name"}]
-    }
+    own = {"type": "string", "pattern": ":", "description": "module:Name"}
+    return {"anyOf": [{"enum": list(table)}, own]} if table else own
 
 
 def _property(model: type[BaseModel], name: str) -> Schema:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from deploycompress.artifact import Artifact, write_json
 from deploycompress.config.base import StrictModel
 from deploycompress.config.devices import LOCAL
-from deploycompress.config.quantities import Duration, Quantity
+from deploycompress.config.quantities import Duration
 from deploycompress.config.schema import COMPETITOR, Network, NetworkOrFile, TargetConfig
 from deploycompress.contracts import Event, Inputs, Note, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
@@ -56,7 +56,8 @@ class Benchmark(Stage):
         mode: Literal["quick", "full"] = "quick"
         times: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="As many blocks as the mode has")
         extend_up_to: Duration = Field(
-            Quantity.parse("10 min", "time"),
+            "10 min",
+            validate_default=True,
             description="For all longer measurements that gates with `on_inconclusive: extend` ask for",
         )
         runtimes: tuple[
