@@ -126,13 +126,15 @@ def equal(folder: Path, number: int) -> bool:
 
 
 def markdown(document: dict[str, Any]) -> str:
+    machine = document["environment"]["machine"]
     lines = [
         "# 12 trials that share a trained model, against 12 separate runs",
         "",
         f"{document['sweep_s']:.0f} s against {document['separate_s']:.0f} s: {100 * document['share']:.1f} % "
-        f"(to reach: under {100 * document['limit']:.0f} %), on {document['environment']['cpu']}, "
-        f"{document['environment']['cores']} cores, {document['workers']} trials at a time. Other work ran on the machine; "
-        "the two took turns. "
+        f"(to reach: under {100 * document['limit']:.0f} %), on {machine['cpu']}, "
+        f"{machine['cores']} cores, {document['workers']} trials at a time; the two "
+        "took turns. The load is that of one minute, their own included. "
+        f"A part of that is the second worker: the trials' own seconds add up to {sum(t['seconds'] for t in document['trials']):.0f}. "
         f"{document['trials_with_the_files_of_their_separate_run']} of {len(document['trials'])} trials ended with the same "
         f"files as their separate run, byte by byte, and {document['trials_that_trained']} trained.",
         "",
