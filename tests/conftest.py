@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import re
+import signal
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
@@ -13,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from deploycompress.cli import main
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # each of hundreds of processes would compile the project again
 for name in (
     "GITHUB_STEP_SUMMARY",
     "GITHUB_ACTIONS",
@@ -112,6 +119,25 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store = tmp_path / "store"
     monkeypatch.setenv("DEPLOYCOMPRESS_STORE", str(store))
     return store
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., tuple[int, str]]:
+    """The command line in this process, so that all its runs share one fork server: exit code, and all it said."""
+
+    def run(*words: object, cwd: Path) -> tuple[int, str]:
+        said, before = io.StringIO(), signal.getsignal(signal.SIGTERM)
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                main([*map(str, words)])
+            except SystemExit as ended:
+                assert isinstance(ended.code, int)
+                return ended.code, said.getvalue()
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        raise AssertionError("the command returned instead of ending")
+
+    return run
 
 
 Command = tuple[str, dict[str, str], str]  # name, properties, message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,16 +88,15 @@ def project(tiny: Path) -> Path:
     return tiny
 
 
-def run(pipeline: Path, *more: str) -> tuple[int, str, Path]:
-    out = pipeline.parent / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "deploycompress", "run", str(pipeline), "--out", str(out), *more],
-        capture_output=True,
-        text=True,
-        cwd=pipeline.parent,
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.returncode, done.stdout + done.stderr, out
+@pytest.fixture
+def run(project: Path, command) -> Callable[..., tuple[int, str, Path]]:
+    def ran(*more: str) -> tuple[int, str, Path]:
+        out = project.parent / "run"
+        code, said = command("run", project, "--out", out, *more, cwd=project.parent)
+        assert "Traceback" not in said
+        return code, said, out
+
+    return ran
 
 
 def saved_weights(pipeline: Path) -> None:
@@ -182,18 +182,18 @@ CASES = {
 
 
 @pytest.mark.skipif(RUNTIMES.load("tensorrt")().missing() is None, reason="TensorRT can run here")
-def test_an_engine_that_must_be_built_and_cannot_is_missing_environment(project):
+def test_an_engine_that_must_be_built_and_cannot_is_missing_environment(project, run):
     replace("  - benchmark", "  - build_engine: {required: true, from: export}\n  - benchmark")(project)
-    code, output, out = run(project)
+    code, output, out = run()
     assert code == 3 and "build_engine" in output and "required: false" in output
     assert not list(out.glob("0*")), "found before the first step"
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_clear_error_and_the_right_code(project, case):
+def test_a_clear_error_and_the_right_code(project, run, case):
     change, code, words = CASES[case]
     change(project)
-    got, output, out = run(project, *(["--no-rehearsal"] if code == 5 or "loss" in case else []))
+    got, output, out = run(*(["--no-rehearsal"] if code == 5 or "loss" in case else []))
     assert got == code, output
     for word in words:
         assert word in output, output
@@ -209,6 +209,9 @@ def test_a_temporary_folder_with_too_long_a_path(project, tmp_path, monkeypatch)
     folder = tmp_path / ("t" * 120)
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    code, said, out = run(project)
+    out = project.parent / "run"
+    words = [sys.executable, "-m", "deploycompress", "run", str(project), "--out", str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=project.parent)
+    code, said = done.returncode, done.stderr
     assert code == 3 and f"in the temporary folder {folder}: AF_UNIX path too long; set TMPDIR" in said
     assert not out.exists()

@@ -46,16 +46,14 @@ def build(width):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, command) -> Path:
     """A folder with the user's code and the directory ``run`` of a run that has ended."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "networks.py").write_text(MODEL)
     (folder / "pipeline.yaml").write_text(PIPELINE)
-    command = ["run", "pipeline.yaml", "--out", "run", "--store", "store", "--no-rehearsal"]
-    done = subprocess.run(
-        [sys.executable, "-m", "deploycompress", *command], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = ["run", "pipeline.yaml", "--out", "run", "--store", "store", "--no-rehearsal"]
+    code, said = command(*words, cwd=folder)
+    assert code == 0, said
     return folder
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,11 +69,15 @@ def test_equal_work_in_two_files_is_neither_better_nor_worse(network, shortly, t
         network(tmp_path / "base.onnx", 4, **large),
         network(tmp_path / "head.onnx", 4, seed=1, **large),
     )
-    code, _, err = run(capsys, base, head, "--format", "json", "--output", file, "--fail-on", "worse")
-    rows = rows_of(file)
-    assert code == 0 and rows["latency_p50"]["verdict"] in ("same", "cannot tell"), (err, rows)
-    assert rows["latency_p50"]["message"]
-    assert rows["artifact_size"]["verdict"] == "same"
+    verdicts = []
+    for _ in range(3):
+        code, _, err = run(capsys, base, head, "--format", "json", "--output", file, "--fail-on", "worse")
+        row = rows_of(file)["latency_p50"]
+        verdicts.append(row["verdict"])
+        assert code == (5 if verdicts[-1] == "worse" else 0) and row["message"], (err, row)
+    # A third of a second is short: one of three may be wrong.
+    assert sum(verdict in ("same", "cannot tell") for verdict in verdicts) >= 2
+    assert rows_of(file)["artifact_size"]["verdict"] == "same"
     assert any("warning: cosine of the outputs" in n for n in json.loads(file.read_text())["notes"])
 
 
@@ -318,21 +320,16 @@ def test_mistakes(runs, tmp_path, capsys, monkeypatch, arguments, message):
 
 
 @pytest.mark.slow
-def test_a_real_run_beside_itself(tiny, tmp_path):
+def test_a_real_run_beside_itself(tiny, tmp_path, command):
     """A pipeline as users run it; nothing of its directory is made for this test."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "deploycompress"]
-    subprocess.run(
-        [*command, "run", str(tiny), "--out", str(out)], check=True, capture_output=True, timeout=300
-    )
+    code, said = command("run", tiny, "--out", out, "--no-rehearsal", cwd=tmp_path)
+    assert code == 0, said
     shutil.copytree(out, tmp_path / "copy")
-    ended = subprocess.run(
-        [*command, "compare", str(out), str(tmp_path / "copy"), "--fail-on", "worse"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("HEAD is as fast: p50 ") and "same: paired on 600 samples" in ended.stdout
-    assert "≤ 1 MB" in ended.stdout and "same: no class lost" in ended.stdout
+    code, said = command("compare", out, tmp_path / "copy", "--fail-on", "worse", cwd=tmp_path)
+    assert code == 0, said
+    assert "HEAD is as fast: p50 " in said and "same: paired on 600 samples" in said
+    assert "≤ 1 MB" in said and "same: no class lost" in said
 
 
 # ---------------------------------------------------------------- what decides

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -118,7 +117,7 @@ stages:
 """
 
 
-def test_a_whole_run_in_which_another_network_takes_the_models_place(tiny):
+def test_a_whole_run_in_which_another_network_takes_the_models_place(tiny, command):
     """Trained, distilled into another build, pruned, distilled from two builds and a file, exported."""
     folder = tiny.parent
     student = (folder / "model.py").read_text().replace("nn.ReLU()", "nn.Hardswish()")
@@ -126,18 +125,8 @@ def test_a_whole_run_in_which_another_network_takes_the_models_place(tiny):
     (folder / "students.yaml").write_text(STUDENTS)
     linear_teacher(folder / "teacher.onnx")
     run = folder / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "deploycompress",
-        "run",
-        "students.yaml",
-        "--out",
-        "run",
-        "--no-rehearsal",
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = command("run", "students.yaml", "--out", "run", "--no-rehearsal", cwd=folder)
+    assert code == 0, said
     steps = json.loads((run / "run.json").read_text())["steps"]
     assert [step["id"] for step in steps] == ["model", "train", "small", "prune", "recover", "export"]
     manifest = json.loads((run / "04-recover" / "manifest.json").read_text())
