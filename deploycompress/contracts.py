@@ -380,11 +380,16 @@ class Loss(Protocol):
 class Session(Protocol):
     """One loaded artefact. ``bind`` prepares a feed; the call it gives back is what is timed.
 
-    The call keeps the session, and what is bound, alive: it may be all that its user holds.
+    The call keeps the session, and what is bound, alive: it may be all that its user holds. A session behind a program
+    in a process of its own also has ``timed(budget_ns, least, enough)``, in which that program times its calls:
+    nanoseconds of each, for as long as ``devices.candidate.timed_calls`` says.
     """
 
     @property
-    def inputs(self) -> Mapping[str, Any]: ...
+    def inputs(self) -> Mapping[str, Any] | None:
+        """By name; None where the runtime does not tell, and takes what it is fed."""
+        ...
+
     def bind(self, feed: Mapping[str, np.ndarray]) -> Callable[[], None]: ...
     def fetch(self) -> Mapping[str, np.ndarray]: ...
 

@@ -105,6 +105,8 @@ RUNTIMES = Table(
         "openvino": "deploycompress.runtimes.openvino:OpenVino",
         "tensorrt": "deploycompress.runtimes.tensorrt:TensorRT",
         "pytorch": "deploycompress.runtimes.pytorch:PyTorch",
+        "trtexec": "deploycompress.runtimes.trtexec:TrtExec",
+        "program": "deploycompress.runtimes.program:Program",
     },
 )
 

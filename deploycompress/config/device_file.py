@@ -15,6 +15,7 @@ from deploycompress.config.schema import NAME
 from deploycompress.config.validation import WORDS, validate
 from deploycompress.config.wording import listed, shown
 from deploycompress.errors import Problem
+from deploycompress.user_code import user_code_is_refused
 
 FILE = "devices.yaml"
 
@@ -64,6 +65,8 @@ def _device(document: Document, name: str, folder: Path) -> DeviceConfig | None:
     device = validate(KINDS[kinds[0]], document, (name,))
     if device is None:
         return None
+    if device.program is not None and user_code_is_refused():
+        document.report((name, "program"), "a program of one's own, which --no-user-code refuses")
 
     def absolute(key: KeyPath, file: Path) -> Path:
         place = found(file, [folder])

@@ -28,6 +28,10 @@ class DeviceConfig(StrictModel):
     folder: Annotated[str, Field(pattern=TEXT)] | None = Field(
         None, description="Where files and jobs lie on the device; those who share it queue"
     )
+    program: Path | None = Field(
+        None,
+        description="Of yours, for runtime: program; it is sent along, runs ONNX files there and times them",
+    )
     patience: Duration = Field(
         "5 min", validate_default=True, description="How long a lost link is tried again"
     )

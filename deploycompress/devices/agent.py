@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import site
 import subprocess
 import sys
@@ -73,7 +74,12 @@ def tell_facts(base: Path, request: Request, data: bytes) -> Answer:
 
 
 def try_imports(base: Path, request: Request, data: bytes) -> Answer:
-    """Import libraries in a process of its own, since one that was built for another processor may crash."""
+    """Import libraries in a process of its own, since one that was built for another processor may crash.
+
+    ``found``: whether one of the programs is here, where any is asked for.
+    """
+    if request["programs"] and not any(map(shutil.which, request["programs"])):
+        return {"found": False}, b""
     code = "import " + ", ".join(request["libraries"])
     try:
         done = subprocess.run(

@@ -76,6 +76,7 @@ class Opened:
         self.check = check
         self.runtime = runtimes[self.candidate["runtime"]]()
         self.call: Callable[[], None] = lambda: None
+        self.session: Any = None
         self.gpus = None if self.candidate["options"].get("provider") == "cpu" else Gpus()
 
     def open(self) -> Document:
@@ -86,6 +87,7 @@ class Opened:
         feed = self.feed(session, self.command["feed"])
         bind_ms, self.call = timed(lambda: session.bind(feed))  # a runtime may compile for these shapes
         first_ms, _ = timed(self.call)
+        self.session = session
         outputs = describe(session.fetch())
         warmup_ms, steady = self.warm_up()
         return {
@@ -96,7 +98,7 @@ class Opened:
             "warmup_ms": warmup_ms,
             "steady": steady,
             "outputs": outputs,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(getattr(session, "process_id", "self")),
             "gpu_memory_bytes": None if self.gpus is None else self.gpus.memory_bytes(),
         }
 
@@ -164,11 +166,18 @@ class Opened:
             raise Failure("load", str(error)) from error
 
     def feed(self, session: Any, files: dict[str, str]) -> dict[str, np.ndarray]:
-        wanted = list(session.inputs)
+        wanted = list(files if session.inputs is None else session.inputs)
         absent = [name for name in wanted if name not in files]
         if absent:
             raise Failure("load", f"it wants the inputs {wanted}, and the job feeds {sorted(files)}")
         return {name: np.load(files[name], allow_pickle=False) for name in wanted}
+
+    def times(self, budget_ns: float, least: int, enough: int = MOST_SAMPLES) -> list[int]:
+        """As ``timed_calls``; by the clock of the program behind the session, where there is one."""
+        own = getattr(self.session, "timed", None)
+        if own is not None:
+            return list(own(budget_ns, least, enough))
+        return timed_calls(self.call, budget_ns, least, enough)
 
     def warm_up(self) -> tuple[float, bool]:
         """Run until the medians of two windows agree; gives the time it took and whether they did."""
@@ -176,7 +185,7 @@ class Opened:
         started = time.perf_counter_ns()
         before = 0.0
         while True:
-            now = float(np.median(timed_calls(self.call, wanted_ns / 4, 3)))
+            now = float(np.median(self.times(wanted_ns / 4, 3)))
             elapsed = time.perf_counter_ns() - started
             steady = abs(now - before) <= STEADY * now
             if (steady and elapsed >= wanted_ns) or elapsed >= LONGEST_WARMUP * wanted_ns:
@@ -186,15 +195,17 @@ class Opened:
     def block(self) -> Document:
         """Raw timings, with what else is known of the time they took."""
         budget_ns = self.command["block_ms"] * 1e6
-        timed_calls(self.call, max(budget_ns / 10, UNTIMED_MS * 1e6), 1)
+        self.times(max(budget_ns / 10, UNTIMED_MS * 1e6), 1)
         least, enough = self.command["least_samples"], self.command["enough_samples"]
         energy, began_ns, used_ns = self.energy_uj(), time.perf_counter_ns(), time.process_time_ns()
-        samples = timed_calls(self.call, budget_ns, least, enough)
+        samples = self.times(budget_ns, least, enough)
         used_ns, took_ns = time.process_time_ns() - used_ns, time.perf_counter_ns() - began_ns
         return {
             "block": {
                 "samples_ns": samples,
-                "cpu_share": used_ns / took_ns,
+                "cpu_share": None
+                if hasattr(self.session, "timed")
+                else used_ns / took_ns,  # another process's
                 "mhz": clock_mhz(),
                 "energy_uj": taken_uj(energy, self.energy_uj()),
             }
@@ -248,10 +259,10 @@ def describe(outputs: Any) -> Document:
     }
 
 
-def peak_memory_bytes() -> int | None:
-    """The most resident memory that this process has had, of the whole process with its runtime."""
+def peak_memory_bytes(process: Any) -> int | None:
+    """The most resident memory that a process has had, with its runtime; of None, which is none of ours, None."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     except OSError:

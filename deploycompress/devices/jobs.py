@@ -29,6 +29,7 @@ from deploycompress.measure.intervals import latency, paired_speedup
 from deploycompress.measure.measurement import Measurement, Speedup
 from deploycompress.registry import DEVICES
 from deploycompress.runtimes.onnx_file import check
+from deploycompress.runtimes.program import PROGRAM
 from deploycompress.writing import saving
 
 MOST_AT_ONCE = (
@@ -200,7 +201,7 @@ def execute(
     The job and its files are there until the block is left.
     """
     with tempfile.TemporaryDirectory(prefix="deploycompress-push-") as folder, contextlib.ExitStack() as turn:
-        job, files = _describe(Path(folder), candidates, feeds, settings)
+        job, files = _describe(Path(folder), device, candidates, feeds, settings)
         turn.enter_context(quiet.measuring(str(device.facts()["name"])))
         device.push(files)
         id = device.start(job)
@@ -219,6 +220,7 @@ def execute(
 
 def _describe(
     folder: Path,
+    device: Device,
     candidates: Sequence[Candidate],
     feeds: Sequence[Mapping[str, np.ndarray]],
     settings: Mapping[str, Any],
@@ -231,6 +233,8 @@ def _describe(
         paths.update({f"{place}/{name}": path for name, path in _files(candidate.path)})
         options = {"provider": candidate.provider, "threads": candidate.threads, **candidate.options}
         file = f"{place}/{_main_file(candidate.path)}"
+        if candidate.runtime == PROGRAM:
+            paths[PROGRAM] = _program(device)
         described.append({"id": candidate.id, "runtime": candidate.runtime, "file": file, "options": options})
     inputs: list[dict[str, str]] = []
     for number, feed in enumerate(feeds):
@@ -266,6 +270,14 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
         with contextlib.suppress(ValueError):  # the device refuses the file, and says why
             for name in check(path)["external"]:
                 yield name, path.parent / name
+
+
+def _program(device: Device) -> Path:
+    """The user's own, as the device's declaration names it."""
+    program: Path | None = getattr(device, "program", None)
+    if program is None:
+        raise EnvironmentMissing(f"no program can run: {device.missing(PROGRAM)}")
+    return program
 
 
 def _main_file(path: Path) -> str:

@@ -17,11 +17,13 @@ from typing import Any
 
 from deploycompress.artifact import canonical_json, digest_json
 from deploycompress.config.devices import DeviceConfig
+from deploycompress.config.wording import listed
 from deploycompress.devices.link import ANSWER_S, FIRST_CONTACT_S, Answer, Link, Transport
 from deploycompress.devices.results import read_facts, read_state
 from deploycompress.devices.transfer import receive, send
 from deploycompress.errors import EnvironmentMissing
 from deploycompress.registry import RUNTIMES
+from deploycompress.runtimes.program import PROGRAM
 
 LOCK_WAIT_S = 1800.0  # for others who measure on the device
 TELL_S = 0.5  # how long ``poll`` may keep its caller
@@ -58,6 +60,11 @@ class RemoteDevice:
 
     # ---------------------------------------------------------------- the machine
 
+    @property
+    def program(self) -> Path | None:
+        """The user's own, which the jobs of the runtime ``program`` bring along."""
+        return self._config.program
+
     def facts(self) -> Mapping[str, Any]:
         """The device's own fingerprint; asked for once. Raises EnvironmentMissing when it is away."""
         if self._facts is None:
@@ -72,10 +79,22 @@ class RemoteDevice:
 
     def _cannot_run(self, runtime: str) -> str | None:
         """Imports the runtime there: one that was built for another processor crashes, and does not raise."""
-        libraries = list(getattr(RUNTIMES.load(runtime), "libraries", ("numpy",)))
-        answer = self._link.ask(
-            "imports", libraries=libraries, timeout_s=IMPORT_S, answer_s=IMPORT_S + ANSWER_S
+        known = RUNTIMES.load(runtime)
+        if runtime == PROGRAM and self.program is None:
+            return f"{self._where} declares no program; add `program: ./FILE` to it in devices.yaml"
+        libraries, programs = (
+            list(getattr(known, "libraries", ("numpy",))),
+            list(getattr(known, "programs", ())),
         )
+        answer = self._link.ask(
+            "imports",
+            libraries=libraries,
+            programs=programs,
+            timeout_s=IMPORT_S,
+            answer_s=IMPORT_S + ANSWER_S,
+        )
+        if answer.head.get("found") is False:
+            return f"{self._where}: there is neither {listed(programs, last='nor')}; install it there"
         code, said = answer.head.get("code"), str(answer.head.get("said", "")).strip()
         told = f": {said.splitlines()[-1][:300]}" if said else ""
         what = f"{self._where}: {' with '.join(libraries)}"

@@ -242,7 +242,7 @@ class _Operator(_Form):
 
 class _Block(_Form):
     samples_ns: _Samples
-    cpu_share: float = Field(ge=0)
+    cpu_share: float | None = Field(ge=0)  # None: a program's, in a process of its own
     mhz: float | None = Field(gt=0)
     energy_uj: dict[Annotated[str, Field(max_length=100)], Annotated[int, Field(ge=0)]] = Field(
         max_length=1000

@@ -56,9 +56,9 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         raise ConfigError(str(error)) from error
 
 
-def select(feed: Feed, inputs: Iterable[str], path: Path) -> Feed:
-    """The arrays that the file asks for; an exporter drops inputs that nothing reads."""
-    wanted = list(inputs)
+def select(feed: Feed, inputs: Iterable[str] | None, path: Path) -> Feed:
+    """The arrays that the file asks for, where it tells; an exporter drops inputs that nothing reads."""
+    wanted = list(feed if inputs is None else inputs)
     absent = [name for name in wanted if name not in feed]
     if absent:
         raise ConfigError(f"{path.name} wants the inputs {wanted}, and was given {sorted(feed)}")

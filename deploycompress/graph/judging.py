@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from deploycompress.artifact import Artifact, canonical_json
+from deploycompress.config.devices import LOCAL
 from deploycompress.contracts import Event, Loader, MetricInfo, Note, RunContext, Runtime, figures_of
 from deploycompress.data.corruptions import CorruptedLoader
 from deploycompress.devices.answers import answers
@@ -64,7 +65,7 @@ def judge_artifacts(
             if name is None:
                 continue
             runtime: Runtime = RUNTIMES.load(name)()
-            missing = None if "device" in artifact.details else runtime.missing()
+            missing = None if _place_of(artifact, context) is not None else runtime.missing()
             if missing:
                 notes.append(Note("skipped", f"not judged on the test split: {missing}", artifact.id))
                 continue
@@ -102,7 +103,7 @@ def _judged(
 
     def evaluation(loader: Loader, words: str) -> Evaluation:
         context.emit(Event("progress", f"test split{words}: {artifact.id}"))
-        if (there := artifact.details.get("device")) is not None:  # which alone runs what was built on it
+        if (there := _place_of(artifact, context)) is not None:
             answer = partial(answers, open_device(there, context.devices), how)
             return evaluate_answers(answer, artifact.id, loader, context.task, batch)
         options = {"threads": how.threads, "provider": how.provider, **how.options}
@@ -123,10 +124,22 @@ def _reader_of(artifact: Artifact, context: RunContext) -> tuple[str | None, str
     own = artifact.details.get("runtime")
     if own is not None:
         return own, artifact.details.get("provider", "cuda")
+    if _place_of(artifact, context) is not None:
+        return context.target.runtime, context.target.provider
     if artifact.kind == "checkpoint":
         opens = "checkpoint" in RUNTIMES.load(context.target.runtime).accepts
         return (context.target.runtime, context.target.provider) if opens else (None, "")
     return ("onnxruntime", "cpu") if artifact.kind == "onnx" else (None, "")
+
+
+def _place_of(artifact: Artifact, context: RunContext) -> str | None:
+    """The device that alone can run it, since it was built there or only there is its runtime; None: this machine."""
+    target = context.target
+    if target.device == LOCAL or "device" in artifact.details:
+        return artifact.details.get("device")
+    runtime = RUNTIMES.load(target.runtime)()
+    alone = artifact.kind in runtime.accepts and runtime.missing() is not None
+    return target.device if alone else None
 
 
 def _profiled_batch(artifact: Artifact) -> int | None:

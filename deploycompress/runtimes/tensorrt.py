@@ -28,6 +28,7 @@ class TensorRT:
 
     accepts: ClassVar[frozenset[str]] = frozenset({"engine"})
     engine_file: ClassVar[str] = "model.engine"
+    bounded: ClassVar[bool] = True  # ``build`` wants the least, usual and largest shape of what is dynamic
     libraries: ClassVar[tuple[str, ...]] = ("tensorrt", "numpy")
 
     def missing(self) -> str | None:

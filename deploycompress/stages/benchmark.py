@@ -116,14 +116,11 @@ class Benchmark(Stage):
         from deploycompress.devices.jobs import open_device
 
         competitors.require_openable(self.config.competitors, context.target.runtime)
-        for name in sorted({context.target.runtime, *self.config.runtimes}):
-            missing = RUNTIMES.load(name)().missing()
-            if missing:
-                raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run here: {missing}")
         for device, name in sorted({(s.device, s.runtime) for s in self.settings(context)}):
             missing = open_device(device, context.devices).missing(name)
             if missing:
-                raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run on {device}: {missing}")
+                where = "here" if device == LOCAL else f"on {device}"
+                raise EnvironmentMissing(f"benchmark: the runtime {name} cannot run {where}: {missing}")
 
     def inexact(self, context: RunContext) -> str | None:
         return "it is measured"

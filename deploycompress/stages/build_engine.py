@@ -35,7 +35,8 @@ class BuildEngine(Stage):
 
     class Config(StrictModel):
         runtime: str = Field(
-            "tensorrt", description="onnxruntime: its own file for this processor, which loads sooner"
+            "tensorrt",
+            description="trtexec: TensorRT where Python has none; onnxruntime: its own file for this processor, which loads sooner",
         )
         required: bool = True
         workspace: Size | None = None
@@ -61,7 +62,7 @@ class BuildEngine(Stage):
         runtime = self._runtime()
         if not hasattr(runtime, "build"):
             raise ConfigError(
-                f"build_engine: the runtime {self.config.runtime!r} builds no engines; use tensorrt or onnxruntime"
+                f"build_engine: the runtime {self.config.runtime!r} builds no engines; use tensorrt, trtexec or onnxruntime"
             )
         missing = self._missing(context)
         if missing and self.config.required:
@@ -92,7 +93,7 @@ class BuildEngine(Stage):
             context.emit(Event("decision", note.message))
             return Outcome(notes=(note,))
         path = workdir / runtime.engine_file
-        profile = self._profile(source, context) if self.config.runtime == "tensorrt" else {}
+        profile = self._profile(source, context) if getattr(runtime, "bounded", False) else {}
         options = {
             "profile": profile,
             "workspace_bytes": self.config.workspace.value if self.config.workspace else None,

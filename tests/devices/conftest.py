@@ -87,6 +87,51 @@ class WaywardSession:
 '''
 
 
+PROGRAM = """#!{python}
+import json, os, sys, time
+import numpy as np
+import onnxruntime
+
+session = feed = outputs = None
+for line in sys.stdin:
+    asked = json.loads(line)
+    answer = {{}}
+    if asked["do"] == "load":
+        assert asked["options"]["threads"] == 1
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = asked["options"]["threads"]
+        session = onnxruntime.InferenceSession(asked["model"], options)
+    elif asked["do"] == "bind":
+        feed = {{name: np.load(file) for name, file in asked["feed"].items()}}
+    elif asked["do"] == "run":
+        answer["ns"] = []
+        for _ in range(asked["calls"]):
+            before = time.perf_counter_ns()
+            outputs = session.run(None, feed)
+            answer["ns"].append(time.perf_counter_ns() - before)
+    elif asked["do"] == "fetch":
+        answer["outputs"] = {{}}
+        for number, of in enumerate(session.get_outputs()):
+            file = os.path.join(asked["folder"], "%d.npy" % number)
+            np.save(file, outputs[number])
+            answer["outputs"][of.name] = file
+    {wrong}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str], Path]:
+    """A program that runs ONNX Runtime; ``wrong`` is done before each answer."""
+
+    def write(wrong: str = "pass") -> Path:
+        path = tmp_path / "npu-bench"
+        path.write_text(PROGRAM.format(python=sys.executable, wrong=wrong))
+        return path
+
+    return write
+
+
 @pytest.fixture
 def wayward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A runtime of a user's own, by its reference."""

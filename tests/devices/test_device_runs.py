@@ -122,3 +122,17 @@ def test_an_emulated_device_passes_no_latency_gate_and_builds_its_own_engine(
     assert built["details"]["device"] == "board" and built["details"]["runtime"] == "onnxruntime"
     rows = {row["artifact"]: row["metrics"] for row in report["measurements"]}
     assert rows["build_engine"] == rows["export"] and rows["export"]["accuracy"] > 0  # judged there, and here
+
+
+def test_a_program_of_the_users_measures_a_whole_run(board: Sshd, project: Path, program) -> None:
+    """And accuracy is read there as well, since nothing here runs what it runs."""
+    text = project.read_text().replace("device: board}", "device: board, runtime: program}")
+    project.write_text(text)
+    declare(project, board.config(program=program()))
+    out = project.parent / "run"
+    code, said = finished(project, out)
+    assert code == 0, said
+    assert "checking 1-quantize.board.program.cpu.t1.b1 on board" in (out / "log.txt").read_text()
+    rows = {row["artifact"]: row for row in report_of(out)["measurements"]}
+    assert {row["runtime"] for row in rows.values()} == {"program"}
+    assert rows["quantize"]["speedup"] is not None and rows["quantize"]["metrics"]["accuracy"] > 0.3

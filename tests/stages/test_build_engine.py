@@ -47,7 +47,7 @@ def test_that_it_was_missing_is_in_the_key(run_context) -> None:
 
 def test_another_runtime_builds_no_engines(run_context) -> None:
     with pytest.raises(
-        ConfigError, match="the runtime 'openvino' builds no engines; use tensorrt or onnxrun"
+        ConfigError, match="the runtime 'openvino' builds no engines; use tensorrt, trtexec or onnxrun"
     ):
         BuildEngine(BuildEngine.Config(runtime="openvino")).requires(run_context())
 
