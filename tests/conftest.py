@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploycompress.cli import main
+from deploycompress.engine import launch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop(
@@ -122,8 +123,21 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., tuple[int, str]]:
-    """The command line in this process, so that all its runs share one fork server: exit code, and all it said."""
+def warm_server(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One fork server for all runs in this process, which measure for half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("server"))  # it outlives the folder of any one test
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "forked"), prepend=os.pathsep)
+        patch.setattr(launch, "PRELOADED", [*launch.PRELOADED, "short_measurements"])
+        launch.warm_up()
+
+
+@pytest.fixture(scope="session")
+def command(warm_server) -> Callable[..., tuple[int, str]]:
+    """The command line in this process: exit code, and all it said.
+
+    Where the process, or what was measured, is what a test asks about, it starts one of its own.
+    """
 
     def run(*words: object, cwd: Path) -> tuple[int, str]:
         said, before = io.StringIO(), signal.getsignal(signal.SIGTERM)

@@ -22,9 +22,14 @@ EMBEDDED = {"digits"}  # data that come with a library
 WHATEVER_ELSE_RUNS = ("--set", "gates.latency_p50.on_inconclusive=warn")
 FILES = sorted(p for p in (ROOT / "pipelines").glob("*.yaml") if not p.name.startswith("sweep-"))
 PIPELINES = [p for p in FILES if read(p).data.source in EMBEDDED]
+FIRST = "quickstart"  # what a new user types; the others take minutes, too
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "pipeline",
+    [pytest.param(p, marks=() if p.stem == FIRST else pytest.mark.nightly) for p in PIPELINES],
+    ids=lambda p: p.stem,
+)
 def test_it_runs_and_passes_its_gates(pipeline, tmp_path):
     command = [sys.executable, "-m", "deploycompress", "run", str(pipeline), "--out", str(tmp_path / "run")]
     done = subprocess.run(
@@ -40,7 +45,7 @@ def test_it_runs_and_passes_its_gates(pipeline, tmp_path):
     assert shipped and shipped[0]["bytes"] > 0
     for name in ("report.html", "summary.md", "junit.xml", "artifacts/manifest.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    if pipeline.stem == "quickstart":
+    if pipeline.stem == FIRST:
         _is_what_the_readme_says(report)
     if pipeline.stem == "fastest-runtime":
         _tells_what_was_tried(report, (tmp_path / "run" / "report.html").read_text())

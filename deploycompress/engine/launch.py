@@ -28,6 +28,8 @@ GRACE_S = 5.0  # between SIGTERM and SIGKILL; a CI system gives 7.5 s in all
 SERVER_S = 120.0  # for its imports; a server that failed in them says so when it is asked
 READY = "DEPLOYCOMPRESS_SERVER_READY"  # in the server's environment: see preload
 
+PRELOADED = ["deploycompress.engine.preload"]  # modules that the server imports, in this order
+
 _ready: Path | None = None  # is there when the server has imported everything
 
 # Linux forks from a server that has imported torch once; elsewhere every step imports it again.
@@ -41,7 +43,7 @@ def warm_up() -> None:
     """
     global _ready
     if sys.platform == "linux":
-        _context.set_forkserver_preload(["deploycompress.engine.preload"])
+        _context.set_forkserver_preload(PRELOADED)
         try:
             if _ready is None:
                 _ready = Path(multiprocessing.util.get_temp_dir()) / "ready"

@@ -45,12 +45,12 @@ MODULES = (
 )
 
 for name in MODULES:
-    # A step that needs a missing library says so itself, with what to do.
-    with contextlib.suppress(ImportError):
+    # A step that needs a library that is missing, or broken, says so itself, with what to do.
+    with contextlib.suppress(Exception):
         importlib.import_module(name)
 
 # The exporter compiles its 500 operators when it is first asked for them, and keeps the result.
-with contextlib.suppress(ImportError, AttributeError):
+with contextlib.suppress(Exception):
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     ONNXRegistry.from_torchlib()

@@ -103,7 +103,7 @@ def test_a_device_that_is_not_ready_ends_the_run_before_it_begins(
     assert not (tmp_path / "runs" / "none" / "00-model").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_emulated_device_passes_no_latency_gate_and_builds_its_own_engine(
     board: Sshd, project: Path, tmp_path: Path
 ) -> None:

@@ -170,7 +170,7 @@ CONTROLLER = """
 """
 
 
-@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("finished", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_killed_controller_finds_its_job_again(
     board: Sshd,
     made: Make,

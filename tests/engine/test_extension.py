@@ -86,6 +86,7 @@ def test_nothing_where_no_gate_asks_for_it(policy: Any) -> None:
     assert (bench.made, bench.told) == ([], [])
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a way to share one core")
 def test_a_run_measures_again_and_says_what_is_still_open(tiny: Path) -> None:
     """On one core, of which others take more than half: nothing measured there decides a latency."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from deploycompress.engine.explaining import Difference, explain
 from deploycompress.engine.pipeline import run as run_pipeline
 from deploycompress.engine.store import FileStore
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_server")]
 
 STEPS = ["model", "train", "baseline", "prune", "distill", "export", "quantize", "benchmark"]
 
@@ -52,6 +53,18 @@ def run(pipeline: Path, *more: str, code: int = 0) -> str:
     return output
 
 
+@pytest.fixture
+def ran(tiny: Path, command) -> Callable[..., str]:
+    """As ``run``, in this process: where nothing depends on the run's own."""
+
+    def run_it(*more: str) -> str:
+        code, said = command("run", tiny, "--out", tiny.parent / "run", *more, cwd=tiny.parent)
+        assert code == 0, said
+        return said
+
+    return run_it
+
+
 def records(pipeline: Path) -> dict[str, dict]:
     return {s["id"]: s for s in json.loads((pipeline.parent / "run" / "run.json").read_text())["steps"]}
 
@@ -83,19 +96,19 @@ def processes_of(pipeline: Path) -> list[int]:
     return marked
 
 
-def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny, own_store):
-    first = run(tiny)
+def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny, own_store, ran):
+    first = ran()
     assert "rehearsal: the whole chain" in first and "Passed: tiny" in first
     assert [*records(tiny)] == STEPS and reused(tiny) == set()
     before = digests(tiny)
 
-    second = run(tiny)
+    second = ran()
     assert reused(tiny) == set(STEPS) - {"model", "benchmark"}
     assert "01-train: reused from the store" in second and "rehearsal" not in second
     assert digests(tiny) == before
     assert len(list((tiny.parent / "run" / "history").iterdir())) == 1
 
-    run(tiny, "--set", "prune.target.macs=50%", "--no-rehearsal")
+    ran("--set", "prune.target.macs=50%", "--no-rehearsal")
     assert reused(tiny) == {"train", "baseline"}
     why = explain(tiny.parent / "run", "prune", FileStore(own_store))
     assert why.differences == (Difference("config.target.macs", "60%", "50%"),)
@@ -104,7 +117,7 @@ def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny, own_
 
     model = tiny.parent / "model.py"
     model.write_text(model.read_text().replace("trains in a second", "trains in one second"))
-    run(tiny, "--no-rehearsal")
+    ran("--no-rehearsal")
     assert reused(tiny) == set()
 
 
@@ -133,7 +146,7 @@ def test_a_run_directory_in_use_is_refused_after_a_wait(tiny):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_in_time_with_its_code(tiny, number):
-    long = ("--set", "train.epochs=100", "--no-rehearsal")
+    long = ("--set", "train.epochs=40", "--no-rehearsal")
     process = start(tiny, *long)
     for line in process.stdout:
         if "01-train: epoch" in line:
@@ -150,7 +163,7 @@ def test_a_signal_ends_the_run_in_time_with_its_code(tiny, number):
         assert "training goes on after step" in again and "01-train: done" in again
 
 
-def test_rounds_and_from_and_an_engine_that_cannot_be_built(tiny):
+def test_rounds_and_from_and_an_engine_that_cannot_be_built(tiny, ran):
     text = tiny.read_text()
     head, tail = text.index("  - prune"), text.index("gates:")
     steps = """
@@ -164,7 +177,7 @@ def test_rounds_and_from_and_an_engine_that_cannot_be_built(tiny):
   - benchmark
 """
     tiny.write_text(text[:head] + steps.lstrip("\n") + text[tail:])
-    run(tiny)
+    ran("--no-rehearsal")
     folder = tiny.parent / "run"
     report = json.loads((folder / "report.json").read_text())
     ratios = [

@@ -17,6 +17,7 @@ from deploycompress.engine.pipeline import run as run_pipeline
 from deploycompress.engine.plan import plan
 from deploycompress.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("warm_server")
 ACCURACY = MetricInfo("accuracy", True, "share")
 REPEAT = """
   - train: {epochs: 1}

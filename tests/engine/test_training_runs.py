@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from deploycompress.contracts import Event
 from deploycompress.engine.pipeline import run as run_pipeline
 
+pytestmark = pytest.mark.usefixtures("warm_server")
+
 MODEL = '''
 """A network without batch statistics."""
 from torch import nn

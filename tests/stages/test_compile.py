@@ -293,6 +293,7 @@ def test_the_rehearsal_builds_nothing(run_context, exported_of, tmp_path: Path) 
     assert outcome.artifacts == () and not list((tmp_path / "work").iterdir())
 
 
+@pytest.mark.nightly
 def test_a_network_is_tried_where_the_target_runs_networks_and_nothing_else_is_there(
     run_context, checkpoint_of, monkeypatch, tmp_path: Path
 ) -> None:
@@ -312,6 +313,7 @@ def test_a_network_is_tried_where_the_target_runs_networks_and_nothing_else_is_t
         assert made.details["options"] == {"computes_in": "fp32", "compiled": True}
 
 
+@pytest.mark.nightly
 def test_a_network_beside_onnx_files_where_it_is_named(
     run_context, checkpoint_of, exported_of, timed: str, tmp_path: Path
 ) -> None:

@@ -48,7 +48,15 @@ def context(run_context, tmp_path, monkeypatch, tables):
         "deploycompress.pruning.latency.fitted.PROBED_SHARES", (0.75, 0.5, 0.25)
     )  # each is an export
     # Other tests run beside these, and the machine is never as quick as at its best.
-    monkeypatch.setattr("deploycompress.pruning.latency.whole.PATIENCE_S", 10.0)
+    monkeypatch.setattr("deploycompress.pruning.latency.whole.PAUSE_S", 1.0)
+    monkeypatch.setattr("deploycompress.pruning.latency.whole.PATIENCE_S", 3.0)
+    for name, value in {
+        "BLOCKS": 6,
+        "BLOCK_MS": 20.0,
+        "CONFIRMING_BLOCK_MS": 20.0,
+        "CONFIRMING_PROCESSES": 2,
+    }.items():
+        monkeypatch.setattr(f"deploycompress.pruning.latency.settling.{name}", value)
     (tmp_path / "wide_model.py").write_text(MODEL)
     inputs = {"image": InputSpec(shape=("batch", 1, 8, 8))}
     model = SourceModel(ModelConfig(build=f"{tmp_path / 'wide_model.py'}:build", inputs=inputs), 0)
@@ -64,7 +72,9 @@ def prune(context, source, workdir, **config):
     return outcome, stage.ensures({"source": (source,)}, outcome, context)
 
 
-def test_a_latency_is_settled_on_a_measured_plan_and_measured_once(context, checkpoint_of, tmp_path):
+def test_a_latency_is_settled_on_a_measured_plan_and_one_in_milliseconds_by_the_same_tables(
+    context, checkpoint_of, tmp_path
+):
     context, events = context
     context = replace(context, store=FileStore(tmp_path / "store"))
     source = checkpoint_of(context)
@@ -82,8 +92,12 @@ def test_a_latency_is_settled_on_a_measured_plan_and_measured_once(context, chec
     # The tables are in the store now: nothing but whole models is measured again.
     measured = [e.message for e in events if "latency table:" in e.message]
     events.clear()
-    prune(context, source, tmp_path / "two", target={"latency": "80%"}, compensate=False)
+    wanted_ms = 0.6 * latency["unpruned"]
+    wish = {"target": {"latency": f"{wanted_ms:.6f} ms"}, "compensate": False, "criterion": "magnitude"}
+    outcome, _ = prune(context, source, tmp_path / "two", **wish)
     assert measured and not any("latency table:" in e.message for e in events)
+    assert outcome.details["latency"]["target"] == pytest.approx(wanted_ms, rel=1e-4)
+    assert outcome.metrics["latency_ms"] <= wanted_ms and outcome.details["reached"]
 
 
 def test_a_latency_that_cannot_be_had(context, checkpoint_of, tmp_path):
@@ -101,17 +115,7 @@ def test_a_latency_that_cannot_be_had(context, checkpoint_of, tmp_path):
     )
 
 
-def test_an_absolute_latency(context, checkpoint_of, tmp_path):
-    context, _ = context
-    source = checkpoint_of(context)
-    plain = {"compensate": False, "criterion": "magnitude"}
-    first, _ = prune(context, source, tmp_path / "one", target={"latency": "80%"}, **plain)
-    wanted_ms = 0.6 * first.details["latency"]["unpruned"]
-    outcome, _ = prune(context, source, tmp_path / "two", target={"latency": f"{wanted_ms:.6f} ms"}, **plain)
-    assert outcome.details["latency"]["target"] == pytest.approx(wanted_ms, rel=1e-4)
-    assert outcome.metrics["latency_ms"] <= wanted_ms and outcome.details["reached"]
-
-
+@pytest.mark.nightly
 def test_where_another_target_is_out_of_reach_the_latency_is_measured_all_the_same(
     context, checkpoint_of, tmp_path
 ):
@@ -127,6 +131,7 @@ def test_where_another_target_is_out_of_reach_the_latency_is_measured_all_the_sa
     assert any("the least that can be had is params" in n.message for n in outcome.notes)
 
 
+@pytest.mark.nightly
 def test_an_int8_target_is_measured_in_int8(context, checkpoint_of, tmp_path, monkeypatch):
     context, _ = context
     context = replace(context, target=context.target.model_copy(update={"precision": "int8"}))
