@@ -101,7 +101,7 @@ def _one(subject: Subject, name: str, number: int, tally: Tally, watching: Watch
     watching.active = True
     started = time.monotonic()
     faulthandler.dump_traceback_later(HUNG_S, exit=True)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S, LIMIT_S)  # again: one in a finalizer is swallowed
     try:
         subject.read(given)
         tally.accepted += 1

@@ -26,8 +26,8 @@ def main() -> None:
     seed = arguments.seed
     with lab() as here:
         for name, tried in {
-            "crash": lambda: crash.sampled(here, 5, 5, seed),
-            "corruption": lambda: corruption.tried(here, 3, seed),
+            "crash": lambda: crash.sampled(here, 4, 3, seed),
+            "corruption": lambda: corruption.tried(here, 1, seed),
             "concurrency": lambda: concurrency.tried(here, 1, 3, "prune", seed),
             "signals": lambda: signals.tried(here),
         }.items():

@@ -145,7 +145,7 @@ def test_a_run_directory_in_use_is_refused_after_a_wait(tiny):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_in_time_with_its_code(tiny, number):
+def test_a_signal_ends_the_run_in_time_with_its_code(tiny, ran, number):
     long = ("--set", "train.epochs=40", "--no-rehearsal")
     process = start(tiny, *long)
     for line in process.stdout:
@@ -159,7 +159,7 @@ def test_a_signal_ends_the_run_in_time_with_its_code(tiny, number):
     assert "interrupted" in output
     _gone(tiny)
     if number == signal.SIGTERM:
-        again = run(tiny, *long)
+        again = ran(*long)
         assert "training goes on after step" in again and "01-train: done" in again
 
 

@@ -32,7 +32,7 @@ def test_what_was_killed_at_an_operation_or_at_any_time_goes_on_to_the_same_dige
     crash = found["crash"]
     assert crash["failures"] == []
     (_, tried, resumed), (_, kills, after) = crash["figures"]
-    assert tried == resumed == 5 and kills == after == 5
+    assert tried == resumed == 4 and kills == after == 3
     assert crash["random"]["finished_the_same"] >= 1
     assert sum(step["points"] for step in crash["steps"].values()) > 40, "each step has its operations"
 
@@ -41,7 +41,7 @@ def test_every_damage_in_the_store_is_found_and_made_good(found):
     corruption = found["corruption"]
     assert corruption["failures"] == []
     (_, tried, seen), (_, runs, made_again) = corruption["figures"]
-    assert tried == seen > 150 and runs == made_again == 3
+    assert tried == seen > 150 and runs == made_again == 1
     assert min(of["tried"] for of in corruption["by_way"].values()) >= 5
 
 

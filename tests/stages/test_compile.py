@@ -96,6 +96,7 @@ def compiled(context, source, workdir: Path, **config):
     return stage.run({"source": (source,), "baseline": (source,)}, workdir, context)
 
 
+@pytest.mark.quiet
 def test_keeps_the_fastest_that_is_right_and_says_what_became_of_the_others(
     run_context, exported_of, timed: str, tmp_path: Path
 ) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+
+import optuna
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from deploycompress.contracts import MetricInfo
 from deploycompress.errors import ConfigError, EnvironmentMissing
+from deploycompress.sweep import storage
 from deploycompress.sweep.reader import read
 from deploycompress.sweep.storage import open_storage
 from deploycompress.sweep.study import Study
@@ -162,3 +168,32 @@ def test_a_database_that_is_away_is_said_with_its_place_and_without_its_password
         opened(("budget: 4 trials", f"budget: 4 trials\nstorage: {url}"))
     said = str(caught.value)
     assert words in said and "sweep.yaml:8:10: storage" in said and "secret" not in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("psycopg") is not None, reason="psycopg is installed")
+def test_a_driver_that_is_missing_is_named_as_it_is_installed(opened):
+    for url, words in {
+        "postgresql+psycopg://host/db": "pip install 'psycopg[binary]'",
+        "mysql+pymysql://host/db": "pip install pymysql",
+    }.items():
+        with pytest.raises(EnvironmentMissing, match=re.escape(words)):
+            opened(("budget: 4 trials", f"budget: 4 trials\nstorage: {url}"))
+
+
+def test_tables_that_another_machine_makes_just_now_are_waited_for(opened, monkeypatch):
+    """Seen with PostgreSQL, where two begin at once with a new database."""
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01))
+    make, tries = optuna.storages.RDBStorage, []
+
+    def racing(*given, **more):
+        tries.append(given)
+        if len(tries) < 3:
+            raise IntegrityError("CREATE TABLE", {}, Exception("duplicate key"))
+        return make(*given, **more)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", racing)
+    assert opened().ask().number == 0 and len(tries) == 3
+    tries.clear()
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01,))
+    with pytest.raises(EnvironmentMissing, match="duplicate key"):
+        opened()
