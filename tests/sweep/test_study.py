@@ -183,15 +183,16 @@ def test_a_driver_that_is_missing_is_named_as_it_is_installed(opened):
 def test_tables_that_another_machine_makes_just_now_are_waited_for(opened, monkeypatch):
     """Seen with PostgreSQL, where two begin at once with a new database."""
     monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01))
-    make, tries = optuna.storages.RDBStorage, []
+    tries = []
 
-    def racing(*given, **more):
-        tries.append(given)
-        if len(tries) < 3:
-            raise IntegrityError("CREATE TABLE", {}, Exception("duplicate key"))
-        return make(*given, **more)
+    class Racing(optuna.storages.RDBStorage):
+        def __init__(self, *given, **more):
+            tries.append(given)
+            if len(tries) < 3:
+                raise IntegrityError("CREATE TABLE", {}, Exception("duplicate key"))
+            super().__init__(*given, **more)
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", racing)
+    monkeypatch.setattr(optuna.storages, "RDBStorage", Racing)
     assert opened().ask().number == 0 and len(tries) == 3
     tries.clear()
     monkeypatch.setattr(storage, "PAUSES_S", (0.01,))
