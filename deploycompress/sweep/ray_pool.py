@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from deploycompress.sweep.jobs import Job
 from deploycompress.sweep.schema import Resources
 
 TRIES_AFTER_LOSS = 5  # a node that dies costs one; the run goes on from the store on another node
+ANSWER_S = 10.0  # of a cluster, at the start
 CHECK_S = 120.0
 LOST = 3  # the exit code of a run whose nodes died time and again: the environment's
 
@@ -36,6 +38,7 @@ class RayPool:
     ) -> None:
         self._ray = ray = _import()
         try:
+            _knock(address)
             ray.init(address=address, logging_level="ERROR", log_to_driver=False, configure_logging=False)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise EnvironmentMissing(
@@ -138,6 +141,13 @@ class RayPool:
                             f"{folder} is not shared with the node {node['NodeManagerAddress']}: {reason}; {sharing.REMEDY} "
                             "that every node has at the same path"
                         )
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would try for minutes, and in the middle of a session for ever."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
 
 
 def _import() -> Any:
