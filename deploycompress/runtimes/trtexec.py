@@ -77,6 +77,7 @@ class TrtExecSession:
     def __init__(self, path: Path, transfers: bool, folder: Path) -> None:
         self._path, self._transfers, self._folder = path, transfers, folder
         self._inputs: list[str] = []
+        self._version: tuple[int, ...] | None = None
 
     def bind(self, feed: Mapping[str, np.ndarray]) -> Callable[[], None]:
         files = []
@@ -110,7 +111,9 @@ class TrtExecSession:
         return [int(1e6 * call[spent]) for call in calls if call["startComputeMs"] >= warmup_ms]
 
     def _run(self, words: list[str], seconds: float) -> None:
-        eleven = _trtexec_version(_trtexec_run(["--help"], TRTEXEC_LOADS_S)) >= (11,)
+        if self._version is None:
+            self._version = _trtexec_version(_trtexec_run(["--help"], TRTEXEC_LOADS_S))
+        eleven = self._version >= (11,)
         alike = ["--useSpinWait"]
         if eleven:
             alike += ["--noCudaGraph", *(["--includeDataTransfers"] if self._transfers else [])]

@@ -144,7 +144,7 @@ class RayPool:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nobody listens: Ray itself would try for minutes, and in the middle of a session for ever."""
+    """Raises OSError where nobody listens: Ray itself was seen to try for ten minutes."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
