@@ -128,10 +128,13 @@ def test_a_program_of_the_users_measures_a_whole_run(board: Sshd, project: Path,
     """And accuracy is read there as well, since nothing here runs what it runs."""
     text = project.read_text().replace("device: board}", "device: board, runtime: program}")
     project.write_text(text)
-    declare(project, board.config(program=program()))
+    asked = project.parent / "asked"
+    declare(project, board.config(program=program(f"open({str(asked)!r}, 'a').write(asked['do'] + ' ')")))
     out = project.parent / "run"
     code, said = finished(project, out)
     assert code == 0, said
+    # Five times to open what is timed and to compare it, the rest to answer the test split.
+    assert asked.read_text().split().count("fetch") > 10
     assert "checking 1-quantize.board.program.cpu.t1.b1 on board" in (out / "log.txt").read_text()
     rows = {row["artifact"]: row for row in report_of(out)["measurements"]}
     assert {row["runtime"] for row in rows.values()} == {"program"}
