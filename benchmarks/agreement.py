@@ -23,7 +23,7 @@ from deploycompress.artifact import read_json, write_json
 from deploycompress.measure.environment import environment
 
 RESULTS = Path(__file__).parent / "results" / "agreement.json"
-NETWORKS = {"mobilenet_v3_small": 224, "resnet18": 224, "squeezenet1_1": 64}
+NETWORKS = {"mobilenet_v3_small": 224, "resnet18": 224, "squeezenet1_1": 128}
 SECONDS = 5
 MOST = 0.05
 

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from deploycompress.artifact import write_json  # noqa: E402
+from deploycompress.commands.comparison import speed_lines  # noqa: E402
 from deploycompress.commands.side_by_side import side_by_side  # noqa: E402
 from deploycompress.devices.jobs import Candidate, open_device  # noqa: E402
 from deploycompress.measure.environment import environment  # noqa: E402
@@ -133,6 +134,7 @@ def compare(path: Path, image: np.ndarray, share: float) -> dict[str, Any]:
         "disturbed": head.measurement.disturbed,
         "notes": list(head.measurement.notes),
         "word": found.word(head),
+        "verdicts": {line.metric: line.verdict for line in speed_lines(found)},
         "plain_word": word(speedup, noise_floor(twin)),
     }
 
@@ -142,9 +144,18 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         name: Counter(row["word"] for row in rows if (row["share"] > 0) == slowed)
         for name, slowed in (("same file", False), ("slowed", True))
     }
+    same = [row["verdicts"] for row in rows if not row["share"]]
+    figures = {
+        metric: sum(verdicts[metric] in ("better", "worse") for verdicts in same)
+        for metric in (same[0] if same else ())
+    }
     seconds = [row["seconds"] for row in rows]
     return {
         "words": {name: dict(words) for name, words in told.items()},
+        "same file, told apart": {
+            **figures,
+            "any worse": sum("worse" in verdicts.values() for verdicts in same),
+        },
         "seconds": {"median": float(np.median(seconds)), "most": max(seconds)},
     }
 

@@ -106,6 +106,11 @@ def test_a_planted_fault_is_found(fuzz: Any, monkeypatch: pytest.MonkeyPatch, fa
     assert {finding["kind"] for finding in fuzz.fuzz("planted", range(1)).findings} == {kind}
 
 
+def test_an_alarm_after_the_call_is_nobodys(fuzz: Any) -> None:
+    sys.modules["fuzz_sandbox"]._hung(signal.SIGALRM, sys._getframe())
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 def test_the_committed_figures_are_of_100_000_each_and_no_crash() -> None:
     results = json.loads((SCRIPTS / "results" / "fuzz.json").read_text())
     for name in SAMPLE:

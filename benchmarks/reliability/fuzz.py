@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import resource
-import signal
 import sys
 import time
 import traceback
@@ -29,7 +28,7 @@ from fuzz_devices import DeviceResult
 from fuzz_mutation import chance
 from fuzz_onnx import Onnx
 from fuzz_records import Manifests
-from fuzz_sandbox import Hung, Watch, around, sandbox, watch
+from fuzz_sandbox import Hung, Watch, around, sandbox, watch, within
 from fuzz_subject import Subject
 
 SUBJECTS: dict[str, type[Subject]] = {
@@ -101,9 +100,8 @@ def _one(subject: Subject, name: str, number: int, tally: Tally, watching: Watch
     watching.active = True
     started = time.monotonic()
     faulthandler.dump_traceback_later(HUNG_S, exit=True)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S, LIMIT_S)  # again: one in a finalizer is swallowed
     try:
-        subject.read(given)
+        within(LIMIT_S, lambda: subject.read(given))
         tally.accepted += 1
     except subject.refuses as refusal:
         tally.refused[type(refusal).__name__] += 1
@@ -116,7 +114,6 @@ def _one(subject: Subject, name: str, number: int, tally: Tally, watching: Watch
         what = f"{type(error).__name__}: {str(error)[:300]} ({Path(where.filename).name}:{where.lineno})"
         tally.findings.append({"kind": "crash", "number": number, "what": what})
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         watching.active = False
     tally.slowest_s = max(tally.slowest_s, time.monotonic() - started)

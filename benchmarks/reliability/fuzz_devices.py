@@ -24,6 +24,7 @@ class DeviceResult(Subject):
         "candidates": [{"id": "a", "runtime": "onnxruntime", "options": {"provider": "cpu"}}],
         "blocks": 2,
         "extra_blocks": 1,
+        "fewest_blocks": 2,
     }
 
     def __init__(self, folder: Path) -> None:

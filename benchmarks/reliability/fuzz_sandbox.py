@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 WRITES = (
@@ -102,5 +103,22 @@ def watch(folder: Path) -> Watch:
     return _WATCHES[0]
 
 
-def _hung(number: int, frame: Any) -> None:
-    raise Hung
+def within(seconds: float, call: Callable[[], Any]) -> None:
+    """Raises Hung inside ``call`` after so many seconds, and again after as many: one in a finalizer is swallowed."""
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    try:
+        _limited(call)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _limited(call: Callable[[], Any]) -> None:
+    call()
+
+
+def _hung(number: int, frame: FrameType | None) -> None:
+    """An alarm that comes when the call has just ended is nobody's."""
+    while frame is not None:
+        if frame.f_code is _limited.__code__:
+            raise Hung
+        frame = frame.f_back

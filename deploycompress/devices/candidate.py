@@ -21,9 +21,6 @@ import numpy as np
 from deploycompress.devices.counters import Counters, Gpus, packages_uj, taken_uj
 from deploycompress.devices.disturbance import clock_mhz
 
-# At the start of each block: the other candidates have had the caches, and the threads of the last one spin on for a
-# while. With 4 ms one and the same file, 2 threads, was up to 1.6 times itself; with 50 ms it is within 1 %.
-UNTIMED_MS = 50.0
 STEADY = 0.02  # the medians of two windows of warm-up differ by less
 LONGEST_WARMUP = 3  # times the time that was asked for
 MOST_SAMPLES = 200000  # of one block
@@ -90,6 +87,8 @@ class Opened:
         self.session = session
         outputs = describe(session.fetch())
         warmup_ms, steady = self.warm_up()
+        gc.collect()
+        gc.freeze()  # else each block would begin by looking through all that the libraries made
         return {
             "versions": versions,
             "import_ms": import_ms,
@@ -195,7 +194,7 @@ class Opened:
     def block(self) -> Document:
         """Raw timings, with what else is known of the time they took."""
         budget_ns = self.command["block_ms"] * 1e6
-        self.times(max(budget_ns / 10, UNTIMED_MS * 1e6), 1)
+        self.times(max(budget_ns / 10, self.command["untimed_ms"] * 1e6), 1)
         least, enough = self.command["least_samples"], self.command["enough_samples"]
         energy, began_ns, used_ns = self.energy_uj(), time.perf_counter_ns(), time.process_time_ns()
         samples = self.times(budget_ns, least, enough)

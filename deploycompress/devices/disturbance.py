@@ -61,7 +61,8 @@ def disturbances(
     for number in range(len(states) - 1):
         before, after = states[number], states[number + 1]
         here = [(of[number], of, cores[id]) for id, of in blocks.items()]
-        robbed_ticks = STOLEN * TICKS_PER_S * (after["time_s"] - before["time_s"])
+        # One tick is a hundredth of a second or next to nothing.
+        robbed_ticks = max(1.0, STOLEN * TICKS_PER_S * (after["time_s"] - before["time_s"]))
         found = {
             "throttled": _grown(before, after, "throttled_us") > 0,
             "stolen": _grown(before, after, "stolen_ticks") > robbed_ticks,

@@ -67,6 +67,8 @@ class Plan:
     warmup_ms: float
     least_samples: int = 1  # of all blocks together, however slow the candidate is
     enough_samples: int = 200_000  # of one block: a quick candidate is not measured for longer
+    fewest_blocks: int | None = None  # of slow candidates, after ``enough_s``; None: ``blocks``
+    enough_s: float | None = None  # seconds for each candidate
     again: float = 0.5  # disturbed blocks are made again, at most this share of ``blocks``
 
     @property
@@ -74,8 +76,12 @@ class Plan:
         return math.floor(self.again * self.blocks)
 
     @property
+    def fewest(self) -> int:
+        return self.blocks if self.fewest_blocks is None else min(self.blocks, self.fewest_blocks)
+
+    @property
     def block_samples(self) -> int:
-        return math.ceil(self.least_samples / self.blocks)
+        return math.ceil(self.least_samples / self.fewest)
 
 
 def open_device(name: str, devices: Devices = NONE) -> Device:
@@ -114,16 +120,26 @@ def measure(
     progress: Progress = lambda done, message: None,
     least_samples: int = 1,
     enough_samples: int = 200_000,
+    fewest_blocks: int | None = None,
+    enough_s: float | None = None,
     references: Mapping[str, str] | None = None,
 ) -> dict[str, Measurement]:
     """Measure every candidate in a process of its own; by candidate id, raw samples in ``workdir/samples``.
 
     Each gets ``blocks`` blocks of ``block_ms``, longer where ``least_samples`` want it and shorter where a
-    block has ``enough_samples``. The speed-up is against the candidate ``baseline``; for those of another runtime
+    block has ``enough_samples``; after ``enough_s`` for each of them, ``fewest_blocks`` are enough. The speed-up is against the candidate ``baseline``; for those of another runtime
     that one is ``speedup_vs_target``, and theirs is against the one that ``references`` names for their runtime.
     Raises StageFailed when a candidate crashes or gives NaN, EnvironmentMissing when the device cannot run it.
     """
-    plan = Plan(blocks, block_ms, warmup_ms, least_samples, enough_samples)
+    plan = Plan(
+        blocks,
+        block_ms,
+        warmup_ms,
+        least_samples,
+        enough_samples,
+        fewest_blocks=fewest_blocks,
+        enough_s=enough_s,
+    )
     references = dict(references or {})
     references.update({c.runtime: c.id for c in candidates if c.id == baseline})
     jobs = split(candidates, baseline, references)
@@ -178,7 +194,10 @@ def run_job(
         "do": "measure",
         "blocks": plan.blocks,
         "extra_blocks": plan.extra_blocks,
+        "fewest_blocks": plan.fewest,
+        "enough_s": None if plan.enough_s is None else plan.enough_s * len(candidates),
         "block_ms": plan.block_ms,
+        "untimed_ms": untimed_ms(candidates),
         "warmup_ms": plan.warmup_ms,
         "least_samples": plan.block_samples,
         "enough_samples": plan.enough_samples,
@@ -186,6 +205,15 @@ def run_job(
     }
     with execute(device, candidates, [feed], settings, progress) as (job, document, _):
         return read_result(document, job, str(device.facts()["name"]))
+
+
+def untimed_ms(candidates: Sequence[Candidate]) -> float:
+    """At the start of each block: another candidate has had the caches, and its threads spin on for a while.
+
+    With 4 ms one and the same file, 2 threads, was up to 1.6 times itself; with 50 ms it is within 1 %. Without a second
+    thread there is nothing that spins, and 15 ms do.
+    """
+    return 15.0 if all(candidate.threads == 1 for candidate in candidates) else 50.0
 
 
 @contextlib.contextmanager

@@ -89,14 +89,15 @@ def read_result(document: Mapping[str, Any], job: Mapping[str, Any], device: str
             raise EnvironmentMissing(
                 f"device {device}: {id} has {len(entry.blocks)} blocks of {rounds} rounds; nothing in it was used"
             )
-    if not (job["blocks"] if timed else 0) <= rounds <= most:
+    if not (job["fewest_blocks"] if timed else 0) <= rounds <= most:
         raise EnvironmentMissing(
-            f"device {device}: it measured {rounds} rounds, expected {job['blocks']} to {most}; nothing was used"
+            f"device {device}: it measured {rounds} rounds, expected {job['fewest_blocks']} to {most}; "
+            "nothing was used"
         )
     states = [state.model_dump() for state in read.states]
     blocks = {id: [block.model_dump() for block in entry.blocks] for id, entry in timed.items()}
     disturbed = disturbances(states, blocks, job["candidates"])
-    quiet = undisturbed(disturbed, job["blocks"])
+    quiet = undisturbed(disturbed, min(rounds, job["blocks"]))
     counting = range(rounds) if quiet is None else quiet
     return Result(
         {id: _entry(entry, counting) for id, entry in read.candidates.items()},

@@ -29,7 +29,9 @@ from deploycompress.devices.candidate import Document, Failure, serve
 from deploycompress.devices.disturbance import disturbances, machine_state, undisturbed
 
 SCHEMA = 2
-SETTINGS = ("feed", "block_ms", "warmup_ms", "least_samples", "enough_samples", "calls", "feeds")
+SETTINGS = (
+    "feed", "block_ms", "untimed_ms", "warmup_ms", "least_samples", "enough_samples", "calls", "feeds",
+)  # fmt: skip
 CHECK_EVERY_S = 0.2
 LAST_RESORT_S = 30  # after the deadline
 THIS_FILE = os.path.abspath(__file__)  # before the job folder becomes the current one
@@ -87,8 +89,8 @@ def measure(job: Document, result: Document) -> None:
             children[id] = Child(number, candidate, job)
             attempt(children, entries, id, {"do": "open"}, deadline)
         result["states"].append(machine_state())
-        done = 0
-        while another(job, result, done):
+        done, began = 0, time.monotonic()
+        while another(job, result, done, time.monotonic() - began):
             told = (
                 f"block {done + 1} of {job['blocks']}" if done < job["blocks"] else "a disturbed block again"
             )
@@ -103,9 +105,14 @@ def measure(job: Document, result: Document) -> None:
             child.end()
 
 
-def another(job: Document, result: Document, done: int) -> bool:
-    """Whether one more round is to be made: those asked for, then as many again as were disturbed, within limits."""
+def another(job: Document, result: Document, done: int, spent_s: float) -> bool:
+    """Whether one more round is to be made: those asked for, then as many again as were disturbed, within limits.
+
+    Where they take longer than the job wants, as many as it cannot do without are enough.
+    """
     wanted, left = job["blocks"], job["blocks"] + job["extra_blocks"] - done
+    if done >= job["fewest_blocks"] and job["enough_s"] is not None and spent_s >= job["enough_s"]:
+        return False
     entries = result["candidates"]
     if done < wanted or not left:
         return bool(left)

@@ -100,12 +100,17 @@ def _limit(metric: str, bound: str, limit: float, unit: str, evidence: Evidence)
     return _decided(Verdict(metric, bound, limit, ratio, unit, ruling(ratio >= limit), message), row)
 
 
+def brief(row: Measurement) -> bool:
+    """Shorter than what supports a tail, which is what mode full takes."""
+    samples, seconds = LONG_ENOUGH
+    return row.latency_ms.samples < samples or row.latency_ms.seconds < seconds
+
+
 def _decided(verdict: Verdict, row: Measurement) -> Verdict:
     """Nothing, where the times decide nothing; and no pass of a p99 that was not measured long enough."""
     samples, seconds = LONG_ENOUGH
     reason = undecided(row)
-    brief = row.latency_ms.samples < samples or row.latency_ms.seconds < seconds
-    if reason is None and verdict.metric == "latency_p99" and verdict.verdict == "pass" and brief:
+    if reason is None and verdict.metric == "latency_p99" and verdict.verdict == "pass" and brief(row):
         reason = (
             f"a p99 passes only with {samples:,} samples and {seconds:.0f} s, and these are "
             f"{row.latency_ms.samples:,} and {row.latency_ms.seconds:.1f} s; take `benchmark: {{mode: full}}`"

@@ -56,20 +56,25 @@ def test_more_layers_are_slower_at_each_batch_size(network, shortly, tmp_path, c
     assert "noise floor" in out
 
 
+def test_a_file_beside_itself_has_two_rows(network, shortly, tmp_path, capsys):
+    file, out = network(tmp_path / "one.onnx", 4), tmp_path / "found.json"
+    code, said, err = run(capsys, file, file, "--json", out)
+    assert code == 0, err
+    (setting,) = json.loads(out.read_text())["settings"]
+    first, second = setting["rows"]
+    assert second["cosine"] == pytest.approx(1.0) and setting["warnings"] == []
+    assert first["verdict"] is None and f"{file.name} (2)" in said
+    assert second["verdict"] in ("faster", "slower", "as fast", "cannot tell") and second["verdict"] in said
+
+
+@pytest.mark.nightly
 @pytest.mark.quiet
-def test_a_file_beside_itself_is_neither_faster_nor_slower(network, shortly, tmp_path, capsys):
+def test_a_file_beside_itself_is_neither_faster_nor_slower(network, tmp_path, capsys):
     file, out = network(tmp_path / "one.onnx", 4, shape=(64, 192)), tmp_path / "found.json"
-    verdicts = []
-    for _ in range(3):
-        code, said, err = run(capsys, file, file, "--json", out)
-        assert code == 0, err
-        (setting,) = json.loads(out.read_text())["settings"]
-        assert setting["rows"][1]["cosine"] == pytest.approx(1.0) and setting["warnings"] == []
-        assert setting["rows"][0]["verdict"] is None and f"{file.name} (2)" in said
-        verdicts.append(setting["rows"][1]["verdict"])
-        assert verdicts[-1] in said
-    # A third of a second is short: one of three may be wrong.
-    assert sum(verdict in ("cannot tell", "as fast") for verdict in verdicts) >= 2
+    code, _, err = run(capsys, file, file, "--json", out)
+    assert code == 0, err
+    (setting,) = json.loads(out.read_text())["settings"]
+    assert setting["rows"][1]["verdict"] in ("cannot tell", "as fast")
 
 
 def test_the_noise_floor_of_one_file(network, shortly, tmp_path, capsys):

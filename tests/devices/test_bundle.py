@@ -37,7 +37,7 @@ def test_runs_from_an_empty_folder_in_an_isolated_interpreter(tmp_path: Path) ->
     job.mkdir()
     runner.write_text(bundle("onnxruntime", "openvino"))
     document = {"do": "measure", "files": {}, "feed": {}, "candidates": [], "blocks": 1, "deadline_s": 10}
-    document["extra_blocks"] = 3
+    document |= {"extra_blocks": 3, "fewest_blocks": 1, "enough_s": None}
     (job / "job.json").write_text(json.dumps(document))
     ended = subprocess.run(
         [sys.executable, "-I", str(runner), str(job)],

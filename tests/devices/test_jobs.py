@@ -129,6 +129,20 @@ def test_a_disturbed_round_is_left_out_and_made_again(device: Local, made: Make,
         assert len(timing.blocks_ns) == sum(not kinds for kinds in found.disturbed) >= 4
 
 
+def test_slow_candidates_get_as_many_rounds_as_they_cannot_do_without(device: Local, made: Make) -> None:
+    plan = Plan(blocks=50, block_ms=30, warmup_ms=10, least_samples=30, fewest_blocks=3, enough_s=0.1)
+    found = run_job(
+        device,
+        [candidate("it", made("any", 1))],
+        feed=FEED,
+        plan=plan,
+        progress=lambda done, message: None,
+    )
+    assert 3 <= len(found.disturbed) < 20
+    (timing,) = found.candidates.values()
+    assert isinstance(timing, Timing) and all(len(block) >= 10 for block in timing.blocks_ns)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a way to share one core")
 def test_what_others_take_all_the_time_decides_nothing(device: Local, made: Make, tmp_path: Path) -> None:
     before = os.sched_getaffinity(0)

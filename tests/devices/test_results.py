@@ -16,6 +16,7 @@ JOB: dict[str, Any] = {
     "candidates": [{"id": "a", "runtime": "onnxruntime", "options": {"provider": "cpu"}}],
     "blocks": 2,
     "extra_blocks": 1,
+    "fewest_blocks": 2,
 }
 STATE = {"time_s": 1.0, "load": 0.1, "celsius": None, "throttled_us": None, "stolen_ticks": 3}
 BLOCK = {"samples_ns": [1000, 1100], "cpu_share": 1.0, "mhz": None, "energy_uj": {}}
@@ -53,6 +54,20 @@ def test_more_or_fewer_rounds_than_were_asked_for_are_not_used() -> None:
         answer["states"] = [STATE] * (rounds + 1)
         with pytest.raises(EnvironmentMissing, match=f"it measured {rounds} rounds, expected 2 to 3"):
             read_result(answer, JOB, "board")
+
+
+def test_of_slow_candidates_the_fewest_rounds_are_enough() -> None:
+    found = read_result(GOOD, {**JOB, "blocks": 20, "fewest_blocks": 2}, "board")
+    assert found.quiet and len(found.disturbed) == 2
+
+
+@pytest.mark.parametrize(("ticks", "seconds", "stolen"), [(1, 0.1, False), (2, 0.1, True), (2, 1.0, False)])
+def test_time_that_others_had_counts_from_a_share_of_it_and_more_than_a_tick(
+    ticks: int, seconds: float, stolen: bool
+) -> None:
+    answer = copy.deepcopy(GOOD)
+    answer["states"] = [STATE, STATE, {**STATE, "time_s": 1.0 + seconds, "stolen_ticks": 3 + ticks}]
+    assert read_result(answer, JOB, "board").disturbed[1] == (("stolen",) if stolen else ())
 
 
 def test_disturbed_rounds_are_left_out_while_enough_are_left() -> None:
