@@ -277,6 +277,42 @@ def lab() -> Iterator[Lab]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def memory_cgroup(limit_bytes: int, parent: Path | None = None) -> Iterator[Path | str]:
+    """A memory cgroup for processes of this test, below ``parent`` or our own; else why there is none."""
+    group = (parent or _own_memory_cgroup()) / f"deploycompress-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        yield f"no memory cgroup can be made: {error.strerror}"
+        return
+    try:
+        file = "memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes"
+        with open(group / file, "r+") as limit:  # a new file is nothing that a cgroup has
+            limit.write(str(limit_bytes))
+    except OSError as error:
+        group.rmdir()
+        yield f"no memory cgroup can be limited: {error.strerror}"
+        return
+    try:
+        yield group
+    finally:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+def _own_memory_cgroup() -> Path:
+    """Of version 1, where the memory controller has a tree of its own, or of version 2."""
+    root = unified = Path("/sys/fs/cgroup")
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return root / "memory" / path.lstrip("/")
+        if not controllers:
+            unified = root / path.lstrip("/")
+    return unified
+
+
 def note_results(name: str, document: dict[str, Any], out: Path | None = None) -> None:
     """Write ``NAME.json`` with the machine that it was found on, and RESULTS.md anew from the ``figures`` of all."""
     from deploycompress.artifact import write_json, write_text

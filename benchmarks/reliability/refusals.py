@@ -3,8 +3,8 @@
 Each case happens in the middle of a pipeline: the run has to end with the right exit code and one sentence that names
 the cause, what was finished before has to be whole, and the same command without the fault has to end well and reuse
 it. A full and a read-only file system are a small tmpfs where one may be mounted. The kernel's own kill for want of
-memory needs a memory cgroup that is ours to divide: name it with ``--cgroup``. What cannot be tried here is told as
-skipped, with the reason.
+memory happens in a memory cgroup below our own, or below the one of ``--cgroup``. What cannot be tried here is told
+as skipped, with the reason.
 
     python benchmarks/reliability/refusals.py
 """
@@ -12,21 +12,18 @@ skipped, with the reason.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import random
 import re
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lab import GATES, RESULTS, Lab, Project, lab, note_results
+from lab import GATES, RESULTS, Lab, Project, lab, memory_cgroup, note_results
 
 FAULTS = '''
 """A stage that goes wrong in the way that the folder's file ``how`` says; with an empty file it does nothing."""
@@ -97,40 +94,43 @@ def main() -> None:
         "--no-room-at", type=int, default=20, help="operations at which room is refused, drawn"
     )
     parser.add_argument(
-        "--cgroup", type=Path, help="a folder of the memory controller in which others may be made"
+        "--cgroup", type=Path, help="of the memory controller, to make another one in (default: our own)"
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     with lab() as here:
-        golden = _project(here, "golden")
-        first = here.run(golden)
-        assert first.code == 0, first.output
+        golden = _golden(here)
         for case in IN_A_STEP:
             rows.append(_in_a_step(here, golden, case, *IN_A_STEP[case]))
-        with _cgroup(arguments.cgroup, 300_000_000) as group:
-            if isinstance(group, Path):
-                case = f"killed by the kernel (memory cgroup)|{group}"
-                rows.append(_in_a_step(here, golden, case, 4, r"SIGKILL.*memory"))
-            else:
-                skipped["killed by the kernel"] = group
+        rows += _killed_by_the_kernel(here, golden, skipped, arguments.cgroup)
         rows += _no_room_at(here, golden, arguments.no_room_at)
         rows += _small_file_system(here, golden, skipped)
         rows.append(_file_size_limit(here, golden))
+    note_results("refusals", _with_figures(rows, skipped), arguments.out)
+    print(skipped)
+    sys.exit(any(row["problems"] for row in rows))
+
+
+def sampled(here: Lab) -> dict[str, Any]:
+    """The case that no other test has: the kernel's own kill."""
+    skipped: dict[str, str] = {}
+    return _with_figures(_killed_by_the_kernel(here, _golden(here), skipped), skipped)
+
+
+def _with_figures(rows: list[dict[str, Any]], skipped: dict[str, str]) -> dict[str, Any]:
     good = sum(not row["problems"] for row in rows)
-    document = {
+    return {
         "figures": [["refusals tried / right code, one sentence, earlier results whole", len(rows), good]],
         "each": rows,
         "skipped": skipped,
     }
-    note_results("refusals", document, arguments.out)
-    print(skipped)
-    sys.exit(good < len(rows))
 
 
-def _project(here: Lab, name: str) -> Project:
-    project = Project(here.folder / name)
+def _golden(here: Lab) -> Project:
+    """What a run leaves to which nothing is refused."""
+    project = Project(here.folder / "not refused")
     text = project.pipeline.read_text()
     begin = text[: text.index("  - prune")]
     project.pipeline.write_text(
@@ -138,7 +138,20 @@ def _project(here: Lab, name: str) -> Project:
     )
     (project.folder / "faults.py").write_text(FAULTS)
     (project.folder / "how.txt").write_text("")
+    ended = here.run(project)
+    assert ended.code == 0, ended.output
     return project
+
+
+def _killed_by_the_kernel(
+    here: Lab, golden: Project, skipped: dict[str, str], parent: Path | None = None
+) -> list[dict[str, Any]]:
+    with memory_cgroup(300_000_000, parent) as group:
+        if not isinstance(group, Path):
+            skipped["killed by the kernel"] = group
+            return []
+        case = f"killed by the kernel (memory cgroup)|{group}"
+        return [_in_a_step(here, golden, case, 4, r"SIGKILL.*memory")]
 
 
 def _in_a_step(here: Lab, golden: Project, case: str, code: int, sentence: str) -> dict[str, Any]:
@@ -268,29 +281,6 @@ def _file_size_limit(here: Lab, golden: Project) -> dict[str, Any]:
     return _judged(
         here, golden, project, "a limit of 8 kB a file", done.returncode, output, 3, r"no room to write"
     )
-
-
-@contextlib.contextmanager
-def _cgroup(parent: Path | None, limit_bytes: int) -> Iterator[Path | str]:
-    """A memory cgroup below ``parent``, or why there is none."""
-    if parent is None:
-        yield "no memory cgroup of our own here (--cgroup)"
-        return
-    group = parent / f"deploycompress-{os.getpid()}"
-    try:
-        group.mkdir()
-        file = "memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes"
-    except OSError as error:
-        yield f"no memory cgroup can be made: {error.strerror}"
-        return
-    try:
-        (group / file).write_text(str(limit_bytes))
-        yield group
-    except OSError as error:
-        yield f"no memory cgroup can be limited: {error.strerror}"
-    finally:
-        with contextlib.suppress(OSError):
-            group.rmdir()
 
 
 if __name__ == "__main__":

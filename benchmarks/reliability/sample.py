@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import concurrency
 import corruption
 import crash
+import refusals
 import signals
 from lab import lab, note_results
 
@@ -30,6 +31,7 @@ def main() -> None:
             "corruption": lambda: corruption.tried(here, 1, seed),
             "concurrency": lambda: concurrency.tried(here, 1, 3, "prune", seed),
             "signals": lambda: signals.tried(here),
+            "refusals": lambda: refusals.sampled(here),
         }.items():
             note_results(name, tried(), arguments.out)
 

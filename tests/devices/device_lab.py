@@ -46,7 +46,9 @@ class Sshd:
         port = self.port if port is None else port
         known = self.folder / f"known hosts {port}"
         key = (self.folder / "host_key.pub").read_text()
-        known.write_text(f"[127.0.0.1]:{port} {key}[127.0.0.1]:{self.port} {key}")
+        written = known.with_name(f"{known.name} {threading.get_ident()}")
+        written.write_text(f"[127.0.0.1]:{port} {key}[127.0.0.1]:{self.port} {key}")
+        written.replace(known)  # at once: another client may be reading it
         given = {
             "ssh": f"{self.user}@127.0.0.1",
             "port": port,

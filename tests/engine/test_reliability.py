@@ -54,3 +54,12 @@ def test_runs_at_once_make_each_step_once_though_some_are_killed(found):
 def test_a_signal_ends_a_run_in_time_and_leaves_nothing_half_done(found):
     assert [row["problems"] for row in found["signals"]["each"]] == [[], [], []]
     assert [row["phase"] for row in found["signals"]["each"]] == ["model", "train", "export"]
+
+
+def test_a_step_that_the_kernel_ends_for_want_of_memory(found):
+    refusals = found["refusals"]
+    if refusals["skipped"]:
+        pytest.skip(refusals["skipped"]["killed by the kernel"])
+    (only,) = refusals["each"]
+    assert only["problems"] == [] and only["exit_code"] == 4
+    assert "the kernel does this when memory runs out" in only["said"]
