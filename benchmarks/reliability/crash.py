@@ -10,6 +10,7 @@ one before has left, until one gets to its end; then its digests are compared, a
     python benchmarks/reliability/crash.py                    # all that is not in results yet, then random kills
     python benchmarks/reliability/crash.py --limit-minutes 30 # as much of it as fits; go on by the same command
     python benchmarks/reliability/crash.py --only compile --random 0
+    python benchmarks/reliability/crash.py --join A B         # what --out A and --out B have found of different steps
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="only the points of this step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--join", type=Path, nargs="+", default=[], help="only put together what is there")
     arguments = parser.parse_args()
+    if arguments.join:
+        joined = with_figures(_joined([_before(folder) for folder in arguments.join]))
+        note_results("crash", joined, arguments.out)
+        return
     deadline = time.monotonic() + 60 * arguments.limit_minutes
     document = _before(arguments.out)
 
@@ -105,6 +111,22 @@ def _before(out: Path) -> dict[str, Any]:
         document.pop("environment")
         return document
     return _nothing_yet()
+
+
+def _joined(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of processes side by side, each with steps of its own."""
+    whole = _nothing_yet()
+    for document in found:
+        assert not whole["steps"].keys() & document["steps"].keys(), "a step was tried by two"
+        whole["steps"] |= document["steps"]
+        whole["failures"] += document["failures"]
+        whole["seconds_undisturbed"] = document["seconds_undisturbed"]
+        kills = whole["random"]
+        for name in ("kills", "resumed", "finished_the_same"):
+            kills[name] += document["random"][name]
+        for step, times in document["random"]["killed_in"].items():
+            kills["killed_in"][step] = kills["killed_in"].get(step, 0) + times
+    return whole
 
 
 def _nothing_yet() -> dict[str, Any]:

@@ -7,6 +7,7 @@ The caller has put an ONNX file through ``onnx_file.check`` before.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Iterator, Mapping
@@ -126,7 +127,7 @@ def _ov_compiler(
     """Compiles the file for the shapes that it is given by input; for any, where it is given none."""
     import openvino
 
-    core = openvino.Core()
+    core = _ov_core()
     device = str(options.get("provider", "cpu")).upper()
     if device.partition(".")[0] not in core.available_devices:
         there = ", ".join(core.available_devices)
@@ -151,11 +152,22 @@ def _ov_compiler(
     return compiled
 
 
-def _ov_read(path: Path) -> Any:
+@functools.lru_cache(maxsize=None)
+def _ov_core() -> Any:
+    """One for the life of the process.
+
+    Each one's CPU plugin gives its thread a signal stack, and gives back the one that it found when it goes. With a
+    second one that stack may be gone by then, and the next signal that Python handles ends the process by SIGSEGV
+    (seen with 2026.4.1).
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _ov_read(path: Path) -> Any:
     try:
-        return openvino.Core().read_model(str(path))
+        return _ov_core().read_model(str(path))
     except Exception as error:  # as above
         raise RuntimeError(f"OpenVINO does not load {path.name}: {_ov_reason(error)}") from error
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import signal
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -66,6 +69,30 @@ def test_computes_in_the_precision_that_was_asked_for(product: Path) -> None:
     if errors["bf16"] < 1e-4:
         pytest.skip("this processor does not multiply in bfloat16")
     assert errors["bf16"] < 0.5
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+import numpy as np
+from deploycompress.runtimes.openvino import OpenVino
+
+for _ in range(2):  # the first is still there when the second begins, and gone when it ends
+    with OpenVino().open(Path(sys.argv[1]), {}) as session:
+        session.bind({"x": np.ones((2, 64), np.float32)})()
+del session
+gc.collect()
+found = []
+signal.signal(signal.SIGTERM, lambda number, frame: found.append(number))
+os.kill(os.getpid(), signal.SIGTERM)
+print(found)
+"""
+
+
+def test_a_signal_after_sessions_came_and_went(product: Path) -> None:
+    """Each Core of OpenVINO's gives back the signal stack that it found, which may be gone by then."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(product)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"[{int(signal.SIGTERM)}]\n"), done.stderr
 
 
 def test_the_profile_names_operators_kernels_and_precisions(product: Path) -> None:
