@@ -28,6 +28,7 @@ for name in (
 ):  # where these tests run in a job of GitHub's themselves
     os.environ.pop(name, None)
 
+FORKED = Path(__file__).resolve().parents[1] / "benchmarks" / "reliability" / "forked"
 MODEL = '''
 """A network that trains in a second."""
 from torch import nn
@@ -127,7 +128,7 @@ def warm_server(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One fork server for all runs in this process, which measure for half a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("server"))  # it outlives the folder of any one test
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "forked"), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(FORKED), prepend=os.pathsep)
         patch.setattr(launch, "PRELOADED", [*launch.PRELOADED, "short_measurements"])
         launch.warm_up()
 

@@ -1,11 +1,9 @@
-"""Real inputs from a split, at the batch sizes that a check or a runtime wants."""
+"""Real inputs from a split, at the batch sizes that a check or a runtime wants; quantizers have them without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
-
-import torch
 
 from deploycompress.contracts import Batch, Model, Note
 from deploycompress.errors import ConfigError
@@ -34,6 +32,8 @@ def shortened_feeds(
     module: nn.Module, model: Model, feed: Mapping[str, Tensor]
 ) -> tuple[list[dict[str, Tensor]], list[Note]]:
     """``feed`` with each named dimension but the batch cut to half of it; with a note where ``module`` does not run so."""
+    import torch
+
     feeds, notes = [], []
     for dimension in dict.fromkeys(name for spec in model.inputs.values() for name in spec.shape[1:]):
         if not isinstance(dimension, str):
@@ -83,5 +83,7 @@ def _samples(batch: Batch) -> int:
 
 
 def _rows(inputs: Mapping[str, Tensor], rows: Iterable[int], count: int) -> dict[str, Tensor]:
+    import torch
+
     index = torch.tensor([row % count for row in rows])
     return {name: tensor[index] for name, tensor in inputs.items()}

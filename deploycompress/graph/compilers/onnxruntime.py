@@ -39,15 +39,16 @@ class OnnxRuntimeCompiler:
         return tuple(found)
 
     def build(self, recipe: Recipe, source: Path, folder: Path, calibration: Iterable[Feed]) -> Built:
-        from deploycompress.graph.half import to_half
-        from deploycompress.graph.quantization import quantize_dynamic_onnx, quantize_onnx
-
         path = folder / "model.onnx"
         if recipe.precision == "fp32":
             return copied(source, folder)
         if recipe.precision in ("fp16", "bf16"):
+            from deploycompress.graph.half import to_half
+
             to_half(source, path, recipe.precision)
             return Built(path, "onnx")
+        from deploycompress.graph.quantization import quantize_dynamic_onnx, quantize_onnx
+
         if recipe.scheme == "dynamic":
             return Built(path, "onnx", quantize_dynamic_onnx(source, path).notes)
         return Built(path, "onnx", quantize_onnx(source, path, calibration, scheme=recipe.scheme).notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -100,3 +102,9 @@ def test_a_runtime_without_a_compiler_runs_the_file_as_it_is(
     (tmp_path / "out").mkdir()
     built = compiler.build(Recipe("own_runtime:Own", "fp32"), exported, tmp_path / "out", [])
     assert built.path.read_bytes() == exported.read_bytes()
+
+
+def test_a_process_that_quantizes_does_not_wait_for_torch() -> None:
+    """Its import takes two seconds and more, of each candidate."""
+    code = "import sys, deploycompress.graph.quantization, deploycompress.graph.half; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
