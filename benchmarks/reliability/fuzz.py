@@ -2,8 +2,8 @@
 
 Each input is known by its subject and its number, so that a finding is repeated with --only SUBJECT --number N. A
 finding is an exception that is no refusal, an input that takes longer than LIMIT_S, a process that was started, or
-anything written, moved or removed outside of the folder that the files lie in. Prints, and writes results/fuzz.json and
-results/fuzz.md.
+anything written, moved or removed outside of the folder that the files lie in. Prints, and writes fuzz.json, fuzz.md and
+RESULTS.md.
 
     python benchmarks/reliability/fuzz.py
 """
@@ -30,6 +30,7 @@ from fuzz_onnx import Onnx
 from fuzz_records import Manifests
 from fuzz_sandbox import Hung, Watch, around, sandbox, watch, within
 from fuzz_subject import Subject
+from lab import RESULTS, note_results
 
 SUBJECTS: dict[str, type[Subject]] = {
     "pipeline.yaml": Pipeline,
@@ -42,7 +43,6 @@ SUBJECTS: dict[str, type[Subject]] = {
 INPUTS = 100_000
 LIMIT_S = 20.0  # for one input, on a machine that may be busy
 HUNG_S = 300.0  # of an input that does not even come back to Python
-RESULTS = Path(__file__).parent / "results"
 MOST_KEPT = 20  # findings that are told in full
 
 
@@ -124,7 +124,7 @@ def _one(subject: Subject, name: str, number: int, tally: Tally, watching: Watch
 # ---------------------------------------------------------------- the command
 
 
-def markdown(results: dict[str, Any]) -> str:
+def markdown(subjects: dict[str, Any]) -> str:
     lines = [
         "# Damaged files",
         "",
@@ -134,7 +134,7 @@ def markdown(results: dict[str, Any]) -> str:
         "| file | inputs | crashes | hangs | writes outside | refused | accepted | slowest |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, of in results["subjects"].items():
+    for name, of in subjects.items():
         refused = sum(of["refused"].values())
         lines.append(
             f"| {name} | {of['inputs']:,} | {of['crashes']} | {of['hangs']} | {of['outside']} | {refused:,} | "
@@ -143,9 +143,16 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_figures(subjects: dict[str, Any]) -> dict[str, Any]:
+    inputs = sum(of["inputs"] for of in subjects.values())
+    found = sum(of[kind] for of in subjects.values() for kind in ("crashes", "hangs", "outside"))
+    figures = [["damaged files read / refused or accepted, nothing else", inputs, inputs - found]]
+    return {"figures": figures, "subjects": subjects}
+
+
 def main() -> int:
-    from deploycompress.artifact import read_json, write_json, write_text
-    from deploycompress.measure.environment import environment
+    from deploycompress.artifact import read_json
+    from deploycompress.writing import write_text
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -155,7 +162,7 @@ def main() -> int:
         "--only", choices=SUBJECTS, help="one kind of file; the others' figures stay as they are"
     )
     parser.add_argument("--number", type=int, help="show this input, and let its exception through")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if given.number is not None:
@@ -165,15 +172,14 @@ def main() -> int:
             print(made)
             subject.read(made)
         return 0
-    place = given.results / "fuzz.json"
-    results: dict[str, Any] = read_json(place) if given.only and place.is_file() else {"subjects": {}}
+    place = given.out / "fuzz.json"
+    subjects: dict[str, Any] = read_json(place)["subjects"] if given.only and place.is_file() else {}
     for name in [given.only] if given.only else SUBJECTS:
-        results["subjects"][name] = fuzz(name, range(given.inputs), tell=True).to_json()
-        results["environment"] = environment()
-        write_json(place, results)
-        write_text(given.results / "fuzz.md", markdown(results))
-    print(markdown(results))
-    return int(any(of["findings"] for of in results["subjects"].values()))
+        subjects[name] = fuzz(name, range(given.inputs), tell=True).to_json()
+        note_results("fuzz", with_figures(subjects), given.out)
+        write_text(given.out / "fuzz.md", markdown(subjects))
+    print(markdown(subjects))
+    return int(any(of["findings"] for of in subjects.values()))
 
 
 if __name__ == "__main__":
