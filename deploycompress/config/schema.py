@@ -78,6 +78,10 @@ class ModelConfig(Network):
     inputs: dict[str, InputSpec] = Field(
         min_length=1, description="Inputs by name: {image: {shape: [batch, 3, 224, 224]}}"
     )
+    timeout: Annotated[
+        Duration | None,
+        Field(description="Ends the step that builds the model and reads the data with exit code 4: 10 min"),
+    ] = None
 
 
 class DataConfig(StrictModel):

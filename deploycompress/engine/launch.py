@@ -105,7 +105,7 @@ def _listen(
     interrupts: Interrupts,
     timeout_s: float | None,
 ) -> DeployCompressError | None:
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    told, deadline = step_id, None if timeout_s is None else time.monotonic() + timeout_s
     stopped: tuple[float | None, float] = (deadline, 0.0)  # the deadline, and when its clock was stopped
     error: DeployCompressError | None = None
     open_ends: list[Any] = [receiver, process.sentinel]
@@ -117,7 +117,7 @@ def _listen(
             raise Interrupted(interrupts.signal_number)
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            raise StageFailed(f"{step_id}: not finished after {timeout_s:g} s (its `timeout`); it was ended")
+            raise StageFailed(f"{told}: not finished after {timeout_s:g} s (its `timeout`); it was ended")
         ready = multiprocessing.connection.wait(open_ends, left)
         if receiver in ready:
             try:
@@ -130,6 +130,9 @@ def _listen(
                 if message["waits"]:
                     stopped = (deadline, now)
                 deadline = None if message["waits"] or stopped[0] is None else stopped[0] + now - stopped[1]
+            elif "begins" in message:  # the rehearsal another step, which has its time here, too
+                told, timeout_s = f"{step_id}: step {message['begins']}", message["timeout_s"]
+                deadline = None if timeout_s is None else time.monotonic() + timeout_s
             elif "event" in message:
                 listen(Event(**{**message["event"], "step": step_id}))
             else:

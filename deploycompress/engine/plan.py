@@ -41,7 +41,7 @@ def plan(config: PipelineConfig) -> tuple[Step, ...]:
     wanted = [(s.id, s.stage, STAGES.load(s.stage)(s.config), s) for s in config.stages]
     original = _original(wanted)
     flow = _Flow(original, RUNTIMES.load(config.target.runtime).accepts == NETWORK)
-    flow.add(MODEL, MODEL, _model_stage(config), None)
+    flow.add(MODEL, MODEL, _model_stage(config), None, config.model.timeout)
     exported = [stage for _, _, stage, _ in wanted if not flow.compares_networks(stage)]
     for id, name, stage, step in wanted:
         asked = any(BASELINE in stage.inputs().values() for stage in exported)

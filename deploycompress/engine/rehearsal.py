@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from deploycompress.artifact import Artifact, canonical_json
@@ -12,10 +13,19 @@ from deploycompress.engine.record import signed
 from deploycompress.errors import DeployCompressError, Interrupted, StageFailed
 
 
-def rehearse(steps: tuple[Step, ...], workdir: Path, context: RunContext) -> None:
-    """Run every step's stage in this process; raises the first error, naming the step that would fail."""
+def rehearse(
+    steps: tuple[Step, ...],
+    workdir: Path,
+    context: RunContext,
+    begins: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Run every step's stage in this process; raises the first error, naming the step that would fail.
+
+    ``begins`` is told each step before it.
+    """
     made: dict[str, tuple[Artifact, ...]] = {}
     for number, step in enumerate(steps):
+        begins(step)
         started = time.monotonic()
         inputs = {name: artifacts_for(step, name, made) for name in step.sources}
         folder = workdir / step.directory

@@ -109,7 +109,12 @@ def _do(run_dir: Path, step_id: str, send: Send, stopping: _Stopping) -> None:
     if step_id == REHEARSAL:
         quiet.rehearse()
         context = open_context(config, job, rehearsal=True, emit=emit, stopping=stopping)
-        rehearse(steps, Path(job["workdir"]), context)
+        rehearse(
+            steps,
+            Path(job["workdir"]),
+            context,
+            lambda step: send({"begins": step.id, "timeout_s": step.timeout_s}),
+        )
         return
     step = next(s for s in steps if s.id == job.get("planned", step_id))
     if "planned" in job:  # a smaller round in the place of one that was undone

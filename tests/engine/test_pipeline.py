@@ -211,6 +211,7 @@ class Fault(Stage):
     def run(self, inputs, workdir, context):
         how = self.config.how
         if context.rehearsal:
+            time.sleep(3600 if how == "hang" else 0)
             return Outcome()
         (workdir / "half-written").write_text("x")
         if how == "segv":
@@ -259,6 +260,29 @@ def run_here(pipeline: Path) -> tuple[dict, str]:
     listener = Said()
     report = run_pipeline(pipeline, listener, out=pipeline.parent / "run", rehearsal=False)
     return dict(report), listener.text
+
+
+def test_a_step_that_hangs_in_the_rehearsal_has_its_timeout_there(tiny):
+    (tiny.parent / "faults.py").write_text(FAULTS)
+    text = tiny.read_text()
+    begin = text[: text.index("  - prune")]
+    tiny.write_text(f"{begin}  - faults.py:Fault: {{how: hang, timeout: 2 s, id: fault}}\ngates: {{}}\n")
+    listener = Said()
+    report = run_pipeline(tiny, listener, out=tiny.parent / "run")
+    assert (report["verdict"], report["exit_code"]) == ("error", 4)
+    assert "rehearsal: step fault: not finished after 2 s (its `timeout`); it was ended" in listener.text
+    assert "train" not in [id for id, of in records(tiny).items() if of["state"] == "done"]
+
+
+def test_a_model_whose_making_does_not_end(tiny):
+    model = tiny.parent / "model.py"
+    model.write_text(
+        model.read_text().replace("    return nn", "    import time; time.sleep(3600)\n    return nn")
+    )
+    tiny.write_text(tiny.read_text().replace("  build: model", "  timeout: 2 s\n  build: model"))
+    report, said = run_here(tiny)
+    assert (report["verdict"], report["exit_code"]) == ("error", 4)
+    assert "model: not finished after 2 s (its `timeout`)" in said
 
 
 HOWS = {

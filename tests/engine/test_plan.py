@@ -63,6 +63,7 @@ def test_every_step_has_its_timeout_and_the_baseline_that_of_the_export(tiny):
         .replace("- export", "- export: {timeout: 3 min}")
         .replace("- benchmark", "- benchmark: {timeout: 1 h}")
     )
+    text = text.replace("  build: model", "  timeout: 5 min\n  build: model")
     tiny.write_text(text.replace("lr: 0.1}", "lr: 0.1, timeout: 90 s}"))
     limits = {step.id: step.timeout_s for step in plan(read(tiny))}
     assert (
@@ -70,7 +71,7 @@ def test_every_step_has_its_timeout_and_the_baseline_that_of_the_export(tiny):
         and limits["export"] == limits["baseline"] == 180
         and limits["benchmark"] == 3600
     )
-    assert limits["prune"] is None
+    assert limits["model"] == 300 and limits["prune"] is None
 
 
 def test_from_reads_another_step(tiny):
