@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from deploycompress.contracts import Device
 from deploycompress.devices.jobs import Candidate, Progress
-from deploycompress.devices.profiles import NotProfiled, profile
+from deploycompress.devices.profiles import Profile, profiles
+from deploycompress.errors import EnvironmentMissing
 
 CALLS, UNSTEADY = 25, 5  # the first ones are slower
 
@@ -28,20 +29,21 @@ class Placed:
     ms: float
 
 
-def placement(
+def placements(
     device: Device,
-    candidate: Candidate,
+    candidates: Sequence[Candidate],
     feed: Mapping[str, np.ndarray],
     progress: Progress = lambda done, message: None,
-) -> list[dict[str, Any]] | None:
-    """A row for each operator in the order in which they run, as JSON; None where the runtime does not tell.
+) -> dict[str, list[dict[str, Any]] | EnvironmentMissing]:
+    """By candidate id, a row for each operator in the order in which they run, as JSON; or why there is none.
 
-    Raises EnvironmentMissing when the device fails.
+    That is NotProfiled where the runtime does not tell. Raises EnvironmentMissing when the device itself fails.
     """
-    try:
-        found = profile(device, candidate, feed, calls=CALLS, progress=progress)
-    except NotProfiled:
-        return None
+    found = profiles(device, candidates, feed, calls=CALLS, progress=progress)
+    return {id: of if isinstance(of, EnvironmentMissing) else _rows(of) for id, of in found.items()}
+
+
+def _rows(found: Profile) -> list[dict[str, Any]]:
     return [
         asdict(
             Placed(

@@ -1,8 +1,8 @@
-"""Profiling jobs: what every operator of one artefact takes on a device."""
+"""Profiling jobs: what every operator of an artefact takes on a device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,9 @@ class NotProfiled(EnvironmentMissing):
     """The runtime does not tell what its operators take."""
 
 
+Profile = Mapping[str, OperatorProfile]  # operator, by the name the runtime has for it
+
+
 def profile(
     device: Device,
     candidate: Candidate,
@@ -25,16 +28,38 @@ def profile(
     *,
     calls: int,
     progress: Progress = lambda done, message: None,
-) -> Mapping[str, OperatorProfile]:
-    """Operator, by the name the runtime has for it -> what it is, and its time in each of ``calls`` inferences.
+) -> Profile:
+    """What each operator is, and its time in each of ``calls`` inferences.
 
     Raises NotProfiled where the runtime has no such figures, EnvironmentMissing when the device fails.
     """
-    settings = {"do": "profile", "calls": calls, "deadline_s": DEADLINE_S}
+    found = profiles(device, [candidate], feed, calls=calls, progress=progress)[candidate.id]
+    if isinstance(found, EnvironmentMissing):
+        raise found
+    return found
+
+
+def profiles(
+    device: Device,
+    candidates: Sequence[Candidate],
+    feed: Mapping[str, np.ndarray],
+    *,
+    calls: int,
+    progress: Progress = lambda done, message: None,
+) -> dict[str, Profile | EnvironmentMissing]:
+    """Of several in one job: by candidate id what ``profile`` gives, or would raise.
+
+    Raises EnvironmentMissing when the device itself fails.
+    """
+    settings = {"do": "profile", "calls": calls, "deadline_s": DEADLINE_S * len(candidates)}
     name = str(device.facts()["name"])
-    with execute(device, [candidate], [feed], settings, progress) as (job, document, _):
-        entry = read_profile(document, job, name)[candidate.id]
-    if isinstance(entry, Failed):
-        failed = NotProfiled if entry.kind == "unsupported" else EnvironmentMissing
-        raise failed(f"{candidate.id} on {name} in {candidate.runtime} was not profiled: {entry.message}")
-    return entry
+    with execute(device, candidates, [feed], settings, progress) as (job, document, _):
+        entries = read_profile(document, job, name)
+    return {c.id: _profile(c, entries[c.id], name) for c in candidates}
+
+
+def _profile(candidate: Candidate, entry: Profile | Failed, device: str) -> Profile | EnvironmentMissing:
+    if not isinstance(entry, Failed):
+        return entry
+    failed = NotProfiled if entry.kind == "unsupported" else EnvironmentMissing
+    return failed(f"{candidate.id} on {device} in {candidate.runtime} was not profiled: {entry.message}")

@@ -295,28 +295,32 @@ class Benchmark(Stage):
     ) -> tuple[dict[str, list[dict[str, Any]]], list[Note]]:
         """Artefact id -> where each of its operators runs at the target, where the runtime tells; else a note."""
         from deploycompress.devices.jobs import open_device
-        from deploycompress.devices.placement import placement
+        from deploycompress.devices.placement import placements
+        from deploycompress.devices.profiles import NotProfiled
         from deploycompress.graph.feeds import take
         from deploycompress.graph.layer_names import with_layers
         from deploycompress.model.parity import to_numpy
 
-        if context.rehearsal:
-            return {}, []
         candidates, _ = candidates_in(setting, artifacts, True, context)
+        if context.rehearsal or not candidates:
+            return {}, []
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
+        device, progress = open_device(setting.device, context.devices), _progress(context, 0, 1)
+        unknown = "where its operators run is not known: {}"  # it was measured; this only tells more of it
+        try:
+            told = placements(device, [candidate for candidate, _ in candidates], feed, progress)
+        except (EnvironmentMissing, StageFailed) as error:
+            return {}, [Note("skipped", unknown.format(error), artifact.id) for _, artifact in candidates]
         found: dict[str, list[dict[str, Any]]] = {}
         notes = []
         of_nodes = None  # the last ONNX file, which what is none was made of
         for candidate, artifact in candidates:
             of_nodes = artifact.main_file if artifact.kind == "onnx" else of_nodes
-            progress = _progress(context, 0, 1)
-            try:
-                rows = placement(open_device(setting.device, context.devices), candidate, feed, progress)
-            except (EnvironmentMissing, StageFailed) as error:  # it was measured; this only tells more of it
-                notes.append(Note("skipped", f"where its operators run is not known: {error}", artifact.id))
-                continue
-            if rows is not None:
+            rows = told[candidate.id]
+            if not isinstance(rows, EnvironmentMissing):
                 found[artifact.id] = with_layers(rows, artifact, of_nodes)
+            elif not isinstance(rows, NotProfiled):
+                notes.append(Note("skipped", unknown.format(rows), artifact.id))
         return found, notes
 
     def _around(
