@@ -1,4 +1,4 @@
-"""Measures artefacts beside the source: all of them briefly, then those that may be the fastest for longer."""
+"""Measures artefacts beside the source: several briefly, then those that may be the fastest for longer."""
 
 from __future__ import annotations
 
@@ -44,18 +44,24 @@ def race(
     Raises EnvironmentMissing when the device fails, or the source itself is not measured there.
     """
     found: dict[str, Raced | Failed] = {}
-    for group in split([source, *candidates], source.id, {source.runtime: source.id}):
-        if not in_time():
-            break
-        found.update(_measured(device, source, group, feed, FIRST, progress))
-    raced = {id: of for id, of in found.items() if isinstance(of, Raced)}
-    best = max((of.speedup.value for of in raced.values()), default=0.0)
-    order = sorted(raced, key=lambda id: -raced[id].speedup.value)
-    finalists = [id for id in order if best <= BEHIND * raced[id].speedup.value][:FINALISTS]
+    finalists = [c.id for c in candidates]
+    if len(candidates) > 1:
+        for group in split([source, *candidates], source.id, {source.runtime: source.id}):
+            if not in_time():
+                break
+            found.update(_measured(device, source, group, feed, FIRST, progress))
+        finalists = _finalists({id: of for id, of in found.items() if isinstance(of, Raced)})
     if finalists and in_time():
         group = [source, *(c for c in candidates if c.id in finalists)]
         found.update(_measured(device, source, group, feed, FINAL, progress))
     return found
+
+
+def _finalists(raced: Mapping[str, Raced]) -> list[str]:
+    """The fastest of them, and what is not far behind it."""
+    best = max((of.speedup.value for of in raced.values()), default=0.0)
+    order = sorted(raced, key=lambda id: -raced[id].speedup.value)
+    return [id for id in order if best <= BEHIND * raced[id].speedup.value][:FINALISTS]
 
 
 def _measured(
