@@ -34,7 +34,7 @@ from lab import RESULTS, Ended, Lab, Project, lab, note_results
 BEGIN, END = "begin", "end"  # before the first step; gates, report and what ships
 LAST = ("compile", "benchmark")  # they measure for seconds, so they are tried when all else is done
 GONE_S = 3.0  # a worker notices within one second that its run is gone
-LONGEST_S = 14.0  # of a run that is killed at a random time; most end before
+LONGEST_S = 10.0  # of a run that is killed at a random time, which takes about as long as a whole one
 
 
 def main() -> None:
@@ -258,7 +258,10 @@ class Crashes:
     def try_random(self, most: int, seed: int) -> None:
         """From an empty store: runs that are killed one after the other, until one gets to its end."""
         project, counts = Project(self.here.folder / "random"), self.document["random"]
-        draw = random.Random(f"{seed} {counts['kills']}")
+        # All three: else a run that ends before its kill comes would be drawn again and again.
+        draw = random.Random(
+            f"{seed} {counts['kills']} {counts['finished_the_same']} {len(self.document['failures'])}"
+        )
         project.forget()
         while True:
             after = draw.uniform(0.0, LONGEST_S) if counts["kills"] < most else 600.0
