@@ -305,10 +305,10 @@ class Benchmark(Stage):
         if context.rehearsal or not candidates:
             return {}, []
         feed = to_numpy(take(context.data.loader("test"), setting.batch_size))
-        device, progress = open_device(setting.device, context.devices), _progress(context, 0, 1)
         unknown = "where its operators run is not known: {}"  # it was measured; this only tells more of it
         try:
-            told = placements(device, [candidate for candidate, _ in candidates], feed, progress)
+            device = open_device(setting.device, context.devices)
+            told = placements(device, [c for c, _ in candidates], feed, _progress(context, 0, 1))
         except (EnvironmentMissing, StageFailed) as error:
             return {}, [Note("skipped", unknown.format(error), artifact.id) for _, artifact in candidates]
         found: dict[str, list[dict[str, Any]]] = {}
