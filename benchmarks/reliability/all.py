@@ -1,6 +1,6 @@
 """All figures of this folder, one script after the other, and RESULTS.md of them.
 
-crash.py goes on with what crash.json says it has tried; everything else begins anew. It takes most of a day, and says
+crash.py goes on with what crash.json says it has tried; everything else begins anew. It takes hours, and says
 what it finds as it goes: nothing else should run on the machine, since some cases have a few seconds to end in.
 
     python benchmarks/reliability/all.py
