@@ -82,11 +82,13 @@ class Link:
         if not self._reached:
             patience_s = min(FIRST_CONTACT_S, patience_s)
         started, pause_s = time.monotonic(), PAUSES_S[0]
+        lost_at: float | None = None  # patience is with a lost link, not with an operation that took its time
         while True:
             try:
                 head, found = self._once({"do": do, **more}, data, answer_s)
             except LinkLost as lost:
-                if time.monotonic() - started + pause_s > patience_s:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at + pause_s > patience_s:
                     self.lost = True
                     raise EnvironmentMissing(
                         f"device {self._name}: {lost}, and so for {patience_s:.0f} s; look whether it is switched on "

@@ -66,7 +66,7 @@ def phone(faults: Path, tmp_path: Path) -> Callable[..., Adb]:
     python = python_with(tmp_path / "bin" / "termux python", sys.executable)
 
     def make(serial: str = "R58M12", **more: object) -> Adb:
-        given = {"python": python, "folder": str(tmp_path / "on the phone"), "patience": "1 s", **more}
+        given = {"python": python, "folder": str(tmp_path / "on the phone"), **more}
         return Adb("phone", AdbConfig.model_validate({"adb": serial, **given}))
 
     return make
@@ -146,7 +146,7 @@ def test_a_phone_that_is_not_there(phone: Callable[..., Adb]) -> None:
     with pytest.raises(
         EnvironmentMissing, match=r"there is no connection to X9 \(adb says: error: device 'X9' not"
     ):
-        phone("X9").facts()
+        phone("X9", patience="1 s").facts()
 
 
 def test_no_python_on_the_phone(phone: Callable[..., Adb]) -> None:
