@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ def example() -> dict[str, Any]:
     }
 
 
+def used_s() -> float:
+    """Processor time of the commands that ended: how busy the machine is does not come into it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def report(run_dir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, "report", str(run_dir)], capture_output=True, text=True, timeout=60
@@ -61,9 +67,9 @@ def report(run_dir: Path) -> subprocess.CompletedProcess[str]:
 
 def test_renders_again_and_prints_the_summary(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(example()), encoding="utf-8")
-    started = time.monotonic()
+    before = used_s()
     ended = report(tmp_path)
-    assert time.monotonic() - started < 4
+    assert used_s() - before < 4
     assert ended.returncode == 0, ended.stderr
     assert "heavy: []" in ended.stderr
     assert ended.stdout.startswith(

@@ -106,7 +106,7 @@ def sshd(folder: Path, python: str) -> Iterator[Sshd]:
         )
     server = Sshd(folder, port, process)
     try:
-        wait_until(lambda: b"Server listening" in (folder / "sshd.log").read_bytes(), 10)
+        wait_until(lambda: b"Server listening" in (folder / "sshd.log").read_bytes(), 60)
         yield server
     finally:
         process.terminate()

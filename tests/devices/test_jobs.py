@@ -230,7 +230,7 @@ def test_a_call_that_hangs_ends_with_the_deadline(
     started = time.monotonic()
     found = run(device, [candidate("hangs", made("any", 1), wayward, fail="hang")])
     assert found["hangs"] == Failed("deadline", "it did not finish within the job's time limit")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_a_child_killed_from_outside(device: Local, made: Make, wayward: str, tmp_path: Path) -> None:
@@ -324,14 +324,14 @@ def test_nothing_outlives_a_killed_controller(made: Make, wayward: str, tmp_path
         [sys.executable, "-c", textwrap.dedent(script)], env={**os.environ, "TMPDIR": str(place)}
     )
     started = 1 if fail else 2  # the second loads when the first has warmed up
-    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == started, 30)
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == started, 120)
     time.sleep(0.2)
     children = [int(pid) for pid in pids.read_text().split()]
     assert all(alive(pid) for pid in children)
     controller.kill()
     controller.wait()
-    wait_until(lambda: not any(alive(pid) for pid in children), 1)
-    wait_until(lambda: not list(place.glob("deploycompress-job-*")), 1)
+    wait_until(lambda: not any(alive(pid) for pid in children), 30)
+    wait_until(lambda: not list(place.glob("deploycompress-job-*")), 30)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float) -> None:

@@ -122,7 +122,7 @@ def test_a_second_run_reuses_everything_but_the_benchmark_and_says_so(tiny, own_
 
 
 def _gone(pipeline: Path) -> None:
-    deadline = time.monotonic() + 1.5
+    deadline = time.monotonic() + 10
     while processes_of(pipeline) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert processes_of(pipeline) == [], "a worker outlived its run"
@@ -140,7 +140,7 @@ def test_a_run_directory_in_use_is_refused_after_a_wait(tiny):
     finally:
         os.kill(first.pid, signal.SIGCONT)
     first.terminate()
-    first.communicate(timeout=20)
+    first.communicate(timeout=60)
     assert first.returncode == 143
 
 
@@ -153,7 +153,7 @@ def test_a_signal_ends_the_run_in_time_with_its_code(tiny, ran, number):
             break
     sent = time.monotonic()
     process.send_signal(number)
-    output = finish(process, 20)
+    output = finish(process, 60)
     assert time.monotonic() - sent < 7.5
     assert process.returncode == 128 + number, output
     assert "interrupted" in output

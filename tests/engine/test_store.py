@@ -129,7 +129,7 @@ def test_a_lock_that_is_held_says_who_waits_for_what(tmp_path):
         ):
             with lock(path, wait_s=0.2, waiting=lambda: waited.append(1)):
                 pytest.fail("taken twice")
-        assert time.monotonic() - started < 2 and waited == [1]
+        assert time.monotonic() - started < 20 and waited == [1]
     assert not held(path)
 
 

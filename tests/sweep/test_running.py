@@ -197,13 +197,13 @@ def test_a_hopeless_trial_is_ended_and_a_signal_keeps_what_was_done(sweep_file, 
     sweep = start(path)
     wait_for(sweep, path, 0, "distill: epoch 1/")
     sweep.send_signal(signal.SIGTERM)
-    output, _ = sweep.communicate(timeout=30)
+    output, _ = sweep.communicate(timeout=120)
     assert sweep.returncode == 143 and "run the same command again" in output, output
     all_gone(path.parent)
 
     path.write_text(path.read_text().replace("after: 90 epochs", "after: 2 epochs"))
     again = start(path)
-    output, _ = again.communicate(timeout=120)
+    output, _ = again.communicate(timeout=300)
     assert again.returncode == 5, output
     assert "trial 0: pruned after" in output and "hopeless: accuracy" in output
     (trial,) = report_of(path)["trials"]
