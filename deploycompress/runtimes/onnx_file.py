@@ -32,6 +32,7 @@ MOST_NODES = 500000
 MOST_TENSORS = 500000
 MOST_ELEMENTS = 1 << 40
 DEEPEST = 16  # graphs within graphs
+LARGEST_FIELD = (1 << 29) - 1
 MEMORY_MARKER = "_ORT_MEM_ADDR_"
 
 # TensorProto.DataType -> bits of one element; strings (8) have no fixed size
@@ -346,10 +347,12 @@ class _Reader:
     def fields(self, span: Span) -> Iterator[Field]:
         at, end = span
         while at < end:
+            start = at
             tag, at = self.varint(at, end)
             number, wire = tag >> 3, tag & 7
-            if number == 0:
-                raise ValueError(f"malformed: field number 0 at byte {at}")
+            # Others keep 32 bits of a tag and read five bytes: beyond that, they would see fields where we see none.
+            if not 0 < number <= LARGEST_FIELD or at - start > 5:
+                raise ValueError(f"malformed: the field number {number} in {at - start} bytes at byte {start}")
             if wire == VARINT:
                 value, at = self.varint(at, end)
                 yield number, wire, value - (1 << 64) if value >> 63 else value

@@ -181,6 +181,33 @@ def test_refuses_unknown_domains_and_knows_the_models_own_functions(tmp_path: Pa
     assert onnx_file.check(saved(tmp_path, known))["ops"] == {"F": 1, "Relu": 1}
 
 
+def wide(number: int, text: bytes) -> bytes:
+    """A field with text as protobuf for C++ reads it, which forgets what is beyond 32 bits of its tag."""
+    tag = number << 3 | 2 | 1 << 32
+    return bytes([*(tag >> 7 * i & 0x7F | 0x80 for i in range(4)), tag >> 28, len(text)]) + text
+
+
+def test_refuses_fields_that_others_would_see(tmp_path: Path) -> None:
+    """Else external data, or a domain, would be hidden from this reader and there for the library."""
+    inside = numpy_helper.from_array(WEIGHT, "w").SerializeToString()
+    place = b"\x0a\x08location\x12\x0d../secret.bin"
+    for hidden in (wide(13, place), b"\xea\x80\x80\x80\x80\x00" + bytes([len(place)]) + place):
+        document = model()
+        del document.graph.initializer[:]
+        graph = document.graph.SerializeToString()
+        document.ClearField("graph")
+        tensor = inside + hidden
+        graph += b"\x2a" + _length(tensor) + tensor
+        path = tmp_path / "model.onnx"
+        path.write_bytes(document.SerializeToString() + b"\x3a" + _length(graph) + graph)
+        with pytest.raises(ValueError, match=r"malformed: the field number \d+ in [56] bytes"):
+            onnx_file.check(path)
+
+
+def _length(text: bytes) -> bytes:
+    return bytes([len(text) & 0x7F | 0x80, len(text) >> 7])
+
+
 def test_refuses_sizes_that_cannot_be(tmp_path: Path) -> None:
     for dims, reason in [([1 << 40, 1 << 40], "claims more than"), ([-3, 4], "has the dimension -3")]:
         tensor = TensorProto(name="w", dims=dims, data_type=TensorProto.FLOAT, raw_data=b"1234")
