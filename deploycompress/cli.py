@@ -15,6 +15,7 @@ import click
 
 from deploycompress import __version__
 from deploycompress.errors import ConfigError, DeployCompressError, of_system
+from deploycompress.user_code import refuse_user_code, user_code_is_refused
 
 # Name -> (module with the click command ``command``, one line for --help), so that --help imports none of them.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -74,6 +75,8 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="deploycompress")
 def group() -> None:
     """From a trained PyTorch model to the fastest artefact that still meets its measured budget."""
+    if user_code_is_refused():  # by the environment: whatever the command, and before it imports anything
+        refuse_user_code()
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

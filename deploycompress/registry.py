@@ -179,7 +179,9 @@ TABLES: tuple[Table, ...] = (
 )
 
 
-LIBRARIES = ("torchvision:", "timm:")  # whose names of models and data sets are no module's
+# Names of models and data sets, which are no module's.
+OF_LIBRARIES = re.compile(r"(torchvision|timm):[\w.-]+", re.ASCII)
+EXAMPLES = re.compile(r"deploycompress\.examples(\.\w+)+:\w+", re.ASCII)
 
 
 def is_own(reference: str) -> bool:
@@ -187,10 +189,9 @@ def is_own(reference: str) -> bool:
 
     Not any function of it: with arguments of one's choice, some of those write files.
     """
-    if reference.startswith(LIBRARIES):
+    if OF_LIBRARIES.fullmatch(reference) or EXAMPLES.fullmatch(reference):
         return True
-    known = {entry for table in TABLES for entry in table.values()}
-    return reference in known or re.fullmatch(r"deploycompress\.examples(\.\w+)+:\w+", reference) is not None
+    return any(reference in table.values() for table in TABLES)
 
 
 def add_to_path(folders: Iterable[str]) -> None:
@@ -219,9 +220,9 @@ def load_reference(reference: str) -> Any:
         found = getattr(module, name)
     except AttributeError as error:
         raise ConfigError(f"{reference}: {place} has no {name!r}") from error
-    # What an example itself imports is not what it brings.
-    if user_code_is_refused() and str(getattr(found, "__module__", "")).partition(".")[0] != "deploycompress":
-        raise ConfigError(REFUSED.format(reference))
+    ours = str(getattr(found, "__module__", "")).partition(".")[0] == "deploycompress"
+    if not ours and (user_code_is_refused() or EXAMPLES.fullmatch(reference)):
+        raise ConfigError(f"{reference}: {name!r} is what {place} itself imports, and no part of it")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ stages:
   - distill: {loss: [kd, {"evil:Part": {weight: 1}}], teacher: {build: "evil:build"}, student: {build: evil.py:build}}
   - compile: {candidates: [{runtime: "evil:Part"}]}
   - benchmark: {runtimes: ["evil:Part"], devices: [local, "evil:Part"]}
+  - train: {launch: {nodes: 2, rendezvous: "10.0.0.1:29400"}}
 gates:
   metric:accuracy: {max_drop: 1 pp}
 """
@@ -45,6 +47,7 @@ p.yaml:11:104: stages.2.distill.student.build
 p.yaml:12:38: stages.3.compile.candidates.0.runtime
 p.yaml:13:28: stages.4.benchmark.runtimes.0
 p.yaml:13:59: stages.4.benchmark.devices.1
+p.yaml:14:44: stages.5.train.launch.rendezvous
 """.splitlines()
 
 
@@ -86,7 +89,7 @@ def test_every_name_of_code_is_refused_at_its_place(project: Path) -> None:
     assert done.returncode == 2
     lines = [line.removeprefix("error: ") for line in done.stderr.splitlines()]
     refused = [line for line in lines if "--no-user-code refuses" in line]
-    assert [line.partition(": '")[0] for line in refused] == PLACES
+    assert [re.split(": '|: 10", line)[0] for line in refused] == PLACES
     assert not (project / "WENT-OFF").exists()
 
 
@@ -115,23 +118,43 @@ def test_every_command_refuses_it_before_it_is_imported(project: Path, command: 
     assert not (project / "WENT-OFF").exists()
 
 
-def test_a_run_of_built_ins_imports_nothing_that_lies_beside_it(project: Path) -> None:
+@pytest.mark.parametrize("swept", [False, True], ids=["run", "sweep"])
+def test_built_ins_import_nothing_that_lies_beside_the_pipeline(project: Path, swept: bool) -> None:
     """Files with a library's name, in the folder of the pipeline, which is the current one."""
-    for name in ("onnxsim", "sklearn", "scipy", "onnx", "torchvision"):
-        (project / f"{name}.py").write_text(
-            "open('WENT-OFF', 'a').write(__name__)\nraise ImportError('hostile')\n"
-        )
+    for name in ("onnxsim", "sklearn", "scipy", "onnx", "torchvision", "numpy"):
+        (project / f"{name}.py").write_text(f"{EVIL}raise ImportError('hostile')\n")
+    (project / "torchvision:evil.py").write_text(EVIL)
     (project / "q.yaml").write_text(
         "name: q\n"
         "model: {build: deploycompress.examples.cnn:build, args: {width: 4, image_size: 8}, "
         "inputs: {image: {shape: [batch, 1, 8, 8]}}}\n"
         "data: {source: digits, image_size: 8, batch_size: 512}\n"
-        "stages: [{train: {epochs: 1}}]\n"
+        f"stages: [{{train: {{epochs: 1}}}}{', export, benchmark' * swept}]\n"
     )
+    (project / "s.yaml").write_text(
+        "name: s\npipeline: q.yaml\nmatrix: {train.lr: [0.1]}\nobjectives: {accuracy: maximise}\n"
+    )
+    command = ("sweep", "s.yaml") if swept else ("run", "q.yaml", "--no-rehearsal")
     done = run(
-        project, "run", "q.yaml", "--no-rehearsal", "--out", "run", "-q", DEPLOYCOMPRESS_NO_USER_CODE="1"
+        project, *command, "--out", "run", "--store", "store", "-q", DEPLOYCOMPRESS_NO_USER_CODE="1"
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not (project / "WENT-OFF").exists()
+
+
+def test_arguments_of_a_network_name_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``criterion`` among them is the network's own word."""
+    from deploycompress.config.reader import read
+    from deploycompress.engine.context import import_user_code
+
+    monkeypatch.chdir(project)
+    network = "{build: deploycompress.examples.cnn:build, args: {loss: 'evil.py:build'}}"
+    (project / "r.yaml").write_text(
+        "name: r\n"
+        "model: {build: deploycompress.examples.cnn:build, inputs: {image: {shape: [batch, 1, 8, 8]}}}\n"
+        f"data: {{source: digits, image_size: 8}}\nstages: [{{train: {{}}}}, {{distill: {{student: {network}}}}}]\n"
+    )
+    import_user_code(read(project / "r.yaml"))
     assert not (project / "WENT-OFF").exists()
 
 
@@ -147,11 +170,13 @@ def test_a_run_of_built_ins_imports_nothing_that_lies_beside_it(project: Path) -
         "deploycompress.examples.resnet:Tensor",
         "deploycompress.examples/../evil.py:build",
         "torchvision:extension",
+        "torchvision:evil.py:build",
+        "timm:evil.py:build",
     ],
 )
 def test_what_is_not_a_part_of_ours_is_not_loaded(guarded: None, name: str) -> None:
     before = set(sys.modules)
-    with pytest.raises(ConfigError, match="--no-user-code refuses"):
+    with pytest.raises(ConfigError, match="--no-user-code refuses|and no part of it"):
         registry.load_reference(name)
     assert not [module for module in set(sys.modules) - before if "evil" in module]
 
@@ -170,7 +195,7 @@ def test_without_the_option_user_code_is_loaded(project: Path, monkeypatch: pyte
     assert registry.load_reference("evil.py:build").__name__ == "build" and (project / "WENT-OFF").exists()
 
 
-@pytest.mark.parametrize("command", ["run", "validate", "probe", "inspect", "benchmark", "compare"])
+@pytest.mark.parametrize("command", ["run", "sweep", "validate", "probe", "inspect", "benchmark", "compare"])
 def test_every_command_that_takes_names_takes_the_option(command: str) -> None:
     from deploycompress.cli import group
 

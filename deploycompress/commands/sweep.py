@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from deploycompress.commands.user_code import no_user_code
+
 
 @click.command("sweep")
 @click.argument("file", type=click.Path(path_type=Path), metavar="SWEEP")
@@ -30,6 +32,7 @@ import click
     help="Where finished steps are kept (default: DEPLOYCOMPRESS_STORE, else the user's cache).",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Only the result.")
+@no_user_code
 def command(
     file: Path,
     workers: int | None,

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from deploycompress.devices import quiet
+from deploycompress.user_code import refuse_user_code, user_code_is_refused
 from deploycompress.writing import append_to
 
 
 def main(folder: Path) -> int:
     """Run the pipeline in ``folder`` as its job says; the exit code is the run's, and so is what is in outcome.json."""
+    if user_code_is_refused():
+        refuse_user_code()
     quiet.work()  # before anything heavy is imported: somebody may be measuring
     from deploycompress.artifact import read_json, write_json
     from deploycompress.errors import DeployCompressError, of_system
@@ -44,9 +47,10 @@ def main(folder: Path) -> int:
 def _run(folder: Path, job: dict[str, Any]) -> int:
     from deploycompress.commands.progress import open_view
     from deploycompress.engine.pipeline import run
+    from deploycompress.registry import add_to_path
     from deploycompress.sweep.jobs import PIPELINE
 
-    sys.path[:0] = [place for place in job["search_path"] if place not in sys.path]
+    add_to_path(job["search_path"])
     with open_view(verbose=False, quiet=False, terminal=False) as view:
         _note_epochs(view, folder)
         report = run(

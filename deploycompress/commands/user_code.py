@@ -23,7 +23,7 @@ def no_user_code(command: Command) -> Command:
 
 
 def _refuse(context: click.Context, parameter: click.Parameter, given: bool) -> None:
-    from deploycompress.user_code import refuse_user_code, user_code_is_refused
+    from deploycompress.user_code import refuse_user_code
 
-    if given or user_code_is_refused():
+    if given:  # ``cli`` looks at the environment
         refuse_user_code()

@@ -18,6 +18,11 @@ KEYS = frozenset(
 TASK = "task"  # its arguments may name other tasks
 REFERENCE = re.compile(r".+:\w+", re.DOTALL)  # as ``registry.load_reference`` takes it
 NUMBERED = re.compile(r"\w+:\d+")  # cuda:0
+RENDEZVOUS = "rendezvous"
+TRUSTED = (
+    "the machines that train together can have each other run code (torch.distributed sends pickles), which "
+    "--no-user-code refuses; train on one machine, or without the option"
+)
 
 
 def check(document: Document) -> None:
@@ -25,6 +30,8 @@ def check(document: Document) -> None:
     if not user_code_is_refused():
         return
     for path, text, is_key in _texts(document.data, ()):
+        if path[-1:] == (RENDEZVOUS,) and not is_key:
+            document.report(path, f"{text}: {TRUSTED}")
         names_code = TASK in path[:1] or any(part in KEYS for part in path)
         if names_code and REFERENCE.fullmatch(text) and not NUMBERED.fullmatch(text) and not is_own(text):
             of_step = path[:1] == ("stages",) and path[2:] == ("stage",)  # its name is a key in the file

@@ -15,6 +15,8 @@ from deploycompress.config.schema import Network, PipelineConfig
 from deploycompress.contracts import Event, RunContext, targets_are_classes
 from deploycompress.engine.store import FileStore
 
+ARGUMENTS = "args"
+
 
 def open_context(
     config: PipelineConfig,
@@ -54,7 +56,7 @@ def open_context(
 def import_user_code(config: PipelineConfig) -> None:
     """Import every criterion, loss, network or other part that the stages name: its code is in the digests."""
     for step in config.stages:
-        for key, name in _strings(step.config.model_dump(mode="json")):
+        for key, name in _names(step.config.model_dump(mode="json")):
             if key in TABLES and ":" in name:
                 TABLES[key].load(name)
     for network in every(config.stages, Network):
@@ -62,16 +64,18 @@ def import_user_code(config: PipelineConfig) -> None:
             references.load(network.build, ())
 
 
-def _strings(document: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _names(document: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """What may be one, and under which key; the arguments of a network are nobody's but its own."""
     if isinstance(document, str):
         yield key, document
     elif isinstance(document, dict):
         for inner, value in document.items():
             yield key, inner  # {kd: {weight: 1}} under loss
-            yield from _strings(value, inner)
+            if inner != ARGUMENTS:
+                yield from _names(value, inner)
     elif isinstance(document, list):
         for value in document:
-            yield from _strings(value, key)
+            yield from _names(value, key)
 
 
 def asking_context(config: PipelineConfig, store: FileStore) -> RunContext:

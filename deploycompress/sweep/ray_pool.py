@@ -14,6 +14,7 @@ from deploycompress.errors import EnvironmentMissing
 from deploycompress.sweep import pool, sharing
 from deploycompress.sweep.jobs import Job
 from deploycompress.sweep.schema import Resources
+from deploycompress.user_code import refuse_user_code, user_code_is_refused
 
 TRIES_AFTER_LOSS = 5  # a node that dies costs one; the run goes on from the store on another node
 ANSWER_S = 10.0  # of a cluster, at the start
@@ -21,8 +22,10 @@ CHECK_S = 120.0
 LOST = 3  # the exit code of a run whose nodes died time and again: the environment's
 
 
-def run_here(folder: str, sweep_folder: str) -> int:
+def run_here(folder: str, sweep_folder: str, no_user_code: bool) -> int:
     """The task: the run in ``folder`` as a process of this node, which ends with the task; its exit code."""
+    if no_user_code:  # the node's environment is its own
+        refuse_user_code()
     process = pool.started(Path(folder), pool.environment(Path(sweep_folder), os.cpu_count() or 1))
     try:
         return process.wait()
@@ -63,7 +66,7 @@ class RayPool:
         self._running: dict[Any, Job] = {}
 
     def start(self, job: Job) -> None:
-        self._running[self._task.remote(str(job.folder), self._folder)] = job
+        self._running[self._task.remote(str(job.folder), self._folder, user_code_is_refused())] = job
 
     def ended(self) -> list[tuple[Job, int]]:
         if not self._running:
