@@ -22,17 +22,20 @@ from deploycompress.engine.worker import JOBS
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model import checkpoint
 from deploycompress.model.source import SourceModel
+from deploycompress.registry import is_own
 
 CONFIG, RECORD = "config.yaml", "run.json"
 
 
-def load_pruned(place: str | os.PathLike[str], step: str | None = None) -> nn.Module:
+def load_pruned(
+    place: str | os.PathLike[str], step: str | None = None, *, trust_code: bool = False
+) -> nn.Module:
     """See ``deploycompress.load_pruned``."""
     path = Path(place).expanduser().absolute()
     if (path / checkpoint.ARCHITECTURE).is_file():
         if step is not None:
             raise ConfigError(f"{path} is one checkpoint already; step={step!r} goes with its run directory")
-        return _load(path, _run_dir_around(path))
+        return _load(path, _run_dir_around(path), trust_code)
     if not (path / CONFIG).is_file() or not (path / RECORD).is_file():
         raise ConfigError(
             f"{path} is not a run directory{'' if path.is_dir() else ' (it does not exist)'}: expected one with "
@@ -44,7 +47,7 @@ def load_pruned(place: str | os.PathLike[str], step: str | None = None) -> nn.Mo
         raise StageFailed(
             f"{artifact.path} is damaged: {reason}; run the pipeline again to have it made anew"
         )
-    return _load(artifact.path, path)
+    return _load(artifact.path, path, trust_code)
 
 
 def _run_dir_around(folder: Path) -> Path:
@@ -119,9 +122,15 @@ def _artifacts(folder: Path) -> tuple[Artifact, ...]:
 # ---------------------------------------------------------------- put together
 
 
-def _load(folder: Path, run_dir: Path) -> nn.Module:
+def _load(folder: Path, run_dir: Path, trust_code: bool) -> nn.Module:
     config, seed, others = _model_config(run_dir / CONFIG)
-    model = SourceModel(config, seed, _search_path(run_dir), others)
+    code = [build for build in (config.build, *(other.build for other in others)) if not is_own(build)]
+    if code and not trust_code:
+        raise ConfigError(
+            f"{run_dir / CONFIG} builds its model with {code[0]!r}, which is code of somebody's own: where you trust it, as "
+            "that of a run of yours, load with trust_code=True"
+        )
+    model = SourceModel(config, seed, _search_path(run_dir) if trust_code else (), others)
     try:
         return checkpoint.load(folder, model)
     except StageFailed as error:
