@@ -26,7 +26,7 @@ from deploycompress.config.device_file import FILE, dump_devices
 from deploycompress.config.schema import PipelineConfig
 from deploycompress.contracts import Event, MetricInfo
 from deploycompress.devices import quiet
-from deploycompress.engine import extension, rounds
+from deploycompress.engine import directory, extension, rounds
 from deploycompress.engine.context import asking_context
 from deploycompress.engine.explaining import note_why
 from deploycompress.engine.interrupts import Interrupts, catch
@@ -80,11 +80,11 @@ def run(
     add_to_path(places)
     config = read(path, overrides, devices=devices, load_user_code=True)
     warm_up()
-    run_dir = (out or Path("runs") / config.name).absolute()
+    run_dir = directory.own(out, config.name)
     with ExitStack() as stack:
         interrupts = stack.enter_context(catch())
         with interrupts.cutting():
-            stack.enter_context(lock(run_dir / ".lock", wait_s=LOCK_WAIT_S))
+            stack.enter_context(lock(run_dir / directory.LOCK, wait_s=LOCK_WAIT_S))
             kept = FileStore(store or default_root(), lambda text: listener.event(Event("warning", text)))
             stack.enter_context(kept.used())
         state = _Run(config, run_dir, kept, listener, interrupts)

@@ -12,6 +12,7 @@ from deploycompress.artifact import MANIFEST, read_json, write_json, write_text
 from deploycompress.config import reader as pipelines
 from deploycompress.config.device_file import FILE, dump_devices
 from deploycompress.config.schema import PipelineConfig
+from deploycompress.engine import directory
 from deploycompress.errors import ConfigError, DeployCompressError, StageFailed
 from deploycompress.report.document import check
 from deploycompress.sweep.objectives import Objective, Value, value_of
@@ -45,6 +46,7 @@ def prepare(
     job: Job, config: PipelineConfig, search_path: Sequence[str], store: Path, rehearsal: bool
 ) -> None:
     """Write what the run's process reads: a plain pipeline.yaml, its devices, and where to look and keep."""
+    directory.mark(job.folder)
     write_text(job.folder / PIPELINE, pipelines.dump(config))
     if config.devices:
         write_text(job.folder / FILE, dump_devices(config.devices))

@@ -11,6 +11,7 @@ from typing import Any
 from deploycompress.artifact import read_json, write_json, write_text
 from deploycompress.config.files import search_path
 from deploycompress.devices import quiet
+from deploycompress.engine import directory
 from deploycompress.engine.interrupts import catch
 from deploycompress.engine.locks import lock
 from deploycompress.engine.pipeline import LOCK_WAIT_S
@@ -44,10 +45,10 @@ def sweep(
     same call then goes on.
     """
     plan = read(path, devices)
-    folder = (out or Path("runs") / plan.config.name).absolute()
+    folder = directory.own(out, plan.config.name)
     kept = store or default_root()
     with ExitStack() as stack:
-        stack.enter_context(lock(folder / ".lock", wait_s=LOCK_WAIT_S))
+        stack.enter_context(lock(folder / directory.LOCK, wait_s=LOCK_WAIT_S))
         interrupts = stack.enter_context(catch())
         stack.enter_context(quiet.sweeping(folder))
         pool = _pool(plan, folder, kept, workers, ray)
