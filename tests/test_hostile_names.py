@@ -125,7 +125,7 @@ def test_what_a_device_is_configured_with_is_data_to_its_shell(tmp_path: Path, t
     """The line that goes to a device, given to a real shell."""
 
     class Shell:
-        def run(self, command: str, data: bytes, timeout_s: float) -> Done:
+        def run(self, command: str, data: bytes, timeout_s: float, most: int) -> Done:
             done = subprocess.run(
                 ["sh", "-c", command], input=data, capture_output=True, cwd=tmp_path, timeout=20
             )

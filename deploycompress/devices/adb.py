@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-
 from deploycompress.config.devices import AdbConfig
+from deploycompress.devices import pipes
 from deploycompress.devices.link import Done, LinkLost
 from deploycompress.devices.remote import RemoteDevice
 from deploycompress.errors import EnvironmentMissing
@@ -32,17 +31,15 @@ class AndroidShell:
     def __init__(self, name: str, config: AdbConfig) -> None:
         self._name, self._config = name, config
 
-    def run(self, command: str, data: bytes, timeout_s: float) -> Done:
+    def run(self, command: str, data: bytes, timeout_s: float, most: int) -> Done:
         arguments = ["adb", "-s", self._config.adb, "shell", "-T", command]
         try:
-            done = subprocess.run(arguments, input=data, capture_output=True, timeout=timeout_s)
-        except FileNotFoundError as error:
+            code, out, error = pipes.run(arguments, data, timeout_s, most)
+        except FileNotFoundError as missing:
             raise EnvironmentMissing(
                 f"device {self._name}: there is no adb on this machine; install Android's platform tools"
-            ) from error
-        except subprocess.TimeoutExpired as late:
-            return Done(None, late.stdout or b"", (late.stderr or b"").decode(errors="replace"))
-        return Done(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+            ) from missing
+        return Done(code, out, error.decode(errors="replace"))
 
     def explain(self, done: Done) -> None:
         lines = [line for line in done.error.splitlines() if line.startswith(("adb:", "error:"))]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from deploycompress.config.devices import DeviceConfig
+from deploycompress.devices import pipes
 from deploycompress.devices.bundle import agent
 from deploycompress.errors import EnvironmentMissing
 
@@ -19,6 +20,7 @@ PAUSES_S = (0.5, 15.0)  # between tries: the first one, and the longest
 ANSWER_S = 60.0  # of an operation that does not wait
 SLOWEST_BYTES_S = 16_000
 LARGEST_HEAD_BYTES = 1 << 20
+NOISE_BYTES = 1 << 20  # of a profile or a banner around the answer
 # The request follows on standard input, so that no data is ever part of a command line.
 PROGRAM = (
     "import sys; s = sys.stdin.buffer; "
@@ -43,8 +45,11 @@ class Done:
 class Transport(Protocol):
     """Runs a command line in the device's shell."""
 
-    def run(self, command: str, data: bytes, timeout_s: float) -> Done:
-        """With ``data`` on its standard input. Raises EnvironmentMissing where the program for it is not here."""
+    def run(self, command: str, data: bytes, timeout_s: float, most: int) -> Done:
+        """With ``data`` on its standard input; ``most``: bytes of what comes back.
+
+        Raises EnvironmentMissing where the program for it is not here, ``pipes.TooMuch``.
+        """
         ...
 
     def explain(self, done: Done) -> None:
@@ -108,8 +113,14 @@ class Link:
         mark, program = secrets.token_hex(16), agent().encode()
         line = json.dumps({**request, "folder": self._folder, "mark": mark, "bytes": len(data)}).encode()
         sent = b"%d\n%s%s\n%s" % (len(program), program, line, data)
-        most = max(len(sent), request.get("most", 0))
-        done = self._transport.run(self._command, sent, answer_s + most / SLOWEST_BYTES_S)
+        asked = int(request.get("most", 0))
+        timeout_s = answer_s + max(len(sent), asked) / SLOWEST_BYTES_S
+        try:
+            done = self._transport.run(self._command, sent, timeout_s, asked + LARGEST_HEAD_BYTES + NOISE_BYTES)
+        except pipes.TooMuch as error:
+            raise EnvironmentMissing(
+                f"device {self._name}: it answered with more than was asked for; look at what its shell prints at a login"
+            ) from error
         answer = _between(done.out, mark.encode())
         if answer is not None:
             return answer
@@ -165,7 +176,7 @@ def _between(out: bytes, mark: bytes) -> tuple[Mapping[str, Any], bytes] | None:
     size = int(line)
     try:
         head = json.loads(rest[:size]) if size <= LARGEST_HEAD_BYTES else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(head, dict) or not isinstance(head.get("bytes"), int):
         return None

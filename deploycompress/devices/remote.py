@@ -7,6 +7,7 @@ import json
 import secrets
 import signal
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from deploycompress.config.devices import DeviceConfig
 from deploycompress.config.wording import listed
 from deploycompress.devices.link import ANSWER_S, FIRST_CONTACT_S, Answer, Link, Transport
 from deploycompress.devices.results import read_facts, read_state
+from deploycompress.devices.runner import LAST_RESORT_S
 from deploycompress.devices.transfer import receive, send
 from deploycompress.errors import EnvironmentMissing
 from deploycompress.registry import RUNTIMES
@@ -29,13 +31,18 @@ LOCK_WAIT_S = 1800.0  # for others who measure on the device
 TELL_S = 0.5  # how long ``poll`` may keep its caller
 WAITS_S = (0.5, 15.0)  # of one question whether a job has ended: the first, and the longest
 IMPORT_S = 170.0  # an emulated board takes a while
+LARGEST_RESULT_BYTES = 1 << 27  # it is parsed as a whole
 STARTING = {"state": "running", "done": 0.0, "message": "starting"}
 
 
 @dataclass
 class _Watch:
-    """A job that was started: what is known of it, and the question that the device has not answered yet."""
+    """A job that was started: what is known of it, and the question that the device has not answered yet.
 
+    ``until``: when it has ended, whatever happens there; its device lies, or has stood still, if it says otherwise.
+    """
+
+    until: float
     state: Mapping[str, Any] = field(default_factory=lambda: STARTING)
     wait_s: float = WAITS_S[0]
     question: Future[Answer] | None = None
@@ -136,7 +143,8 @@ class RemoteDevice:
         patience_s = self._config.patience.value / 1000
         document = {**job, "lock_wait_s": LOCK_WAIT_S, "alone_s": 2 * (patience_s + ANSWER_S)}
         self._link.ask("start", canonical_json(document).encode(), id=id)
-        self._watched[id] = _Watch()
+        longest_s = job["deadline_s"] + LAST_RESORT_S + LOCK_WAIT_S + patience_s + ANSWER_S
+        self._watched[id] = _Watch(time.monotonic() + longest_s)
         return id
 
     def poll(self, id: str) -> Mapping[str, Any]:
@@ -153,13 +161,17 @@ class RemoteDevice:
             return watch.state
         watch.question = None
         watch.state = read_state(head, self.name)
+        if watch.state["state"] != "ended" and time.monotonic() > watch.until:
+            raise EnvironmentMissing(
+                f"{self._where}: its job is not over, long after its time limit; look what runs there, or restart the device"
+            )
         return watch.state
 
     def pull(self, id: str) -> Mapping[str, Any]:
         """The result as the runner wrote it. Raises EnvironmentMissing when there is none."""
         with tempfile.TemporaryDirectory(prefix="deploycompress-pull-") as folder:
             place = Path(folder) / "result.json"
-            if not receive(self._link, id, "result.json", place, self._where):
+            if not receive(self._link, id, "result.json", place, self._where, LARGEST_RESULT_BYTES):
                 said = self._link.ask("read", id=id, name="log.txt", offset=0, most=1 << 16).data
                 last = said.decode(errors="replace").strip()[-500:] or "nothing"
                 raise EnvironmentMissing(

@@ -215,6 +215,7 @@ def _entry(entry: _Entry, counting: Sequence[int]) -> Timing | Failed:
 # ---------------------------------------------------------------- the form
 
 _Nanoseconds = Annotated[int, Field(ge=1, le=LONGEST_NS)]
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Name = Annotated[str, Field(max_length=10_000)]
 _Plain = bool | int | float | Annotated[str, Field(max_length=1000)]
 _Samples = Annotated[list[_Nanoseconds], Field(min_length=1)]
@@ -245,9 +246,7 @@ class _Block(_Form):
     samples_ns: _Samples
     cpu_share: float | None = Field(ge=0)  # None: a program's, in a process of its own
     mhz: float | None = Field(gt=0)
-    energy_uj: dict[Annotated[str, Field(max_length=100)], Annotated[int, Field(ge=0)]] = Field(
-        max_length=1000
-    )
+    energy_uj: dict[Annotated[str, Field(max_length=100)], _Count] = Field(max_length=1000)
 
 
 class _Entry(_Form):
@@ -255,8 +254,8 @@ class _Entry(_Form):
     blocks: list[_Block] = []
     load_ms: float | None = Field(default=None, ge=0)
     first_inference_ms: float | None = Field(default=None, ge=0)
-    peak_memory_bytes: int | None = Field(default=None, ge=0)
-    gpu_memory_bytes: int | None = Field(default=None, ge=0)
+    peak_memory_bytes: _Count | None = None
+    gpu_memory_bytes: _Count | None = None
     steady: bool = False
     outputs: dict[str, _Output] = {}
     versions: dict[str, str] = {}
@@ -270,17 +269,17 @@ class _State(_Form):
     time_s: float
     load: float | None = None
     celsius: float | None = None
-    throttled_us: int | None = None
-    stolen_ticks: int | None = None
+    throttled_us: _Count | None = None
+    stolen_ticks: _Count | None = None
 
 
 class _Facts(_Form):
     architecture: str = Field(max_length=100)
     cpu: str = Field(max_length=200)
     flags: list[str] = Field(max_length=100)
-    cores: int = Field(ge=1)
+    cores: int = Field(ge=1, lt=1 << 63)
     cpu_quota: float | None
-    memory_bytes: int | None
+    memory_bytes: _Count | None
     governor: str | None
     virtual: bool
     emulated: bool

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 
 from deploycompress.config.devices import SshConfig
+from deploycompress.devices import pipes
 from deploycompress.devices.link import Done, LinkLost
 from deploycompress.devices.remote import RemoteDevice
 from deploycompress.errors import EnvironmentMissing
@@ -47,17 +47,15 @@ class OpenSsh:
     def __init__(self, name: str, config: SshConfig) -> None:
         self._name, self._config = name, config
 
-    def run(self, command: str, data: bytes, timeout_s: float) -> Done:
+    def run(self, command: str, data: bytes, timeout_s: float, most: int) -> Done:
         arguments = ["ssh", "-T", *self.options(), *self._way(), "--", self._config.ssh, command]
         try:
-            done = subprocess.run(arguments, input=data, capture_output=True, timeout=timeout_s)
-        except FileNotFoundError as error:
+            code, out, error = pipes.run(arguments, data, timeout_s, most)
+        except FileNotFoundError as missing:
             raise EnvironmentMissing(
                 f"device {self._name}: there is no ssh on this machine; install OpenSSH's client"
-            ) from error
-        except subprocess.TimeoutExpired as late:
-            return Done(None, late.stdout or b"", (late.stderr or b"").decode(errors="replace"))
-        return Done(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+            ) from missing
+        return Done(code, out, error.decode(errors="replace"))
 
     def explain(self, done: Done) -> None:
         if done.code not in (OWN_FAILURE, None):

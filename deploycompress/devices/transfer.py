@@ -12,15 +12,16 @@ from deploycompress.writing import saving
 PIECES_BYTES = (1 << 16, 1 << 22)  # the smallest, and first, and the largest
 PIECE_S = 3.0  # what one should take
 TRIES = 3  # of a file whose digest is wrong on arrival
+SHORT = 100  # pieces of which less arrived than was sent; a link that is cut now and then leaves some
 LARGEST_BYTES = 1 << 30  # of what a device may send us
 
 
 def send(link: Link, digest: str, path: Path, sender: str, where: str) -> None:
     """Put a file there under its digest, which the device checks. ``sender``: whose piece it is, until it is whole."""
     size = path.stat().st_size
-    there, piece, damaged = 0, PIECES_BYTES[0], 0
+    there, piece, damaged, short = 0, PIECES_BYTES[0], 0, 0
     with path.open("rb") as stream:
-        while damaged < TRIES:
+        while damaged < TRIES and short < SHORT:
             stream.seek(there)
             data = stream.read(piece)
             answer = link.ask("put", data, digest=digest, sender=sender, offset=there, of=size)
@@ -29,16 +30,23 @@ def send(link: Link, digest: str, path: Path, sender: str, where: str) -> None:
                 return
             piece = _next(piece, answer)
             if isinstance(now, int) and there < now < size:
+                short += now < there + len(data)
                 there = now
             else:
                 there, damaged = 0, damaged + 1
     raise EnvironmentMissing(
-        f"{where}: a file of {size} bytes arrived {TRIES} times with another digest; look at its disk and memory"
+        f"{where}: a file of {size} bytes does not arrive as it was sent, {TRIES} times from its beginning or in {SHORT} "
+        "pieces; look at its disk and memory"
     )
 
 
-def receive(link: Link, job: str, name: str, place: Path, where: str) -> bool:
-    """Bring a file of a job to ``place``; False where there is none. Raises EnvironmentMissing for a damaged one."""
+def receive(
+    link: Link, job: str, name: str, place: Path, where: str, largest: int = LARGEST_BYTES
+) -> bool:
+    """Bring a file of a job to ``place``; False where there is none.
+
+    Raises EnvironmentMissing for one that is damaged, or has more than ``largest`` bytes.
+    """
     piece = PIECES_BYTES[0]
     with saving(place), place.open("wb") as stream:
         while True:
@@ -46,10 +54,11 @@ def receive(link: Link, job: str, name: str, place: Path, where: str) -> bool:
             size = answer.head.get("size")
             if size is None:
                 return False
-            if not isinstance(size, int) or size > LARGEST_BYTES:
+            if not isinstance(size, int) or size > largest:
                 raise EnvironmentMissing(f"{where}: {name} has {size} bytes; measure for less time")
+            expected = min(piece, size - stream.tell())
             stream.write(answer.data)
-            if stream.tell() >= size or not answer.data:
+            if stream.tell() >= size or len(answer.data) < expected:  # a file's every piece is whole
                 break
             piece = _next(piece, answer)
     if digest_file(place) != answer.head.get("sha256"):
