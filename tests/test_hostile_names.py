@@ -76,6 +76,19 @@ def test_inspecting_such_a_model_steers_nothing(
     assert not STEERS.search(shown.out + shown.err)
 
 
+def test_validating_prints_text(code: Path, capfd: pytest.CaptureFixture[str], obeyed: Obeyed) -> None:
+    (code.parent / "##[error]x.py").write_text("def build(): ...\n")
+    (code.parent / "p.yaml").write_text(
+        "name: x\nmodel: {build: '##[error]x.py:build', inputs: {i: {shape: [batch, 1, 8, 8]}}}\n"
+        "data: {source: digits}\nstages: [train]\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", "p.yaml"])
+    shown = capfd.readouterr()
+    assert ended.value.code == 0, shown.err
+    assert "##[error]x.py" in shown.out and obeyed(shown.out) == []
+
+
 def test_an_error_in_such_words_steers_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], obeyed: Obeyed
 ) -> None:

@@ -178,7 +178,9 @@ def test_a_run_directory_names_no_code_unless_it_is_trusted(run_dir, old, new, n
     config = run_dir / "config.yaml"
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new))
-    with pytest.raises(ConfigError, match=f"builds its model with '{named}', which is code of somebody's own"):
+    with pytest.raises(
+        ConfigError, match=f"builds its model with '{named}', which is code of somebody's own"
+    ):
         deploycompress.load_pruned(run_dir)
 
 

@@ -135,9 +135,7 @@ def test_built_ins_import_nothing_that_lies_beside_the_pipeline(project: Path, s
         "name: s\npipeline: q.yaml\nmatrix: {train.lr: [0.1]}\nobjectives: {accuracy: maximise}\n"
     )
     command = ("sweep", "s.yaml") if swept else ("run", "q.yaml", "--no-rehearsal")
-    done = run(
-        project, *command, "--out", "run", "--store", "store", "-q", DEPLOYCOMPRESS_NO_USER_CODE="1"
-    )
+    done = run(project, *command, "--out", "run", "--store", "store", "-q", DEPLOYCOMPRESS_NO_USER_CODE="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (project / "WENT-OFF").exists()
 
@@ -176,7 +174,7 @@ def test_arguments_of_a_network_name_no_code(project: Path, monkeypatch: pytest.
 )
 def test_what_is_not_a_part_of_ours_is_not_loaded(guarded: None, name: str) -> None:
     before = set(sys.modules)
-    with pytest.raises(ConfigError, match="--no-user-code refuses|and no part of it"):
+    with pytest.raises(ConfigError, match=r"--no-user-code refuses|and no part of it"):
         registry.load_reference(name)
     assert not [module for module in set(sys.modules) - before if "evil" in module]
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploycompress.commands.output import only_text, say
+
 if TYPE_CHECKING:
     from deploycompress.engine.store import FileStore
 
@@ -26,6 +28,7 @@ def command() -> None:
 
 @command.command("verify")
 @store_option
+@only_text
 def verify(store: Path | None) -> None:
     """Read every byte that is kept, and set aside what is not as it was written; exit code 4 where there was any."""
     from deploycompress.engine.upkeep import verify
@@ -34,13 +37,13 @@ def verify(store: Path | None) -> None:
     kept = _open(store)
     number, damaged = verify(kept)
     for found in damaged:
-        click.echo(f"{found.place}: {found.reason}")
+        say(f"{found.place}: {found.reason}")
     if damaged:
         raise StageFailed(
             f"{len(damaged)} of {number} results in {kept.root} were damaged and are set aside in quarantine/; the next "
             "run makes them again"
         )
-    click.echo(f"all {number} results in {kept.root} are as they were written")
+    say(f"all {number} results in {kept.root} are as they were written")
 
 
 @command.command("gc")
@@ -53,6 +56,7 @@ def verify(store: Path | None) -> None:
     help="Also take away what no run has used for so long: 12 h, 30 d.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@only_text
 def gc(store: Path | None, older_than: str, dry_run: bool) -> None:
     """Take away what was damaged, what killed runs left, and what has not been used for long."""
     from deploycompress.engine.upkeep import collect
@@ -62,11 +66,9 @@ def gc(store: Path | None, older_than: str, dry_run: bool) -> None:
     with kept.alone(WAIT_S):
         taken = collect(kept, days, dry=dry_run)
     for found in taken:
-        click.echo(f"{found.place}: {found.reason}, {size(found.bytes)}")
+        say(f"{found.place}: {found.reason}, {size(found.bytes)}")
     verb = "would go" if dry_run else "went"
-    click.echo(
-        f"{plural(len(taken), 'thing')} with {size(sum(f.bytes for f in taken))} {verb} from {kept.root}"
-    )
+    say(f"{plural(len(taken), 'thing')} with {size(sum(f.bytes for f in taken))} {verb} from {kept.root}")
 
 
 @command.command("explain")
@@ -78,6 +80,7 @@ def gc(store: Path | None, older_than: str, dry_run: bool) -> None:
     help="The run directory (default: the latest in runs/).",
 )
 @store_option
+@only_text
 def explain(step: str, run_dir: Path | None, store: Path | None) -> None:
     """Say which part of its key made STEP run again in the last run, with its old value and its new one."""
     from deploycompress.engine.explaining import explain
@@ -85,9 +88,9 @@ def explain(step: str, run_dir: Path | None, store: Path | None) -> None:
 
     chosen = run_dir or _latest()
     found = explain(chosen, step, FileStore(store.absolute() if store else default_root()))
-    click.echo(f"{step} in {chosen}: {found.reason}")
+    say(f"{step} in {chosen}: {found.reason}")
     for difference in found.differences:
-        click.echo(f"  {difference.field}: {_told(difference.before)} -> {_told(difference.now)}")
+        say(f"  {difference.field}: {_told(difference.before)} -> {_told(difference.now)}")
 
 
 def _open(store: Path | None) -> FileStore:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import click
 
+from deploycompress.commands.output import only_text, say
+
 
 @click.command("doctor")
+@only_text
 def command() -> None:
     """What is installed here, which runtimes can run, and what to do about the rest."""
     from deploycompress.commands.checks import checks
@@ -13,4 +16,4 @@ def command() -> None:
     for check in checks():
         mark = {"ok": "ok     ", "missing": "missing", "note": "note   "}[check.state]
         remedy = f"; {check.remedy}" if check.remedy else ""
-        click.echo(f"{mark}  {check.subject:<14} {check.finding}{remedy}")
+        say(f"{mark}  {check.subject:<14} {check.finding}{remedy}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from deploycompress.commands.output import only_text, say
 from deploycompress.commands.user_code import no_user_code
 
 
@@ -33,6 +34,7 @@ from deploycompress.commands.user_code import no_user_code
 )
 @click.option("-q", "--quiet", is_flag=True, help="Only the result.")
 @no_user_code
+@only_text
 def command(
     file: Path,
     workers: int | None,
@@ -48,7 +50,7 @@ def command(
 
     report = sweep(
         file,
-        (lambda line: None) if quiet else click.echo,
+        (lambda line: None) if quiet else say,
         workers=workers,
         ray=ray,
         devices=devices,
@@ -56,9 +58,9 @@ def command(
         store=store.absolute() if store else None,
         command=shlex.join(["deploycompress", *sys.argv[1:]]) if sys.argv[1:2] == ["sweep"] else "",
     )
-    click.echo(terminal(report))
+    say(terminal(report))
     shown = out or Path("runs") / str(report["name"])
     if report["best"] is not None:
-        click.echo(f"pipeline: {shown / 'pipeline.yaml'}")
-    click.echo(f"report: {shown / 'report.html'}")
+        say(f"pipeline: {shown / 'pipeline.yaml'}")
+    say(f"report: {shown / 'report.html'}")
     return int(report["exit_code"])

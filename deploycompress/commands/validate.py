@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from deploycompress.commands.output import only_text, say
 from deploycompress.commands.user_code import no_user_code
 
 
@@ -25,6 +26,7 @@ from deploycompress.commands.user_code import no_user_code
     help="Where the devices are declared (default: devices.yaml beside the pipeline).",
 )
 @no_user_code
+@only_text
 def command(pipeline: Path, overrides: tuple[str, ...], devices: Path | None) -> None:
     """Check PIPELINE (a pipeline.yaml): all mistakes at once, each with its place; imports no user code."""
     from deploycompress.config.order import flow
@@ -33,10 +35,10 @@ def command(pipeline: Path, overrides: tuple[str, ...], devices: Path | None) ->
     config = read(pipeline, overrides, devices=devices)
     hops = list(flow(config.stages, [step.id for step in config.stages]))
     width = max(len(hop.id) for hop in hops)
-    click.echo(f"{'model':{width}}  {config.model.build}")
+    say(f"{'model':{width}}  {config.model.build}")
     for hop in hops:
         makes = ", ".join(sorted(hop.makes)) if hop.makes else "" if hop.makes is not None else "not known"
         reads = ", ".join(hop.sources.get("source", ())) or "nothing"
-        click.echo(f"{hop.id:{width}}  {reads}" + (f" -> {makes}" if makes else ""))
+        say(f"{hop.id:{width}}  {reads}" + (f" -> {makes}" if makes else ""))
     gates = len(config.gates)
-    click.echo(f"ok: {len(hops)} step{'s' * (len(hops) != 1)}, {gates} gate{'s' * (gates != 1)}")
+    say(f"ok: {len(hops)} step{'s' * (len(hops) != 1)}, {gates} gate{'s' * (gates != 1)}")

@@ -47,6 +47,8 @@ def find(reference: str, search_path: Sequence[Path], *, libraries: bool = False
     if libraries and place in LIBRARIES:
         if importlib.util.find_spec(place) is None:
             raise NotFound(f"{place} is not installed: pip install 'deploycompress[{LIBRARIES[place]}]'")
+        if not registry.OF_LIBRARIES.fullmatch(reference):
+            raise NotFound(f"{name!r} is not the name of a model of {place}")
         return Located(None, "unknown")
     if not separator or not place or not name:
         also = ", or torchvision:NAME or timm:NAME" if libraries else ""

@@ -116,7 +116,9 @@ class Link:
         asked = int(request.get("most", 0))
         timeout_s = answer_s + max(len(sent), asked) / SLOWEST_BYTES_S
         try:
-            done = self._transport.run(self._command, sent, timeout_s, asked + LARGEST_HEAD_BYTES + NOISE_BYTES)
+            done = self._transport.run(
+                self._command, sent, timeout_s, asked + LARGEST_HEAD_BYTES + NOISE_BYTES
+            )
         except pipes.TooMuch as error:
             raise EnvironmentMissing(
                 f"device {self._name}: it answered with more than was asked for; look at what its shell prints at a login"

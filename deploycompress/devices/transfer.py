@@ -40,9 +40,7 @@ def send(link: Link, digest: str, path: Path, sender: str, where: str) -> None:
     )
 
 
-def receive(
-    link: Link, job: str, name: str, place: Path, where: str, largest: int = LARGEST_BYTES
-) -> bool:
+def receive(link: Link, job: str, name: str, place: Path, where: str, largest: int = LARGEST_BYTES) -> bool:
     """Bring a file of a job to ``place``; False where there is none.
 
     Raises EnvironmentMissing for one that is damaged, or has more than ``largest`` bytes.

@@ -25,7 +25,7 @@ def own(given: Path | None, name: str) -> Path:
     """
     folder = (given or Path("runs") / name).absolute()
     if user_code_is_refused():
-        for place in (() if given else (folder.parent, folder)):
+        for place in () if given else (folder.parent, folder):
             _refuse_link(place)
         for place in _inside(folder):
             _refuse_link(place)

@@ -20,6 +20,9 @@ from deploycompress.report.tried import tried_views
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_WIDTHS = 40  # layers shown at once; the others unfold
 # An underscore within a word is none of Markdown's; some characters mean something only at the beginning.
+# What GitHub and GitLab make links of, and messages to people; an invisible joint after it leaves it text.
+_LINKS = re.compile(r"(?<!\w)@(?=\w)|#(?=\d)|:(?=//)|\bwww(?=\.)|\bgh-(?=\d)", re.IGNORECASE)
+_JOINT = "\u2060"
 _MARKDOWN = re.compile(r"([\\`*{}\[\]|~$]|(?<!\w)_|_(?!\w)|^[#+=-]|^\d+(?=[.)](?:\s|$)))")
 
 
@@ -59,10 +62,11 @@ def markdown(template: str, report: Report, **more: Any) -> str:
 
 
 def escaped(text: object, most: int = 120) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, no table cell of its own, one line."""
+    """Text that Markdown shows as it is: no markup, no HTML, no link, no mention, no table cell of its own, one line."""
     plain = shortened(" ".join(str(text).split()), most)
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN.sub(lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", plain)
+    plain = _MARKDOWN.sub(lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", plain)
+    return _LINKS.sub(lambda m: m[0] + _JOINT, plain)
 
 
 _PLOT_SIZES = {"wide": (1000, 430), "narrow": (360, 360)}

@@ -352,7 +352,9 @@ class _Reader:
             number, wire = tag >> 3, tag & 7
             # Others keep 32 bits of a tag and read five bytes: beyond that, they would see fields where we see none.
             if not 0 < number <= LARGEST_FIELD or at - start > 5:
-                raise ValueError(f"malformed: the field number {number} in {at - start} bytes at byte {start}")
+                raise ValueError(
+                    f"malformed: the field number {number} in {at - start} bytes at byte {start}"
+                )
             if wire == VARINT:
                 value, at = self.varint(at, end)
                 yield number, wire, value - (1 << 64) if value >> 63 else value

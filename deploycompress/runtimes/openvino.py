@@ -16,6 +16,7 @@ import numpy as np
 
 # What floating-point operators compute in. Left to itself, OpenVINO takes bfloat16 where the processor has it.
 OV_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+OV_HEAD_BYTES = 64  # in which a model.xml has begun
 
 
 class OpenVino:
@@ -166,6 +167,15 @@ def _ov_core() -> Any:
 
 
 def _ov_read(path: Path) -> Any:
+    """Raises RuntimeError with OpenVINO's reason.
+
+    It goes by a file's contents and not by its name, so an ONNX file called .xml would pass the safe reader by.
+    """
+    if path.suffix != ".onnx":
+        with path.open("rb") as stream:
+            head = stream.read(OV_HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not head.startswith((b"<?xml", b"<net")):
+            raise RuntimeError(f"{path.name} is no OpenVINO model: it does not begin with <?xml or <net")
     try:
         return _ov_core().read_model(str(path))
     except Exception as error:  # as above

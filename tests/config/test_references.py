@@ -113,6 +113,7 @@ def test_the_projects_own_module_comes_before_an_installed_one(project: Path) ->
 def test_libraries_by_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     assert locate("torchvision:no_such_model", []) is None  # which names there are is seen when it is built
+    assert "is not the name of a model of timm" in str(locate("timm:x\x1b[2J", []))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else real(name))
     assert locate("timm:resnet18", []) == "timm is not installed: pip install 'deploycompress[vision]'"
     assert "torchvision has no 'resnet18x'" in str(locate("torchvision:resnet18x", [], libraries=False))

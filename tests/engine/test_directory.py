@@ -14,7 +14,9 @@ from deploycompress.user_code import NO_USER_CODE
 @pytest.mark.parametrize("name", ["01-photos", "config.yaml", "devices.yaml", "artifacts"])
 def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(ConfigError, match=f"is no run directory, and holds {name}, which a run would replace"):
+    with pytest.raises(
+        ConfigError, match=f"is no run directory, and holds {name}, which a run would replace"
+    ):
         directory.own(tmp_path, "x")
 
 

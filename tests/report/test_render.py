@@ -236,6 +236,9 @@ def test_hostile_names_cannot_steer_a_terminal(make_run: Make) -> None:
         ("[a](b)", r"\[a\](b)"),
         ("two\nlines", "two lines"),
         ("back\\", r"back\\"),
+        ("@team or prune@2", "@\u2060team or prune@2"),  # no message to anybody
+        ("fixes #1, GH-1", "fixes #\u20601, GH-\u20601"),
+        ("https://x.y www.x.y", "https:\u2060//x.y www\u2060.x.y"),
     ],
 )
 def test_markdown_shows_text_as_it_is(text: str, shown: str) -> None:

@@ -113,6 +113,17 @@ def test_static_shapes_are_those_of_the_feed(product: Path) -> None:
             np.testing.assert_allclose(session.fetch()["y"], feed @ weight, rtol=1e-5, atol=1e-5)
 
 
+def test_a_file_by_another_name_is_not_opened(product: Path, tmp_path: Path) -> None:
+    """OpenVINO goes by what is in it, and only an .onnx has been through the safe reader."""
+    disguised = tmp_path / "model.xml"
+    disguised.write_bytes(product.read_bytes())
+    with pytest.raises(
+        RuntimeError, match=r"model\.xml is no OpenVINO model: it does not begin with <\?xml or <net"
+    ):
+        with OpenVino().open(disguised, {}):
+            pass
+
+
 def test_an_absent_device_and_a_broken_file_say_so(product: Path) -> None:
     with pytest.raises(RuntimeError, match=r"has no device NPU here; it has CPU"):
         with OpenVino().open(product, {"provider": "npu"}):
