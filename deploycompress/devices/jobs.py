@@ -7,7 +7,6 @@ import functools
 import math
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +35,6 @@ MOST_AT_ONCE = (
     4  # candidates beside the baseline: all of them are in memory, and pairs must stay close in time
 )
 MAIN_FILES = ("model.onnx", "model.xml", "model.engine", "model.safetensors")  # of a folder
-POLL_S = 0.1
 SLOWEST = 20  # times the nominal time, before a job is given up
 LOADING_S = 60.0  # for each candidate
 
@@ -239,7 +237,6 @@ def execute(
                 progress(state["done"], state["message"])
                 if state["state"] == "ended":
                     break
-                time.sleep(POLL_S)
             yield job, device.pull(id), id
         finally:
             with contextlib.suppress(OSError):

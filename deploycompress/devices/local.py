@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from deploycompress.writing import append_to, clear, copy, write_json
 
 LARGEST_RESULT_BYTES = 1 << 30
 LOCK_WAIT_S = 600.0
+POLL_S = 0.1
 
 
 class Local:
@@ -67,8 +70,7 @@ class Local:
         return folder
 
     def poll(self, id: str) -> Mapping[str, Any]:
-        """``state`` (running, ended), ``done`` (a share) and ``message``."""
-        state = "running" if self._jobs[id].poll() is None else "ended"
+        state = "ended" if _ended(self._jobs[id], POLL_S) else "running"
         try:
             progress = json.loads((Path(id) / "progress.json").read_text(encoding="utf-8"))
             return {"state": state, "done": float(progress["done"]), "message": str(progress["message"])}
@@ -110,3 +112,17 @@ class Local:
         if process.stdin is not None:
             process.stdin.close()
         clear(Path(id))
+
+
+def _ended(process: subprocess.Popen[bytes], wait_s: float) -> bool:
+    """Whether it has, after that time at most; told by the kernel, where it can, without looking again and again."""
+    if process.poll() is None:
+        if sys.platform == "linux":
+            end = os.pidfd_open(process.pid)
+            try:
+                select.select([end], [], [], wait_s)
+            finally:
+                os.close(end)
+        else:
+            time.sleep(wait_s)
+    return process.poll() is not None

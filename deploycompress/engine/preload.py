@@ -8,7 +8,9 @@ import ctypes
 import importlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import walk_packages
 
 from deploycompress.writing import write_text
 
@@ -20,7 +22,7 @@ _end_with_parent = ctypes.CDLL(None).prctl
 _end_with_parent(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 # What a first dynamo export imports on its way (8 s where it starts from nothing), and what every step needs.
-MODULES = (
+LIBRARIES = (
     "numpy",
     "torch",
     "torch._dynamo",
@@ -39,13 +41,18 @@ MODULES = (
     "onnxruntime",
     "safetensors.torch",
     "accelerate",
-    "deploycompress.pruning.discovery",
-    "deploycompress.recovery.training",
-    "deploycompress.graph.export",
-    "deploycompress.model.checkpoint",
 )
+OWN = ("config", "data", "devices", "engine", "graph", "measure", "model", "pruning", "recovery", "stages")
 
-for name in MODULES:
+
+def _modules() -> Iterator[str]:
+    yield from LIBRARIES
+    for room in OWN:
+        package = importlib.import_module(f"deploycompress.{room}")
+        yield from (module.name for module in walk_packages(package.__path__, f"{package.__name__}."))
+
+
+for name in _modules():
     # A step that needs a library that is missing, or broken, says so itself, with what to do.
     with contextlib.suppress(Exception):
         importlib.import_module(name)

@@ -1,17 +1,27 @@
-"""The simplifier's own process: ``python -I simplifier.py TOOL SOURCE DESTINATION``, since a tool can crash."""
+"""The simplifier's own process: ``python -I simplifier.py TOOL``, since a tool can crash.
+
+It reads a line of JSON, [source, destination], when the tool is imported: whoever starts it may make the source meanwhile.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 from typing import Any
 
 
-def simplify(tool: str, source: str, destination: str) -> None:
+def main(tool: str) -> None:
     # onnxsim imports these for what is not used here; without torch the process starts 2 s sooner, without sympy 0.4 s.
     for unused in ("torch", "sympy") if tool == "onnxsim" else ("torch",):
         sys.modules[unused] = None  # type: ignore[assignment]
     import onnx
 
+    importlib.import_module(tool)
+    line = sys.stdin.readline()
+    if not line:
+        return
+    source, destination = json.loads(line)
     before = onnx.load(source)
     kept = {entry.key: entry.value for entry in before.metadata_props}
     after = TOOLS[tool](before)
@@ -39,4 +49,4 @@ def _onnxslim(before: Any) -> Any:
 TOOLS = {"onnxsim": _onnxsim, "onnxslim": _onnxslim}
 
 if __name__ == "__main__":
-    simplify(*sys.argv[1:])
+    main(sys.argv[1])

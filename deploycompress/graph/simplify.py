@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,13 +37,66 @@ class Simplified:
     notes: tuple[Note, ...]
 
 
+class Simplifier:
+    """The process of one tool, for one file that may not be there yet; it imports the tool meanwhile."""
+
+    def __init__(self, tool: str) -> None:
+        self.tool = tool
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(PROCESS), tool],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    def run(self, source: Path, made: Path) -> str | None:
+        """Why there is no file ``made``; None where there is."""
+        try:
+            _, said = self._process.communicate(json.dumps([str(source), str(made)]) + "\n", TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return f"{self.tool} took more than {TIMEOUT_S} s"
+        if self._process.returncode or not made.is_file():
+            last = (said.strip().splitlines() or ["no message"])[-1]
+            return f"{self.tool} ended with code {self._process.returncode}: {last}"
+        return None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def first_simplifier(tools: Sequence[str] = TOOLS) -> Iterator[Simplifier | None]:
+    """The one that ``simplify_onnx`` will try first, started now and ended with the block; None without a tool."""
+    wanted = _installed(tools)
+    if not wanted:
+        yield None
+        return
+    process = Simplifier(wanted[0])
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def _installed(tools: Sequence[str]) -> Sequence[str]:
+    """Those, or the first of all where none is: it says what is missing."""
+    return [tool for tool in tools if find_spec(tool)] or tools[:1]
+
+
 def simplify_onnx(
-    source: Path, destination: Path, feeds: Sequence[Feed], tools: Sequence[str] = TOOLS
+    source: Path,
+    destination: Path,
+    feeds: Sequence[Feed],
+    tools: Sequence[str] = TOOLS,
+    ready: Simplifier | None = None,
 ) -> Simplified:
     """Write the simplified ``source`` to ``destination``, or ``source`` itself where that does not hold.
 
     Never fails for a simplifier's sake; the notes say why one was not used. One that is not installed is passed over
-    where there is another.
+    where there is another. ``ready``: of ``first_simplifier`` with the same tools.
     """
     described = inspect_onnx(source)
     nodes, notes = int(described["nodes"]), list[Note]()
@@ -51,10 +106,14 @@ def simplify_onnx(
         )
         tools, notes = (), [Note("fell_back", reason, source.name)]
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".simplify-") as folder:
-        for tool in [t for t in tools if find_spec(t)] or tools[:1]:
+        for tool in _installed(tools):
             made = Path(folder) / destination.name
-            with saving(made):
-                problem, parity = _simplify(tool, source, made, feeds)
+            process, ready = ready or Simplifier(tool), None
+            try:
+                with saving(made):
+                    problem, parity = _simplify(process, source, made, feeds)
+            finally:
+                process.end()
             if problem is None:
                 move(made, destination)
                 after = int(inspect_onnx(destination)["nodes"])
@@ -64,21 +123,13 @@ def simplify_onnx(
     return Simplified(destination, "", nodes, nodes, None, tuple(notes))
 
 
-def _simplify(tool: str, source: Path, made: Path, feeds: Sequence[Feed]) -> tuple[str | None, Parity | None]:
+def _simplify(
+    process: Simplifier, source: Path, made: Path, feeds: Sequence[Feed]
+) -> tuple[str | None, Parity | None]:
     """Why the result is not to be used (None when it is), and how far it is from the source."""
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-I", str(PROCESS), tool, str(source), str(made)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return f"{tool} took more than {TIMEOUT_S} s", None
-    if ended.returncode or not made.is_file():
-        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        return f"{tool} ended with code {ended.returncode}: {last}", None
+    tool, reason = process.tool, process.run(source, made)
+    if reason is not None:
+        return reason, None
     try:
         before, after = inspect_onnx(source), inspect_onnx(made)
         if made.stat().st_size > source.stat().st_size or after["nodes"] > before["nodes"]:

@@ -52,18 +52,21 @@ class Export(Stage):
         from deploycompress.graph.execution import inspect_onnx
         from deploycompress.graph.export import export_onnx
         from deploycompress.graph.feeds import parity_feeds, shortened_feeds
-        from deploycompress.graph.simplify import simplify_onnx
+        from deploycompress.graph.simplify import first_simplifier, simplify_onnx
         from deploycompress.model import checkpoint
         from deploycompress.model.parity import to_numpy, worst
 
         source = inputs["source"][0]
-        module = checkpoint.load(source.path, context.model)
-        feeds = parity_feeds(context.model, context.data.loader("val"))
-        shorter, unchecked = shortened_feeds(module, context.model, feeds[-1])
-        feeds += shorter
         # A simplifier never fails the run, so the rehearsal has nothing to learn from it.
         tools = () if context.rehearsal else self._tools
-        with tempfile.TemporaryDirectory(dir=workdir, prefix=".export-") as folder:
+        with (
+            tempfile.TemporaryDirectory(dir=workdir, prefix=".export-") as folder,
+            first_simplifier(tools) as simplifier,
+        ):
+            module = checkpoint.load(source.path, context.model)
+            feeds = parity_feeds(context.model, context.data.loader("val"))
+            shorter, unchecked = shortened_feeds(module, context.model, feeds[-1])
+            feeds += shorter
             raw = Path(folder) / "model.onnx"
             exported = export_onnx(
                 module,
@@ -79,7 +82,7 @@ class Export(Stage):
             )
             path = workdir / ("model" if inspect_onnx(raw)["external"] else ".") / "model.onnx"
             path.parent.mkdir(exist_ok=True)
-            simplified = simplify_onnx(raw, path, [to_numpy(feed) for feed in feeds], tools)
+            simplified = simplify_onnx(raw, path, [to_numpy(feed) for feed in feeds], tools, simplifier)
         hop = worst(list(exported.parity))
         parity = {"export_max_abs": hop.max_abs, "export_relative": hop.relative}
         if simplified.parity is not None:

@@ -76,6 +76,19 @@ def test_a_tool_that_is_not_installed_is_passed_over(wasteful, tmp_path) -> None
     assert found.tool == "" and "onnxnothing ended with code 1" in found.notes[0].message
 
 
+def test_one_that_is_ready_is_used_once_and_ended(wasteful: Path, tmp_path: Path) -> None:
+    with simplify.first_simplifier() as ready:
+        assert ready is not None and ready._process.poll() is None
+        found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS, ready=ready)
+        assert found.tool == "onnxsim" and ready._process.returncode == 0
+        assert simplify_onnx(wasteful, tmp_path / "again.onnx", FEEDS).tool == "onnxsim"
+    with simplify.first_simplifier(("onnxslim",)) as unused:
+        pass
+    assert unused is not None and unused._process.returncode == -9
+    with simplify.first_simplifier(()) as none:
+        assert none is None
+
+
 def test_none_copies(wasteful: Path, tmp_path: Path) -> None:
     found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS, ())
     assert (found.tool, found.notes) == ("", ())
@@ -89,13 +102,12 @@ def test_none_copies(wasteful: Path, tmp_path: Path) -> None:
         ("raise SystemExit('no such operator')", "onnxsim ended with code 1: no such operator"),
         ("import time; time.sleep(60)", "onnxsim took more than 1 s"),
         (
-            "import sys, shutil; shutil.copy(sys.argv[2], sys.argv[3]); open(sys.argv[3], 'ab').write(bytes([0x32, 1, 65]))",
+            "import shutil; shutil.copy(SOURCE, MADE); open(MADE, 'ab').write(bytes([0x32, 1, 65]))",
             "onnxsim made it larger",
         ),
-        ("import sys; open(sys.argv[3], 'wb').write(b'rubbish')", "is refused"),
+        ("open(MADE, 'wb').write(b'rubbish')", "is refused"),
         (
-            "import sys, onnx; m = onnx.load(sys.argv[2]); m.graph.initializer[0].raw_data = bytes(4);"
-            "onnx.save(m, sys.argv[3])",
+            "import onnx; m = onnx.load(SOURCE); m.graph.initializer[0].raw_data = bytes(4); onnx.save(m, MADE)",
             "of the largest output; it begins at node two (Add): 0 at [], expected 2",
         ),
     ],
@@ -103,7 +115,7 @@ def test_none_copies(wasteful: Path, tmp_path: Path) -> None:
 def test_anything_else_keeps_the_source(
     wasteful: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process: str, reason: str
 ) -> None:
-    (tmp_path / "process.py").write_text(process)
+    (tmp_path / "process.py").write_text("import json; SOURCE, MADE = json.loads(input())\n" + process)
     monkeypatch.setattr(simplify, "PROCESS", tmp_path / "process.py")
     monkeypatch.setattr(simplify, "TIMEOUT_S", 1 if "sleep" in process else 60)
     found = simplify_onnx(wasteful, tmp_path / "model.onnx", FEEDS, ("onnxsim",))
