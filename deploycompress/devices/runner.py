@@ -82,12 +82,12 @@ def measure(job: Document, result: Document) -> None:
     order = [c["id"] for c in job["candidates"]]
     steps = len(order) + job["blocks"]
     try:
-        for number, candidate in enumerate(job["candidates"]):
-            id = candidate["id"]
-            report(number / steps, "loading and warming up " + id)
-            entries[id] = {"error": None, "blocks": []}
-            children[id] = Child(number, candidate, job)
-            attempt(children, entries, id, {"do": "open"}, deadline)
+        entries.update({id: {"error": None, "blocks": []} for id in order})
+        prepare(children, entries, job, deadline)
+        for number, id in enumerate(order):
+            if id in children:
+                report(number / steps, "loading and warming up " + id)
+                attempt(children, entries, id, {"do": "open"}, deadline)
         result["states"].append(machine_state())
         done, began = 0, time.monotonic()
         while another(job, result, done, time.monotonic() - began):
@@ -125,24 +125,41 @@ def another(job: Document, result: Document, done: int, spent_s: float) -> bool:
 def one_by_one(job: Document, result: Document) -> None:
     """Let each candidate profile its operators, answer the job's feeds, or build; its entry says what came of it."""
     deadline = time.monotonic() + job["deadline_s"]
+    children: dict[str, Child] = {}
+    entries: Document = result["candidates"]
+    order = [c["id"] for c in job["candidates"]]
+    entries.update({id: {"error": None} for id in order})
+    try:
+        prepare(children, entries, job, deadline)
+        for number, id in enumerate(order):
+            if id in children:
+                report(number / len(order), id)
+                attempt(children, entries, id, {"do": job["do"]}, deadline)
+            if id in children:
+                children.pop(id).end()
+    finally:
+        for child in children.values():
+            child.end()
+
+
+def prepare(children: dict[str, Child], entries: Document, job: Document, deadline: float) -> None:
+    """Start a process for each candidate; they import their libraries at the same time, before anything is measured."""
+    report(0.0, "starting")
     for number, candidate in enumerate(job["candidates"]):
-        id = candidate["id"]
-        report(number / len(job["candidates"]), id)
-        result["candidates"][id] = {"error": None}
-        children = {id: Child(number, candidate, job)}
-        try:
-            attempt(children, result["candidates"], id, {"do": job["do"]}, deadline)
-        finally:
-            for child in children.values():
-                child.end()
+        children[candidate["id"]] = Child(number, candidate, job)
+        children[candidate["id"]].tell({"do": "prepare"})
+    for id in list(children):
+        attempt(children, entries, id, None, deadline)
 
 
 def attempt(
-    children: dict[str, Child], entries: Document, id: str, command: Document, deadline: float
+    children: dict[str, Child], entries: Document, id: str, command: Document | None, deadline: float
 ) -> None:
-    """Let one child do one thing; whatever it reports, or how it failed, goes into its entry."""
+    """Let one child do one thing, or what it was told; whatever it reports, or how it failed, goes into its entry."""
     try:
-        answer = children[id].ask(command, deadline)
+        if command is not None:
+            children[id].tell(command)
+        answer = children[id].answer(deadline)
     except Failure as failure:
         entries[id]["error"] = failure.to_json()
         children.pop(id).end()
@@ -172,12 +189,16 @@ class Child:
         }
         self.received = b""
 
-    def ask(self, command: Document, deadline: float) -> Document:
+    def tell(self, command: Document) -> None:
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it died, as whoever waits for its answer will see
             self.process.stdin.write(json.dumps({**command, **self.first}).encode() + b"\n")
             self.process.stdin.flush()
-            self.first = {}
+        self.first = {}
+
+    def answer(self, deadline: float) -> Document:
+        """Of the last command. Raises Failure."""
+        try:
             answer: Document = json.loads(self._line(deadline))
         except (BrokenPipeError, ValueError):
             raise self._died() from None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import importlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import walk_packages
@@ -57,10 +59,16 @@ for name in _modules():
     with contextlib.suppress(Exception):
         importlib.import_module(name)
 
-# The exporter compiles its 500 operators when it is first asked for them, and keeps the result.
+# The exporter asks onnxscript for its 500 operators at each export, and that compiles their sources each time.
 with contextlib.suppress(Exception):
+    from torch.onnx._internal import _lazy_import
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+    wanted = "get_torchlib_ops"
+    getattr(vars(_lazy_import)["onnxscript_apis"], wanted)  # imports the module for this version of torch
+    for module in [m for name, m in sys.modules.items() if name.startswith("onnxscript._framework_apis.")]:
+        if hasattr(module, wanted):
+            setattr(module, wanted, functools.cache(getattr(module, wanted)))
     ONNXRegistry.from_torchlib()
 
 _end_with_parent(1, 0)
