@@ -1,8 +1,9 @@
-"""Damaged ONNX files."""
+"""Damaged ONNX files, and whether another reader sees in them what ours has checked."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from fuzz_subject import Subject
 
 
 class Onnx(Subject):
-    """ONNX files, their first bytes above all: what is refused is refused with ValueError by the safe reader."""
+    """ONNX files, their first bytes above all: what is refused is refused with ValueError by the safe reader.
+
+    In what it accepts, protobuf finds the same files beside the model and no other domains.
+    """
 
     refuses = (ValueError,)
 
@@ -35,12 +39,42 @@ class Onnx(Subject):
         place = self.folder / "model.onnx"
         place.write_bytes(given)
         try:
-            onnx_file.check(place)
+            told = onnx_file.check(place)
         except ValueError as error:
             assert type(error) is ValueError and str(error).startswith(str(place)), (
                 f"not its own words: {error!r}"
             )
             raise
+        beside, domains = _seen(given)
+        assert beside <= set(told["external"]), f"{beside} lie beside it, told were {told['external']}"
+        assert domains <= onnx_file.DOMAINS | {"own"}, f"unknown domains {domains}"
+
+
+def _seen(given: bytes) -> tuple[set[str], set[str]]:
+    """The files that protobuf's tensors lie in, and the domains of its nodes; none where it reads nothing."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(given)
+    except DecodeError:
+        return set(), set()
+    beside, domains = set[str](), set[str]()
+    for message in _messages(model):
+        if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
+            beside |= {entry.value for entry in message.external_data if entry.key == "location"}
+        if isinstance(message, onnx.NodeProto):
+            domains.add(message.domain)
+    return beside, domains
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if not hasattr(value, "ListFields") else [value]:
+                yield from _messages(inner)
 
 
 def _models() -> list[Any]:

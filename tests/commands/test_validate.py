@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 
 def deploycompress(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -61,38 +58,3 @@ def test_set_is_checked_too(tiny: Path) -> None:
 def test_user_code_is_not_run(tiny: Path) -> None:
     (tiny.parent / "model.py").write_text("raise SystemExit('ran')\ndef build(): ...\n")
     assert deploycompress("validate", "pipeline.yaml", cwd=tiny.parent).returncode == 0
-
-
-@pytest.mark.quiet
-@pytest.mark.parametrize("command", [["validate", "pipeline.yaml"], ["schema"]])
-def test_under_a_second_and_without_frameworks(tiny: Path, command: list[str]) -> None:
-    watch = (
-        "import sys\n"
-        "from deploycompress.cli import main\n"
-        "try:\n"
-        f"    main({command!r})\n"
-        "finally:\n"
-        "    heavy = {'torch', 'onnx', 'onnxruntime', 'sklearn', 'matplotlib', 'torch_pruning', 'scipy'} & set(sys.modules)\n"
-        "    print('HEAVY', sorted(heavy), file=sys.stderr)\n"
-    )
-    # As it is for a user, whose Python keeps what it compiled: the first try does that here.
-    kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tiny.parent / "compiled")}
-    found = []
-    for _ in range(4):  # the least is what it takes; the others are also what the machine was doing
-        before = os.times()
-        done = subprocess.run(
-            [sys.executable, "-c", watch],
-            cwd=tiny.parent,
-            env={**os.environ, **kept},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        after = os.times()
-        assert done.returncode == 0, done.stderr
-        assert "HEAVY []" in done.stderr
-        found.append(
-            after.children_user + after.children_system - before.children_user - before.children_system
-        )
-    # The processor's time and not the clock's; a core that is shared takes longer even so, hence quiet.
-    assert min(found) < 1.0, found

@@ -81,7 +81,9 @@ def test_a_large_file_goes_in_pieces_and_arrives_whole(board: Sshd, tmp_path: Pa
     device.push({digest: large})
     there = board.home / ".cache" / "deploycompress" / "blobs" / digest
     assert there.read_bytes() == large.read_bytes()
-    with pytest.raises(EnvironmentMissing, match="does not arrive as it was sent, 3 times from its beginning"):
+    with pytest.raises(
+        EnvironmentMissing, match="does not arrive as it was sent, 3 times from its beginning"
+    ):
         device.push({"0" * 64: large})
 
 
