@@ -110,10 +110,21 @@ def copy(source: Path, destination: Path) -> Path:
     """Copy a file, or a folder with all that is in it, to where nobody looks yet."""
     with _operation("copy", destination):
         if source.is_dir():
-            shutil.copytree(source, destination)
+            _copy_tree(source, destination)
         else:
             shutil.copyfile(source, destination)
     return destination
+
+
+def _copy_tree(source: Path, destination: Path) -> None:
+    """As ``shutil.copytree``, whose error no longer says whether there was no room."""
+    destination.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        place = destination / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir()
+        else:
+            shutil.copyfile(path, place)
 
 
 def clear(path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import errno
 from pathlib import Path
 
 import pytest
 
 from deploycompress import writing
 from deploycompress.devices.bundle import AGENT, PIECES
+from deploycompress.errors import EnvironmentMissing, of_system
 from deploycompress.registry import RUNTIMES
 
 PACKAGE = Path(writing.__file__).parent
@@ -135,3 +137,25 @@ with saving(path):
     onnx.save(model, path)
 """
     assert going_around(allowed) == []
+
+
+def test_a_folder_without_room_for_its_copy_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the system's own words, which ``errors.of_system`` knows; shutil's copy of a tree has others."""
+    source = tmp_path / "model"
+    (source / "deep").mkdir(parents=True)
+    for name in ("a", "deep/b"):
+        (source / name).write_text(name)
+    whole = writing.copy(source, tmp_path / "whole")
+    assert sorted(p.relative_to(whole).as_posix() for p in whole.rglob("*")) == ["a", "deep", "deep/b"]
+    copyfile = writing.shutil.copyfile
+
+    def full(given: Path, place: Path) -> None:
+        if place.name == "b":
+            raise OSError(errno.ENOSPC, "No space left on device", str(place))
+        copyfile(given, place)
+
+    monkeypatch.setattr(writing.shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        writing.copy(source, tmp_path / "copy")
+    said = of_system(refused.value)
+    assert isinstance(said, EnvironmentMissing) and "no room to write" in str(said)

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lab import GATES, RESULTS, Lab, Project, lab, memory_cgroup, note_results
 
+SHARES = (0.25, 0.5, 0.75)  # of the room that a run and its store take in the end
 FAULTS = '''
 """A stage that goes wrong in the way that the folder's file ``how`` says; with an empty file it does nothing."""
 import ctypes, os, resource, signal, subprocess, sys, time
@@ -236,7 +237,9 @@ def _no_room_at(here: Lab, golden: Project, number: int) -> list[dict[str, Any]]
 def _small_file_system(here: Lab, golden: Project, skipped: dict[str, str]) -> list[dict[str, Any]]:
     place, rows = here.folder / "small", list[dict[str, Any]]()
     place.mkdir()
-    for size in ("150k", "250k", "400k"):
+    whole = sum(512 * p.lstat().st_blocks for p in golden.folder.rglob("*"))
+    for share in SHARES:
+        size = f"{int(share * whole) >> 10}k"
         mounted = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
             capture_output=True,
@@ -249,11 +252,11 @@ def _small_file_system(here: Lab, golden: Project, skipped: dict[str, str]) -> l
             project = _fresh(here, golden, place / "project")
             ended = here.run(project)
             subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
-            case = f"a file system of {size}"
+            case = f"a file system with room for {share:.0%} of it"
             rows.append(
                 _judged(here, golden, project, case, ended.code, ended.output, 3, r"no room to write")
             )
-            if size == "400k":
+            if share == SHARES[-1]:
                 rows.append(_read_only(here, golden, project, place))
         finally:
             subprocess.run(["umount", "-l", str(place)], check=False)

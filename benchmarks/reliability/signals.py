@@ -37,10 +37,10 @@ PHASES = [
     ("distill", r"04-distill: started", 0.2),
     ("export", r"07-export: started", 0.5),
     ("quantize", r"08-quantize: started", 0.1),
-    ("compile, while it measures", r"09-compile: started", 3.0),
+    ("compile, while it measures", r"09-compile: started", 0.6),
     ("build_engine", r"10-build_engine: started", 0.05),
     ("pack", r"11-pack: started", 0.05),
-    ("benchmark", r"12-benchmark: started", 3.0),
+    ("benchmark", r"12-benchmark: started", 1.0),
     ("report", r"12-benchmark: done", 0.0),
 ]
 PUBLISHING = ("publishing a step", "/steps/")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.connection
 import os
-import select
 import subprocess
 import sys
 import tempfile
@@ -115,14 +115,16 @@ class Local:
 
 
 def _ended(process: subprocess.Popen[bytes], wait_s: float) -> bool:
-    """Whether it has, after that time at most; told by the kernel, where it can, without looking again and again."""
-    if process.poll() is None:
-        if sys.platform == "linux":
-            end = os.pidfd_open(process.pid)
-            try:
-                select.select([end], [], [], wait_s)
-            finally:
-                os.close(end)
-        else:
-            time.sleep(wait_s)
+    """Whether it has, after that time at most; told by the kernel where it can, so at once."""
+    if process.poll() is not None:
+        return True
+    try:
+        end = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # not every system has it, nor every sandbox
+        time.sleep(wait_s)
+        return process.poll() is not None
+    try:
+        multiprocessing.connection.wait([end], wait_s)
+    finally:
+        os.close(end)
     return process.poll() is not None
