@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lab import RESULTS
 
-SCRIPTS = ("crash", "corruption", "concurrency", "signals", "determinism", "refusals", "fuzz")
+SCRIPTS = ("duration", "crash", "corruption", "concurrency", "signals", "determinism", "refusals", "fuzz")
 
 
 def main() -> int:
