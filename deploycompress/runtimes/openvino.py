@@ -9,10 +9,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Iterator, Mapping
 
 import numpy as np
+
+# OpenVINO reports its import to its makers, from a process that it forks: nobody asked for that, it would run beside what
+# is measured, and it stays for ever where it is forked while another thread reads.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # What floating-point operators compute in. Left to itself, OpenVINO takes bfloat16 where the processor has it.
 OV_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}

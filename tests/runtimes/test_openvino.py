@@ -113,6 +113,13 @@ def test_static_shapes_are_those_of_the_feed(product: Path) -> None:
             np.testing.assert_allclose(session.fetch()["y"], feed @ weight, rtol=1e-5, atol=1e-5)
 
 
+def test_nothing_is_reported_to_anybody() -> None:
+    """OpenVINO would do that when it is imported, from a process that it forks beside what is measured."""
+    code = "import sys, deploycompress.runtimes.openvino, openvino; print('openvino_telemetry.main' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_a_file_by_another_name_is_not_opened(product: Path, tmp_path: Path) -> None:
     """OpenVINO goes by what is in it, and only an .onnx has been through the safe reader."""
     disguised = tmp_path / "model.xml"
