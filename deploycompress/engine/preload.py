@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -54,6 +55,7 @@ def _modules() -> Iterator[str]:
         yield from (module.name for module in walk_packages(package.__path__, f"{package.__name__}."))
 
 
+logging.disable(logging.WARNING)  # that torchvision is not installed is nothing for the terminal of the run
 for name in _modules():
     # A step that needs a library that is missing, or broken, says so itself, with what to do.
     with contextlib.suppress(Exception):
@@ -71,6 +73,7 @@ with contextlib.suppress(Exception):
             setattr(module, wanted, functools.cache(getattr(module, wanted)))
     ONNXRegistry.from_torchlib()
 
+logging.disable(logging.NOTSET)
 _end_with_parent(1, 0)
 
 
