@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import logging
 import os
@@ -36,7 +37,14 @@ LIBRARIES = (
     "torch.onnx",
     "torch.onnx._internal.exporter._compat",
     "torch.onnx._internal.exporter._core",
+    "torch.export._patches",
     "torch.fx.experimental.proxy_tensor",
+    "torch.fx.experimental.validator",
+    "torch._export.passes.replace_autocast_with_hop_pass",
+    "torch._export.passes.replace_set_grad_with_hop_pass",
+    "torch._functorch._aot_autograd.subclass_parametrization",
+    "torch._inductor.fx_passes.dedupe_symint_uses",
+    "sympy.tensor.tensor",
     "networkx",
     "onnx",
     "onnxscript",
@@ -55,6 +63,7 @@ def _modules() -> Iterator[str]:
         yield from (module.name for module in walk_packages(package.__path__, f"{package.__name__}."))
 
 
+gc.disable()  # nothing of what is imported here is garbage
 logging.disable(logging.WARNING)  # that torchvision is not installed is nothing for the terminal of the run
 for name in _modules():
     # A step that needs a library that is missing, or broken, says so itself, with what to do.
@@ -74,6 +83,8 @@ with contextlib.suppress(Exception):
     ONNXRegistry.from_torchlib()
 
 logging.disable(logging.NOTSET)
+gc.enable()
+gc.freeze()  # else each step looks through half a million objects of the libraries, a quarter of a second each time
 _end_with_parent(1, 0)
 
 
