@@ -57,7 +57,7 @@ class Length:
 # Many short blocks tell more than few long ones: what disturbs a shared machine lasts a tenth of a second to some, and
 # then misses one of two blocks side by side. With 80 of them a file was within 0.9 % of itself, with 20 within 5.6 %.
 LENGTHS = {
-    "quick": Length(80, 40.0, 200.0, 64, 100, fewest_blocks=20, enough_s=5.0),
+    "quick": Length(80, 40.0, 200.0, 64, 100, fewest_blocks=20, enough_s=4.5),
     "full": Length(60, 1020.0, 2000.0, 1024),
 }
 REHEARSED = Length(2, 5.0, 5.0, 2)
