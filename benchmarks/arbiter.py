@@ -34,6 +34,7 @@ from deploycompress.engine.store import FileStore
 from deploycompress.graph.arbiter.decision import Arbiter, Terms
 from deploycompress.graph.feeds import take
 from deploycompress.measure.environment import environment
+from deploycompress.measure.plan import Plan
 from deploycompress.model import checkpoint
 from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.parity import to_numpy
@@ -53,7 +54,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": (f"{Path(__file__).resolve()}:distilbert", TOKENS),
 }
 CALIBRATION, VALIDATION = 64, 32  # samples
-BLOCKS, BLOCK_MS, JOBS = 12, 110.0, 3  # of the measurement that the choice is held against
+# Of the measurement that the choice is held against.
+PLAN, JOBS = Plan(blocks=12, block_ms=110.0, warmup_ms=300.0, enough_samples=200), 3
 RESULTS = Path(__file__).parent / "results" / "arbiter.json"
 
 
@@ -208,10 +210,7 @@ def measured(arbiter: Arbiter, source: Artifact, context: RunContext, folder: Pa
             [baseline, *candidates],
             baseline="baseline",
             feed=to_numpy(take(context.data.loader("val"), target.batch_size)),
-            blocks=BLOCKS,
-            block_ms=BLOCK_MS,
-            warmup_ms=300.0,
-            enough_samples=200,
+            plan=PLAN,
             workdir=folder / f"job{job}",
         )
         for candidate in candidates:

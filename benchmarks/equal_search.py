@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deploycompress.contracts import Batch, Store
 from deploycompress.devices.jobs import measure
 from deploycompress.graph.export import export_onnx
+from deploycompress.measure.plan import Plan
 from deploycompress.model.parity import to_numpy
 from deploycompress.model.source import SourceModel
 from deploycompress.pruning.costs import count
@@ -69,9 +70,7 @@ class Stopwatch:
             [self._place.candidate("dense", self._dense), self._place.candidate("pruned", path)],
             baseline="dense",
             feed=to_numpy(self._model.example(self._place.target.batch_size)),
-            blocks=blocks,
-            block_ms=block_ms,
-            warmup_ms=4 * block_ms,
+            plan=Plan(blocks=blocks, block_ms=block_ms, warmup_ms=4 * block_ms),
             workdir=self._workdir,
         )
         self.dense_ms = found["dense"].latency_ms.p50

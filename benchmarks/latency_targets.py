@@ -29,6 +29,7 @@ from deploycompress.graph.export import export_onnx
 from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.graph.simplify import simplify_onnx
 from deploycompress.measure.environment import environment
+from deploycompress.measure.plan import Plan
 from deploycompress.model.parity import to_numpy
 from deploycompress.model.source import SourceModel
 from deploycompress.pruning.allocations.latency import Latency
@@ -162,9 +163,7 @@ def _job(candidates: list[Candidate], feed: Any, place: Place, folder: Path) -> 
         candidates,
         baseline="unpruned",
         feed=feed,
-        blocks=12,
-        block_ms=100,
-        warmup_ms=300,
+        plan=Plan(blocks=12, block_ms=100, warmup_ms=300),
         workdir=folder,
     )
     speedup = measured["pruned"].speedup

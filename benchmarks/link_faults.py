@@ -32,11 +32,12 @@ from device_lab import KINDS, MISSING, Fault, FaultyLink, Sshd, fail_at, sshd  #
 
 from deploycompress.artifact import write_json  # noqa: E402
 from deploycompress.devices import link, remote, ssh  # noqa: E402
-from deploycompress.devices.jobs import Candidate, Plan, run_job  # noqa: E402
+from deploycompress.devices.jobs import Candidate, run_job  # noqa: E402
 from deploycompress.devices.results import Timing  # noqa: E402
 from deploycompress.devices.ssh import Ssh  # noqa: E402
 from deploycompress.errors import EnvironmentMissing  # noqa: E402
 from deploycompress.measure.environment import environment  # noqa: E402
+from deploycompress.measure.plan import Plan  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "link_faults.json"
 PHASES = ("facts", "have", "put", "start", "poll", "read", "stop")

@@ -31,7 +31,7 @@ from deploycompress.commands.side_by_side import side_by_side  # noqa: E402
 from deploycompress.devices.jobs import Candidate, open_device  # noqa: E402
 from deploycompress.measure.environment import environment  # noqa: E402
 from deploycompress.measure.intervals import noise_floor, word  # noqa: E402
-from deploycompress.stages.benchmark import LENGTHS  # noqa: E402
+from deploycompress.measure.plan import MODES  # noqa: E402
 
 RESULTS = HERE / "results" / "noise.json"
 SLOWDOWN = 0.05
@@ -115,7 +115,7 @@ def compare(path: Path, image: np.ndarray, share: float) -> dict[str, Any]:
     ]
     began = time.monotonic()
     found = side_by_side(
-        open_device("local"), sides, {"image": image}, LENGTHS["quick"], lambda *_: None, again=True
+        open_device("local"), sides, {"image": image}, MODES["quick"], lambda *_: None, again=True
     )
     seconds = time.monotonic() - began
     base, head = found.rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from deploycompress.commands.given import Given, open_given
 from deploycompress.commands.measuring import How, candidate_of
@@ -20,7 +20,7 @@ from deploycompress.commands.side_by_side import (
 )
 from deploycompress.devices.jobs import Progress, open_device
 from deploycompress.measure.environment import environment
-from deploycompress.stages.benchmark import LENGTHS
+from deploycompress.measure.plan import MODES, Mode
 
 SCHEMA = 1
 
@@ -53,7 +53,7 @@ class Setting:
 class Benchmarked:
     givens: tuple[Given, ...]
     device: str
-    mode: str
+    mode: Mode
     settings: tuple[Setting, ...]
     aa: bool  # whether the first one's second run is a row of its own
 
@@ -115,7 +115,7 @@ def benchmark(
     how: How,
     wanted: Mapping[str, Wanted],
     batch_sizes: Sequence[int],
-    mode: Literal["quick", "full"],
+    mode: Mode,
     device_name: str,
     progress: Progress,
     *,
@@ -139,7 +139,7 @@ def benchmark(
             progress((number + done) / len(feeds), message)
 
         twice = aa or len(candidates) > 1
-        found = side_by_side(device, candidates, feed, LENGTHS[mode], share, again=twice)
+        found = side_by_side(device, candidates, feed, MODES[mode], share, again=twice)
         alike = cosines(device, candidates, feed, lambda done, message: share(1.0, "comparing the outputs"))
         shapes = {name: (str(array.dtype), array.shape) for name, array in feed.items()}
         settings.append(Setting(found.rows[0].measurement.batch_size, shapes, found, alike, tuple(notes)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from deploycompress.commands.comparison import (
     Comparison,
@@ -26,11 +25,10 @@ from deploycompress.devices.jobs import Candidate, Progress, open_device
 from deploycompress.errors import ConfigError
 from deploycompress.measure.environment import environment
 from deploycompress.measure.machines import versions_apart
+from deploycompress.measure.plan import MODES, Mode
 from deploycompress.report.figures import plural
 from deploycompress.report.verdict import Verdict
-from deploycompress.stages.benchmark import LENGTHS
 
-Mode = Literal["quick", "full"]
 Inputs = Mapping[str, Wanted]
 
 
@@ -50,7 +48,7 @@ def compare_artefacts(
     candidates = [candidate_of(given, how) for given in givens]
     feed, notes = feed_for(givens, wanted, batch_size)
     device = open_device(device_name)
-    found = side_by_side(device, candidates, feed, LENGTHS[mode], progress, again=True)
+    found = side_by_side(device, candidates, feed, MODES[mode], progress, again=True)
     alike = cosines(device, candidates, feed, lambda done, message: progress(1.0, "comparing the outputs"))
     lines = _measured_lines(found, _same(givens, candidates))
     lines.append(plain_line("artifact_size", "bytes", *(given.bytes for given in givens)))
@@ -123,7 +121,7 @@ def _measure_runs(
     ]
     feed, _ = feed_for(givens, wanted, head.row.batch_size)
     device = open_device(head.report.target.device or "local")
-    return givens, candidates, side_by_side(device, candidates, feed, LENGTHS[mode], progress, again=True)
+    return givens, candidates, side_by_side(device, candidates, feed, MODES[mode], progress, again=True)
 
 
 def _measured_lines(found: SideBySide, same: bool) -> list[Line]:

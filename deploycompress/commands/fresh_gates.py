@@ -14,9 +14,9 @@ from deploycompress.config.schema import Gate
 from deploycompress.contracts import MetricInfo
 from deploycompress.devices.jobs import Progress, open_device
 from deploycompress.measure.measurement import Measurement
+from deploycompress.measure.plan import MODES, Mode
 from deploycompress.report.bounds import verdicts
 from deploycompress.report.verdict import Evidence, Verdict
-from deploycompress.stages.benchmark import LENGTHS
 
 FRESH = ("latency_p50", "latency_p90", "latency_p99", "throughput", "energy", "peak_memory")
 
@@ -26,7 +26,7 @@ def all_gates(
     limits: Mapping[str, Gate],
     row: Measurement | None,
     wanted: Mapping[str, Wanted],
-    mode: str,
+    mode: Mode,
     progress: Progress,
 ) -> list[Verdict]:
     """A verdict for each limit. ``limits``: all of its gates; ``row``: HEAD's best artefact as it was measured now; None where nothing was.
@@ -51,7 +51,7 @@ def _evidence(
     row: Measurement,
     gates: Mapping[str, Gate],
     wanted: Mapping[str, Wanted],
-    mode: str,
+    mode: Mode,
     progress: Progress,
 ) -> Evidence:
     primary = MetricInfo(**head.report.primary.model_dump())
@@ -71,7 +71,7 @@ def _evidence(
     candidates = [candidate_of(given, how_of(one)) for given, one in zip(givens, pair, strict=True)]
     feed, _ = feed_for(givens, wanted, head.row.batch_size)
     device = open_device(head.report.target.device or "local")
-    found = side_by_side(device, candidates, feed, LENGTHS[mode], progress, again=False)
+    found = side_by_side(device, candidates, feed, MODES[mode], progress, again=False)
     before, after = (one.measurement for one in found.rows)
     return Evidence(
         primary,

@@ -21,6 +21,7 @@ from deploycompress.graph.export import export_onnx
 from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.graph.simplify import simplify_onnx
 from deploycompress.measure.environment import environment
+from deploycompress.measure.plan import Plan
 from deploycompress.model import checkpoint
 from deploycompress.model.batchnorm import reestimate_batchnorm
 from deploycompress.model.parity import compare, constant_outputs, to_numpy, worst
@@ -41,7 +42,7 @@ ALIGN = 8
 BATCHES = (1, 3)  # parity is checked at; neither is the one that a graph is traced with
 SAMPLES = 8  # random inputs that batch statistics and quantization ranges come from
 TOLERANCE = 1e-3  # of max|y|
-BLOCKS, BLOCK_MS, WARMUP_MS = 10, 100.0, 200.0
+PLAN = Plan(blocks=10, block_ms=100.0, warmup_ms=200.0)
 NEEDS = {
     "prune": (),
     "checkpoint": ("prune",),
@@ -235,9 +236,7 @@ class _Subject:
             [Candidate(id, self._file(id), "onnxruntime") for id in ids],
             baseline="unpruned",
             feed=to_numpy(self.model.example(self.batch_size)),
-            blocks=BLOCKS,
-            block_ms=BLOCK_MS,
-            warmup_ms=WARMUP_MS,
+            plan=PLAN,
             workdir=self.folder,
         )
         p50_ms = {id: measured[id].latency_ms.p50 for id in ids}

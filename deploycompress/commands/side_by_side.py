@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +17,8 @@ from deploycompress.devices.jobs import MOST_AT_ONCE, Candidate, Progress, measu
 from deploycompress.errors import StageFailed
 from deploycompress.measure.intervals import Statistic, Word, noise_floor, ratio, word
 from deploycompress.measure.measurement import Measurement, Speedup
+from deploycompress.measure.plan import Plan
 from deploycompress.model.parity import LOWEST_COSINE, compare
-
-if TYPE_CHECKING:
-    from deploycompress.stages.benchmark import Length
 
 STATISTICS: tuple[Statistic, ...] = ("p50", "p90", "p99", "mean")
 FEWEST_ALIKE = LOWEST_COSINE["int8"]  # cosine of the outputs: below it two artefacts do not compute the same
@@ -79,7 +76,7 @@ def side_by_side(
     device: Device,
     candidates: Sequence[Candidate],
     feed: Mapping[str, np.ndarray],
-    length: Length,
+    plan: Plan,
     progress: Progress,
     *,
     again: bool,
@@ -105,7 +102,7 @@ def side_by_side(
                 feed=feed,
                 workdir=Path(folder),
                 progress=share,
-                **asdict(length),
+                plan=plan,
             )
             blocks = {id: read_json(Path(folder) / str(m.samples))["blocks"] for id, m in measured.items()}
         rows.setdefault(first.id, Row(first.id, measured[first.id], {}))

@@ -16,6 +16,7 @@ PIECES = (
     "deploycompress.devices.disturbance",
     "deploycompress.devices.counters",
     "deploycompress.devices.candidate",
+    "deploycompress.devices.child",
     "deploycompress.devices.runner",
 )
 

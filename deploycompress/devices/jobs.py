@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import ConfigError, DeployCompressError, EnvironmentMissing, StageFailed
 from deploycompress.measure.intervals import latency, paired_speedup
 from deploycompress.measure.measurement import Measurement, Speedup
+from deploycompress.measure.plan import Plan
 from deploycompress.registry import DEVICES
 from deploycompress.runtimes.onnx_file import check
 from deploycompress.runtimes.program import PROGRAM
@@ -54,32 +54,6 @@ class Candidate:
     threads: int = 1
     precision: str = "fp32"
     options: Mapping[str, Any] = field(default_factory=dict)  # more of the runtime's own
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long each candidate is measured."""
-
-    blocks: int
-    block_ms: float
-    warmup_ms: float
-    least_samples: int = 1  # of all blocks together, however slow the candidate is
-    enough_samples: int = 200_000  # of one block: a quick candidate is not measured for longer
-    fewest_blocks: int | None = None  # of slow candidates, after ``enough_s``; None: ``blocks``
-    enough_s: float | None = None  # seconds for each candidate
-    again: float = 0.5  # disturbed blocks are made again, at most this share of ``blocks``
-
-    @property
-    def extra_blocks(self) -> int:
-        return math.floor(self.again * self.blocks)
-
-    @property
-    def fewest(self) -> int:
-        return self.blocks if self.fewest_blocks is None else min(self.blocks, self.fewest_blocks)
-
-    @property
-    def block_samples(self) -> int:
-        return math.ceil(self.least_samples / self.fewest)
 
 
 def open_device(name: str, devices: Devices = NONE) -> Device:
@@ -111,33 +85,17 @@ def measure(
     *,
     baseline: str | None,
     feed: Mapping[str, np.ndarray],
-    blocks: int,
-    block_ms: float,
-    warmup_ms: float,
+    plan: Plan,
     workdir: Path,
     progress: Progress = lambda done, message: None,
-    least_samples: int = 1,
-    enough_samples: int = 200_000,
-    fewest_blocks: int | None = None,
-    enough_s: float | None = None,
     references: Mapping[str, str] | None = None,
 ) -> dict[str, Measurement]:
     """Measure every candidate in a process of its own; by candidate id, raw samples in ``workdir/samples``.
 
-    Each gets ``blocks`` blocks of ``block_ms``, longer where ``least_samples`` want it and shorter where a
-    block has ``enough_samples``; after ``enough_s`` for each of them, ``fewest_blocks`` are enough. The speed-up is against the candidate ``baseline``; for those of another runtime
-    that one is ``speedup_vs_target``, and theirs is against the one that ``references`` names for their runtime.
+    The speed-up is against the candidate ``baseline``; for those of another runtime that one is ``speedup_vs_target``,
+    and theirs is against the one that ``references`` names for their runtime.
     Raises StageFailed when a candidate crashes or gives NaN, EnvironmentMissing when the device cannot run it.
     """
-    plan = Plan(
-        blocks,
-        block_ms,
-        warmup_ms,
-        least_samples,
-        enough_samples,
-        fewest_blocks=fewest_blocks,
-        enough_s=enough_s,
-    )
     references = dict(references or {})
     references.update({c.runtime: c.id for c in candidates if c.id == baseline})
     jobs = split(candidates, baseline, references)

@@ -1,37 +1,31 @@
 """What a device executes: one measuring job, a fresh process for each candidate, one of them running at a time.
 
-It travels, joined by ``bundle`` into one file with ``candidate``, the ONNX reader and the runtimes of the job: the
-standard library alone, Python 3.8 syntax. This parent lets the candidates load one after the other, then
-gives out blocks of timed calls in mirrored order (A B, B A, ...), so that what drifts on the machine meets
-all of them alike. A round of blocks that something disturbed is made again, a few times. A child that crashes is an entry in the result. Nothing outlives the job: children end
-with the parent, the parent with its deadline and, where it was told to watch standard input, with whoever
-started it, or with the interest of whoever asks for it.
+It travels, joined by ``bundle`` into one file with ``candidate``, ``child``, the ONNX reader and the runtimes of the
+job: the standard library alone, Python 3.8 syntax. This parent lets the candidates load one after the other, then gives
+out blocks of timed calls in mirrored order (A B, B A, ...), so that what drifts on the machine meets all of them alike.
+A round of blocks that something disturbed is made again, a few times. A child that crashes is an entry in the result.
+Nothing outlives the job: children end with the parent, the parent with its deadline and, where it was told to watch
+standard input, with whoever started it, or with the interest of whoever asks for it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import platform
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, Callable
 
 from deploycompress.devices.candidate import Document, Failure, serve
+from deploycompress.devices.child import Child
 from deploycompress.devices.disturbance import disturbances, machine_state, undisturbed
 
 SCHEMA = 2
-SETTINGS = (
-    "feed", "block_ms", "untimed_ms", "warmup_ms", "least_samples", "enough_samples", "calls", "feeds",
-)  # fmt: skip
 CHECK_EVERY_S = 0.2
 LAST_RESORT_S = 30  # after the deadline
 THIS_FILE = os.path.abspath(__file__)  # before the job folder becomes the current one
@@ -146,7 +140,7 @@ def prepare(children: dict[str, Child], entries: Document, job: Document, deadli
     """Start a process for each candidate; they import their libraries at the same time, before anything is measured."""
     report(0.0, "starting")
     for number, candidate in enumerate(job["candidates"]):
-        children[candidate["id"]] = Child(number, candidate, job)
+        children[candidate["id"]] = Child(THIS_FILE, number, candidate, job)
         children[candidate["id"]].tell({"do": "prepare"})
     for id in list(children):
         attempt(children, entries, id, None, deadline)
@@ -168,79 +162,6 @@ def attempt(
     if block is not None:
         entries[id]["blocks"].append(block)
     entries[id].update(answer)
-
-
-class Child:
-    """One candidate's process, seen from the parent: asked in JSON lines, answering in JSON lines."""
-
-    def __init__(self, number: int, candidate: Document, job: Document) -> None:
-        self.log = Path(f"log-{number}.txt")
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I" if sys.flags.isolated else "-E", THIS_FILE, "--child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-        self.first = {
-            "candidate": candidate,
-            "number": number,
-            **{key: job[key] for key in SETTINGS if key in job},
-        }
-        self.received = b""
-
-    def tell(self, command: Document) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died, as whoever waits for its answer will see
-            self.process.stdin.write(json.dumps({**command, **self.first}).encode() + b"\n")
-            self.process.stdin.flush()
-        self.first = {}
-
-    def answer(self, deadline: float) -> Document:
-        """Of the last command. Raises Failure."""
-        try:
-            answer: Document = json.loads(self._line(deadline))
-        except (BrokenPipeError, ValueError):
-            raise self._died() from None
-        if "error" in answer:
-            raise Failure(answer["error"]["kind"], answer["error"]["message"])
-        return answer
-
-    def _line(self, deadline: float) -> bytes:
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
-        while b"\n" not in self.received:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise Failure("deadline", "it did not finish within the job's time limit")
-            if select.select([descriptor], [], [], min(left, 1.0))[0]:
-                piece = os.read(descriptor, 1 << 20)
-                if not piece:
-                    raise BrokenPipeError
-                self.received += piece
-        line, _, self.received = self.received.partition(b"\n")
-        return line
-
-    def _died(self) -> Failure:
-        try:
-            code = self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            return Failure("run", "its process sent something else than an answer")
-        last = self.log.read_text(encoding="utf-8", errors="replace").strip()[-500:]
-        told = f"; it said: {last}" if last else ""
-        if code < 0:
-            names = {int(s): s.name for s in signal.Signals}
-            return Failure("signal", f"its process was ended by {names.get(-code, -code)}{told}")
-        return Failure("run", f"its process ended with code {code}{told}")
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
 
 
 # ---------------------------------------------------------------- files, and the end of processes

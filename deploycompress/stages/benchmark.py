@@ -6,7 +6,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,45 +22,12 @@ from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, 
 from deploycompress.graph import competitors
 from deploycompress.graph.settings import Setting, candidates_in, distinct, in_other_runtimes, opened_by
 from deploycompress.measure.measurement import Latency, Measurement
+from deploycompress.measure.plan import MODES, REHEARSED, Mode
 from deploycompress.registry import FUNCTIONS, RUNTIMES
 
 SCORES, CORRUPTED, PLACEMENT = "scores.json", "scores.corrupted.json", "placement.json"
 EMIT_EVERY_S = 1.0
 SPARSE = 0.3  # share of zeros from which on it is asked what they bring
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long each artefact is measured."""
-
-    blocks: int
-    block_ms: float
-    warmup_ms: float
-    least_samples: int
-    enough_samples: int = 200_000  # of a block
-    fewest_blocks: int | None = None  # once each artefact has had ``enough_s``
-    enough_s: float | None = None
-
-    def longer(self, times: int) -> Length:
-        """As many times the blocks, of the same length."""
-        fewest, enough_s = self.fewest_blocks, self.enough_s
-        return replace(
-            self,
-            blocks=times * self.blocks,
-            least_samples=times * self.least_samples,
-            fewest_blocks=None if fewest is None else times * fewest,
-            enough_s=None if enough_s is None else times * enough_s,
-        )
-
-
-# quick: p90 always (64 samples), p99 (662) up to about 4 ms a call. full: MLPerf's 1,024 samples and 60 s.
-# Many short blocks tell more than few long ones: what disturbs a shared machine lasts a tenth of a second to some, and
-# then misses one of two blocks side by side. With 80 of them a file was within 0.9 % of itself, with 20 within 5.6 %.
-LENGTHS = {
-    "quick": Length(80, 40.0, 200.0, 64, 100, fewest_blocks=20, enough_s=4.5),
-    "full": Length(60, 1020.0, 2000.0, 1024),
-}
-REHEARSED = Length(2, 5.0, 5.0, 2)
 
 
 class Benchmark(Stage):
@@ -71,7 +38,7 @@ class Benchmark(Stage):
     reusable = False
 
     class Config(StrictModel):
-        mode: Literal["quick", "full"] = "quick"
+        mode: Mode = "quick"
         times: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="As many blocks as the mode has")
         extend_up_to: Duration = Field(
             "10 min",
@@ -110,7 +77,7 @@ class Benchmark(Stage):
         @property
         def nominal_s(self) -> float:
             """Seconds that each artefact is measured for, in each setting."""
-            return self.times * LENGTHS[self.mode].blocks * LENGTHS[self.mode].block_ms / 1000
+            return MODES[self.mode].longer(self.times).nominal_s
 
     def inputs(self) -> Mapping[str, Ref]:
         files = {
@@ -242,7 +209,7 @@ class Benchmark(Stage):
         from deploycompress.measure.intervals import noise_floor
         from deploycompress.model.parity import to_numpy
 
-        length = REHEARSED if context.rehearsal else self._length()
+        plan = REHEARSED if context.rehearsal else MODES[self.config.mode].longer(self.config.times)
         baseline = opened_by(setting.runtime, baselines)
         candidates, notes = candidates_in(setting, distinct((baseline, *artifacts)), at_target, context)
         if not candidates:
@@ -273,7 +240,7 @@ class Benchmark(Stage):
             feed=feed,
             workdir=workdir,
             progress=progress,
-            **asdict(length),
+            plan=plan,
         )
         elsewhere = {candidate.id for candidate, _ in others}
         floors = [noise_floor(again) for t in twins if (again := measured[t.id].speedup) is not None]
@@ -286,9 +253,6 @@ class Benchmark(Stage):
             )
             for c, a in candidates
         ], notes
-
-    def _length(self) -> Length:
-        return LENGTHS[self.config.mode].longer(self.config.times)
 
     def _placement(
         self, setting: Setting, artifacts: Sequence[Artifact], context: RunContext
@@ -361,7 +325,7 @@ class Benchmark(Stage):
         from deploycompress.graph.zeros import fill_zeros, share_of_zeros
         from deploycompress.model.parity import to_numpy
 
-        length = REHEARSED if context.rehearsal else LENGTHS["quick"]
+        plan = REHEARSED if context.rehearsal else MODES["quick"]
         candidates, _ = candidates_in(setting, artifacts, True, context)
         found = {}
         for sparse, artifact in candidates:
@@ -378,7 +342,7 @@ class Benchmark(Stage):
                     feed=to_numpy(take(context.data.loader("test"), setting.batch_size)),
                     workdir=Path(folder),
                     progress=_progress(context, 0, 1),
-                    **asdict(length),
+                    plan=plan,
                 )
             speedup = measured[sparse.id].speedup
             assert speedup is not None

@@ -17,6 +17,7 @@ from deploycompress.config.base import StrictModel
 from deploycompress.config.quantities import Ratio
 from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted, StageFailed
+from deploycompress.measure.plan import Plan
 from deploycompress.registry import RUNTIMES
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 FASTER = 1.03  # the whole interval of a layer's speed-up must be above: less is lost between layers again
 TOLERANCE = 1e-4  # of max|y|: what was saved against what is loaded
-BLOCKS, BLOCK_MS, WARMUP_MS, LEAST_SAMPLES = 12, 40.0, 60.0, 48
+PLAN = Plan(blocks=12, block_ms=40.0, warmup_ms=60.0, least_samples=48)
 
 
 @dataclass(frozen=True)
@@ -222,10 +223,7 @@ def _speedup(layer: nn.Module, candidate: Candidate, context: RunContext) -> Spe
             measured,
             baseline="dense",
             feed=feed,
-            blocks=BLOCKS,
-            block_ms=BLOCK_MS,
-            warmup_ms=WARMUP_MS,
-            least_samples=LEAST_SAMPLES,
+            plan=PLAN,
             workdir=Path(folder),
         )
     speedup = found["factorized"].speedup

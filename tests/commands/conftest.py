@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploycompress.artifact import Artifact, digest_json
 from deploycompress.measure.environment import environment
-from deploycompress.stages.benchmark import LENGTHS, Length
+from deploycompress.measure.plan import MODES, Plan
 
 WIDTH = 192
 
@@ -37,7 +37,7 @@ def run_directory():
 @pytest.fixture
 def shortly(monkeypatch):
     """Real measurements, of a third of a second each."""
-    monkeypatch.setitem(LENGTHS, "quick", Length(12, 25.0, 25.0, 64, 200))
+    monkeypatch.setitem(MODES, "quick", Plan(12, 25.0, 25.0, 64, 200))
 
 
 def _network(

@@ -16,9 +16,10 @@ from deploycompress.artifact import digest_file
 from deploycompress.config.devices import AdbConfig
 from deploycompress.devices import link
 from deploycompress.devices.adb import Adb
-from deploycompress.devices.jobs import Candidate, Plan, run_job
+from deploycompress.devices.jobs import Candidate, run_job
 from deploycompress.devices.results import Timing
 from deploycompress.errors import EnvironmentMissing
+from deploycompress.measure.plan import Plan
 
 FEED = {"x": np.ones((2, 64), np.float32)}
 SHORT = Plan(blocks=4, block_ms=10, warmup_ms=10, least_samples=8, again=0.0)

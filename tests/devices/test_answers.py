@@ -12,6 +12,7 @@ from deploycompress.devices.answers import answers
 from deploycompress.devices.jobs import Candidate
 from deploycompress.devices.local import Local
 from deploycompress.errors import EnvironmentMissing, StageFailed
+from deploycompress.measure.plan import Plan
 
 
 def test_the_outputs_of_every_feed_in_order(device: Local, made, monkeypatch) -> None:
@@ -47,9 +48,7 @@ def test_two_runtimes_are_measured_in_one_job(device: Local, made, tmp_path: Pat
         baseline="base",
         references={"openvino": "base there"},
         feed={"x": np.ones((2, 64), np.float32)},
-        blocks=4,
-        block_ms=10,
-        warmup_ms=10,
+        plan=Plan(blocks=4, block_ms=10, warmup_ms=10),
         workdir=tmp_path,
     )
     assert (found["base"].speedup, found["base"].speedup_vs_target) == (None, None)

@@ -14,6 +14,7 @@ from deploycompress.devices.jobs import Candidate, measure
 from deploycompress.devices.ssh import Ssh
 from deploycompress.graph.agreement import check_on
 from deploycompress.graph.schemes import choose_scheme
+from deploycompress.measure.plan import Plan
 
 FEED = {"x": np.random.default_rng(0).standard_normal((2, 64), dtype=np.float32)}
 pytestmark = pytest.mark.slow
@@ -52,9 +53,7 @@ def test_measures_marks_and_agrees(
         candidates,
         baseline="base",
         feed=FEED,
-        blocks=4,
-        block_ms=50,
-        warmup_ms=20,
+        plan=Plan(blocks=4, block_ms=50, warmup_ms=20),
         workdir=tmp_path,
     )
     for row in found.values():

@@ -19,11 +19,12 @@ import onnx
 import pytest
 
 from deploycompress.devices import jobs
-from deploycompress.devices.jobs import Candidate, Plan, measure, open_device, run_job, split
+from deploycompress.devices.jobs import Candidate, measure, open_device, run_job, split
 from deploycompress.devices.local import Local
 from deploycompress.devices.results import Failed, Timing
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.measure.measurement import Measurement
+from deploycompress.measure.plan import Plan
 
 FEED = {"x": np.ones((2, 64), np.float32)}
 Make = Callable[[str, int], Path]
@@ -48,12 +49,9 @@ def test_measures_files_side_by_side(device: Local, made: Make, tmp_path: Path) 
         [candidate("base", made("base", 400)), candidate("small/one", made("small", 40))],
         baseline="base",
         feed=FEED,
-        blocks=8,
-        block_ms=20,
-        warmup_ms=20,
+        plan=Plan(blocks=8, block_ms=20, warmup_ms=20, least_samples=64),
         workdir=tmp_path,
         progress=lambda done, message: told.append((done, message)),
-        least_samples=64,
     )
     base, small = found["base"], found["small/one"]
     assert base.speedup is None
@@ -88,9 +86,7 @@ def test_a_known_latency_is_what_is_measured(device: Local, made: Make, wayward:
         [candidate("slow", path, wayward, busy_ms=2), candidate("fast", path, wayward, busy_ms=1)],
         baseline="slow",
         feed=FEED,
-        blocks=8,
-        block_ms=30,
-        warmup_ms=10,
+        plan=Plan(blocks=8, block_ms=30, warmup_ms=10),
         workdir=tmp_path,
     )
     # Other processes only ever add to a call, so it is the least of the samples that is known.
@@ -154,9 +150,7 @@ def test_what_others_take_all_the_time_decides_nothing(device: Local, made: Make
             [candidate("base", made("base", 40)), candidate("same", made("base", 40))],
             baseline="base",
             feed=FEED,
-            blocks=6,
-            block_ms=20,
-            warmup_ms=20,
+            plan=Plan(blocks=6, block_ms=20, warmup_ms=20),
             workdir=tmp_path,
         )
     finally:
@@ -215,9 +209,7 @@ def test_what_measure_raises(
             [candidate("it", made("any", 1), wayward, fail=fail)],
             baseline=None,
             feed=FEED,
-            blocks=2,
-            block_ms=5,
-            warmup_ms=5,
+            plan=Plan(blocks=2, block_ms=5, warmup_ms=5),
             workdir=tmp_path,
         )
 

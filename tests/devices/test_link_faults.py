@@ -19,10 +19,11 @@ import pytest
 from device_lab import Fault, FaultyLink, Sshd, fail_at, wait_until
 
 from deploycompress.devices import jobs
-from deploycompress.devices.jobs import Candidate, Plan, run_job
+from deploycompress.devices.jobs import Candidate, run_job
 from deploycompress.devices.results import Result, Timing
 from deploycompress.devices.ssh import Ssh
 from deploycompress.errors import EnvironmentMissing
+from deploycompress.measure.plan import Plan
 
 FEED = {"x": np.ones((2, 64), np.float32)}
 SHORT = Plan(blocks=4, block_ms=20, warmup_ms=10, least_samples=4, again=0.0)

@@ -14,6 +14,7 @@ from deploycompress.devices.answers import answers
 from deploycompress.devices.jobs import Candidate, measure, open_device
 from deploycompress.devices.ssh import Ssh
 from deploycompress.errors import DeployCompressError, EnvironmentMissing
+from deploycompress.measure.plan import Plan
 from deploycompress.user_code import NO_USER_CODE
 
 FEED = {"x": np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)}
@@ -27,11 +28,8 @@ def measured(board: Sshd, program: Path, files: dict[str, Path], tmp_path: Path)
         [Candidate(name, path, "program") for name, path in files.items()],
         baseline=next(iter(files)),
         feed=FEED,
-        blocks=6,
-        block_ms=20,
-        warmup_ms=20,
+        plan=Plan(blocks=6, block_ms=20, warmup_ms=20, least_samples=64),
         workdir=tmp_path,
-        least_samples=64,
     )
 
 

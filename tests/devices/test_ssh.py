@@ -16,12 +16,13 @@ from device_lab import FaultyLink, Sshd, python_with, script
 from deploycompress.artifact import digest_file
 from deploycompress.devices.answers import answers
 from deploycompress.devices.building import build_on
-from deploycompress.devices.jobs import Candidate, Plan, measure, run_job
+from deploycompress.devices.jobs import Candidate, measure, run_job
 from deploycompress.devices.link import PROGRAM
 from deploycompress.devices.results import Timing
 from deploycompress.devices.ssh import OpenSsh, Ssh
 from deploycompress.errors import EnvironmentMissing, StageFailed
 from deploycompress.measure.environment import machine
+from deploycompress.measure.plan import Plan
 
 FEED = {"x": np.arange(128, dtype=np.float32).reshape(2, 64)}
 SHORT = Plan(blocks=4, block_ms=10, warmup_ms=10, least_samples=8, again=0.0)
@@ -50,11 +51,8 @@ def test_measures_there_as_it_does_here(board: Sshd, made: Make, tmp_path: Path)
         ],
         baseline="base",
         feed=FEED,
-        blocks=8,
-        block_ms=20,
-        warmup_ms=20,
+        plan=Plan(blocks=8, block_ms=20, warmup_ms=20, least_samples=64),
         workdir=tmp_path,
-        least_samples=64,
     )
     assert found["base"].device == "board" and (tmp_path / str(found["base"].samples)).is_file()
     speedup = found["small"].speedup
@@ -231,9 +229,7 @@ def test_a_crash_there_is_a_failed_candidate(board: Sshd, made: Make, wayward: s
             [Candidate("it", made("any", 1), wayward, options={"fail": "crash"})],
             baseline=None,
             feed=FEED,
-            blocks=2,
-            block_ms=5,
-            warmup_ms=5,
+            plan=Plan(blocks=2, block_ms=5, warmup_ms=5),
             workdir=tmp_path,
         )
 

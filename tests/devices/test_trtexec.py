@@ -22,6 +22,7 @@ from deploycompress.devices.jobs import Candidate, measure
 from deploycompress.devices.local import Local
 from deploycompress.devices.ssh import Ssh
 from deploycompress.errors import StageFailed
+from deploycompress.measure.plan import Plan
 
 FEED = {"x": np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64)}
 Make = Callable[[str, int], Path]
@@ -124,11 +125,8 @@ def test_an_engine_is_built_run_and_timed(told, device: Local, made: Make, tmp_p
         ],
         baseline="whole",
         feed=FEED,
-        blocks=2,
-        block_ms=20,
-        warmup_ms=20,
+        plan=Plan(blocks=2, block_ms=20, warmup_ms=20, least_samples=64),
         workdir=tmp_path,
-        least_samples=64,
     )
     assert rows["whole"].latency_ms.mean == pytest.approx(2.0)  # none of the warm-up, which took 99 ms
     assert rows["compute"].latency_ms.mean == pytest.approx(1.5)

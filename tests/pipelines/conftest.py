@@ -15,9 +15,9 @@ from deploycompress.contracts import Data, Event, Loader, Split
 from deploycompress.engine.context import open_context
 from deploycompress.engine.plan import plan
 from deploycompress.engine.rehearsal import rehearse
-from deploycompress.stages import benchmark
+from deploycompress.measure.plan import MODES, Plan
 
-BRIEF = benchmark.Length(4, 10.0, 20.0, 16, 200)  # of a measurement: the networks take microseconds
+BRIEF = Plan(4, 10.0, 20.0, 16, 200)  # of a measurement: the networks take microseconds
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 
 
@@ -71,7 +71,7 @@ def chain(tmp_path_factory) -> Callable[[str, Callable[[Path], Path], Sequence[s
         job = {"store": str(folder / "store"), "search_path": []}
         context = open_context(config, job, rehearsal=False, emit=told.emit, stopping=lambda: False)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(benchmark.LENGTHS, "quick", BRIEF)
+            patch.setitem(MODES, "quick", BRIEF)
             rehearse(plan(config), folder / "run", replace(context, data=Watched(context.data, told)))
         return told, folder / "run"
 

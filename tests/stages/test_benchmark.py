@@ -13,8 +13,8 @@ import torch
 from deploycompress.artifact import Artifact
 from deploycompress.errors import ConfigError, EnvironmentMissing, Interrupted
 from deploycompress.graph.export import export_onnx
-from deploycompress.stages import benchmark
-from deploycompress.stages.benchmark import Benchmark, Length
+from deploycompress.measure.plan import MODES, Plan
+from deploycompress.stages.benchmark import Benchmark
 from deploycompress.stages.quantize import Quantize
 
 
@@ -31,7 +31,7 @@ def artifacts(run_context, exported_of, tmp_path: Path):
 
 @pytest.fixture
 def brief(monkeypatch) -> None:
-    monkeypatch.setitem(benchmark.LENGTHS, "quick", Length(6, 10.0, 10.0, 64))
+    monkeypatch.setitem(MODES, "quick", Plan(6, 10.0, 10.0, 64))
 
 
 def test_every_artefact_in_every_setting(run_context, artifacts, brief, tmp_path: Path) -> None:

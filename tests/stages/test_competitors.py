@@ -16,8 +16,8 @@ from deploycompress.artifact import Artifact
 from deploycompress.config.reader import dump, read
 from deploycompress.config.schema import Network
 from deploycompress.errors import ConfigError
-from deploycompress.stages import benchmark
-from deploycompress.stages.benchmark import Benchmark, Length
+from deploycompress.measure.plan import MODES, Plan
+from deploycompress.stages.benchmark import Benchmark
 
 RIVALS = """
 from torch import nn
@@ -55,7 +55,7 @@ def ran(context: Any, workdir: Path, export: Artifact, /, **competitors: Any) ->
 def test_competitors_are_measured_and_judged_beside_the_run_s_own(
     run_context, exported_of, rivals: str, monkeypatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(benchmark.LENGTHS, "quick", Length(6, 10.0, 10.0, 64))
+    monkeypatch.setitem(MODES, "quick", Plan(6, 10.0, 10.0, 64))
     context = run_context()
     weights = tmp_path / "small.safetensors"
     save_file(context.model.other(Network(build=rivals, weights=None)).build().state_dict(), weights)

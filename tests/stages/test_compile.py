@@ -12,7 +12,6 @@ import pytest
 from deploycompress.config.quantities import Quantity
 from deploycompress.config.schema import AccuracyGate, SizeGate
 from deploycompress.contracts import Event
-from deploycompress.devices.jobs import Plan
 from deploycompress.devices.local import Local
 from deploycompress.errors import ConfigError, EnvironmentMissing
 from deploycompress.graph.arbiter import racing
@@ -23,6 +22,7 @@ from deploycompress.graph.arbiter.wanted import Wanted
 from deploycompress.graph.compilers.recipe import Built
 from deploycompress.graph.evaluation import Evaluation
 from deploycompress.measure.measurement import Speedup
+from deploycompress.measure.plan import Plan
 from deploycompress.model.parity import Parity
 from deploycompress.stages.compile import Compile
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploycompress.contracts import Device
-from deploycompress.devices.jobs import Candidate, Plan, Progress, failure_of, run_job, split
+from deploycompress.devices.jobs import Candidate, Progress, failure_of, run_job, split
 from deploycompress.devices.results import Failed, Timing
 from deploycompress.measure.intervals import paired_speedup
 from deploycompress.measure.measurement import Speedup
+from deploycompress.measure.plan import Plan
 
 FIRST = Plan(blocks=6, block_ms=110.0, warmup_ms=200.0, least_samples=12, enough_samples=200, again=0.0)
 FINAL = Plan(blocks=20, block_ms=110.0, warmup_ms=200.0, least_samples=40, enough_samples=200)

@@ -18,6 +18,7 @@ from deploycompress.graph.export import export_onnx
 from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.graph.simplify import simplify_onnx
 from deploycompress.measure.measurement import Measurement
+from deploycompress.measure.plan import Plan
 from deploycompress.model.parity import to_numpy
 from deploycompress.pruning.apply import apply
 from deploycompress.pruning.blocks import Block, taken
@@ -109,12 +110,9 @@ class WholeModels:
                 [self._baseline, *plans],
                 baseline=BASELINE,
                 feed=self._feed,
-                blocks=blocks,
-                block_ms=block_ms,
-                warmup_ms=block_ms,
+                plan=Plan(blocks=blocks, block_ms=block_ms, warmup_ms=block_ms, least_samples=3 * blocks),
                 workdir=self._workdir,
                 progress=self._progress,
-                least_samples=3 * blocks,
             )
             pace_ms = measured[BASELINE].latency_ms.p50
             self._paces_ms.append(pace_ms)
