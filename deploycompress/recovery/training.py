@@ -99,6 +99,8 @@ class _Loop:
     ) -> _Loop:
         batches = counted(context.data.loader("train", epoch=0), "train")
         processes = Processes(recipe)
+        if processes.slowed is not None:
+            context.emit(Event("warning", processes.slowed))
         beside = getattr(objective, "trainable", None)
         modules = [module.to(processes.device) for module in (student, beside) if module is not None]
         for module in modules:

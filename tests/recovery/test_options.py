@@ -10,6 +10,7 @@ from torch import nn
 
 from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError
+from deploycompress.recovery import processes
 from deploycompress.recovery.average import Average
 from deploycompress.recovery.evaluation import evaluate
 from deploycompress.recovery.mixup import MixedUp, mixed
@@ -81,6 +82,20 @@ def test_bf16_computes_in_bf16_and_keeps_everything_in_float32(network, context)
 def test_fp16_on_a_cpu_is_refused(network, context):
     with pytest.raises(ConfigError, match="mixed_precision: fp16 needs an accelerator; on a CPU use bf16"):
         trained(network(), context(), mixed_precision="fp16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it has an accelerator")
+@pytest.mark.parametrize(
+    ("flags", "precision", "warned"),
+    [(["avx2"], "bf16", True), (["avx2"], "no", False), (["avx2", "avx512_bf16"], "bf16", False)],
+)
+def test_bf16_where_it_is_emulated_is_warned_of_before_training(
+    network, context, events, monkeypatch, flags, precision, warned
+):
+    monkeypatch.setattr(processes, "cpu_flags", lambda: flags)
+    trained(network(), context(events=events, rehearsal=True), mixed_precision=precision)
+    told = [event.message for event in events if event.kind == "warning"]
+    assert [message.partition(" is emulated")[0] for message in told] == ["mixed_precision: bf16"] * warned
 
 
 # ---------------------------------------------------------------- which network is kept
