@@ -167,9 +167,10 @@ def untimed_ms(candidates: Sequence[Candidate]) -> float:
     """At the start of each block: another candidate has had the caches, and its threads spin on for a while.
 
     With 4 ms one and the same file, 2 threads, was up to 1.6 times itself; with 50 ms it is within 1 %. Without a second
-    thread there is nothing that spins, and 15 ms do.
+    thread there is nothing that spins: the ratios of three networks of 0.4, 1.3 and 8.5 ms were with 5 ms what they
+    were with 10, 15 and 40 (3.50 and 23.0, within 1 %), and there is time for more blocks.
     """
-    return 15.0 if all(candidate.threads == 1 for candidate in candidates) else 50.0
+    return 5.0 if all(candidate.threads == 1 for candidate in candidates) else 50.0
 
 
 @contextlib.contextmanager

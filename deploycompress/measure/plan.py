@@ -51,11 +51,12 @@ class Plan:
 
 
 # quick: p90 always (64 samples), p99 (662) up to about 4 ms a call. full: MLPerf's 1,024 samples and 60 s.
-# Many short blocks tell more than few long ones: what disturbs a shared machine lasts a tenth of a second to some, and
-# then misses one of two blocks side by side. With 80 of them a file was within 0.9 % of itself, with 20 within 5.6 %.
-# At 4.5 s an artefact, a comparison of two and the first one's twin takes at most 20 s.
+# What disturbs a shared machine lasts longer than a block, and then misses one of two that ran side by side, so that
+# the number of blocks tells and not their length. On a machine that others kept busy the interval of a ratio was 3.1 %
+# wide with 80 blocks of 40 ms, 1.8 % with 240 of 12 ms and 1.3 % with 360 of 7 ms, all in the same 4.5 s an artefact.
+# With these a comparison of two and the first one's twin takes at most 20 s.
 MODES: dict[Mode, Plan] = {
-    "quick": Plan(80, 40.0, 200.0, 64, 100, fewest_blocks=20, enough_s=4.5),
-    "full": Plan(60, 1020.0, 2000.0, 1024),
+    "quick": Plan(360, 7.0, 200.0, 64, 20, fewest_blocks=32, enough_s=4.5),
+    "full": Plan(200, 306.0, 2000.0, 1024),
 }
 REHEARSED = Plan(2, 5.0, 5.0, 2)
