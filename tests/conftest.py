@@ -72,8 +72,20 @@ gates:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of slow tests first: at the end one process would wait for the other."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Files of slow tests first: at the end one process would wait for the other.
+
+    Files of quiet tests last, and those tests first in them: all other processes wait for each, and each for the
+    longest test that runs in them.
+    """
+    marked = {
+        name: {item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "quiet")
+    }
+
+    def turn(item: pytest.Item) -> tuple[int, bool]:
+        last = item.path in marked["quiet"]
+        return (2 if last else item.path not in marked["slow"]), not item.get_closest_marker("quiet")
+
+    items.sort(key=turn)
 
 
 @pytest.hookimpl(wrapper=True)
