@@ -15,6 +15,7 @@ What is finished is not run again, and a training that was cut goes on in the ne
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -41,11 +42,15 @@ OURS: dict[str, dict[str, Any]] = {
     "ours_blocks": {"align": 1, "allocation": "latency"},  # whole residual blocks may go too
     "ours_uniform": {"align": 1, "allocation": "uniform"},
     "ours_isomorphic": {"align": 1, "allocation": "isomorphic"},
+    "ours_taylor": {"align": 1, "criterion": "taylor"},
+    "ours_group_norm": {"align": 1, "criterion": "group_norm"},  # Torch-Pruning's own criterion
+    "ours_rounds": {"align": 1},  # half of the way, FIRST of the epochs, the other half, the rest of them
 }
 # Their padded shortcuts are not what it was shown on: ``inner`` leaves the residual streams as wide as they are.
 THEIRS = ("tp_magnitude", "tp_taylor", "tp_magnitude_inner", "tp_taylor_inner")
 DEFAULT = (*DENSE, "ours", *THEIRS)
 KD = {"loss": "kd", "temperature": 4, "alpha": 0.9}
+FIRST = 0.4
 TP_STEPS = 400  # of which as many are taken as the MACs want; the number that its authors use
 
 
@@ -94,19 +99,26 @@ def _row(bench: Bench, start: Artifact, train: Mapping[str, Any], key: Mapping[s
     """One network from ``start``: pruned, trained, and only then judged on test."""
     began = time.monotonic()
     method, speedup, seed = key["method"], key["speedup"], key["seed"]
+    loss = {**KD, "alpha": 0.0} if method == "dense" else KD
     if method in OURS:
-        source = bench.pruned(start, {"target": {"macs": f"{100 / speedup:.4f}%"}, **OURS[method]}, seed)
+        source = start
+        if method == "ours_rounds":
+            epochs = round(FIRST * train["epochs"])
+            source = bench.pruned(source, _target(math.sqrt(speedup), method), seed)
+            source = bench.distilled(source, start, {**train, **loss, "epochs": epochs}, seed)
+            train = {**train, "epochs": train["epochs"] - epochs}
+        source = bench.pruned(source, _target(speedup, method), seed)
     elif method in THEIRS:
         make = partial(_torch_pruned, bench, start, method, speedup, seed)
         fixed = {"method": method, "speedup": speedup, "seed": seed, "source": start.sha256}
         source = bench.kept("torch_pruning", fixed, make)
     else:
         source = start
-    loss = {**KD, "alpha": 0.0} if method == "dense" else KD
     trained = bench.distilled(source, start, {**train, **loss}, seed)
     cost, full = (count(network, bench.model) for network in (bench.network(trained), bench.model.build()))
     test, scores = bench.figures(trained, "test")
     return {
+        "start": start.sha256[:12],  # differences are only taken within one
         "macs": cost["macs"],
         "params": cost["params"],
         "reached": full["macs"] / cost["macs"],
@@ -117,6 +129,11 @@ def _row(bench: Bench, start: Artifact, train: Mapping[str, Any], key: Mapping[s
         "correct": np.packbits(scores.astype(bool)).tobytes().hex(),
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def _target(speedup: float, method: str) -> dict[str, Any]:
+    """The prune stage's options; a share is of the unpruned network."""
+    return {"target": {"macs": f"{100 / speedup:.4f}%"}, **OURS[method]}
 
 
 # ---------------------------------------------------------------- Torch-Pruning

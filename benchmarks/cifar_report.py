@@ -111,9 +111,14 @@ def _by_seed(group: Sequence[Row]) -> str:
     return ", ".join(f"{row['test']:.2%}" for row in group)
 
 
+def _pair(row: Row) -> tuple[int, str]:
+    """What two rows have to share to be compared: the seed, and the dense network that they started from."""
+    return row["seed"], row.get("start", "")
+
+
 def _difference(name: str, first: Sequence[Row], second: Sequence[Row]) -> Iterator[str]:
-    others = {row["seed"]: row for row in second}
-    pairs = [(row, others[row["seed"]]) for row in first if row["seed"] in others]
+    others = {_pair(row): row for row in second}
+    pairs = [(row, others[_pair(row)]) for row in first if _pair(row) in others]
     if not pairs:
         return
     found = [100 * (a["test"] - b["test"]) for a, b in pairs]

@@ -28,7 +28,7 @@ from deploycompress.data.loaders import OrderedLoader, chunks
 from deploycompress.data.tasks.classification import Classification
 from deploycompress.engine.locks import lock
 from deploycompress.engine.store import FileStore
-from deploycompress.measure.environment import environment
+from deploycompress.measure.environment import BF16, cpu_flags, environment
 from deploycompress.model import checkpoint
 from deploycompress.model.source import SourceModel
 from deploycompress.recovery.evaluation import evaluate
@@ -218,11 +218,18 @@ def parser(description: str, results: Path) -> argparse.ArgumentParser:
     made.add_argument("--cache", type=Path, required=True, help="keeps decoded data and every checkpoint")
     made.add_argument("--network", choices=("resnet20", "resnet56"), default="resnet20")
     made.add_argument("--rate", type=float, default=0.02, help="highest learning rate")
-    made.add_argument("--precision", choices=("bf16", "no"), default="bf16", help="of products in training")
+    made.add_argument(
+        "--precision", choices=("bf16", "no"), default=_fastest(), help="of products in training"
+    )
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--output", type=Path, default=results)
     return made
+
+
+def _fastest() -> str:
+    """Of the precisions, here: a processor without bf16 emulates it, twelve times slower."""
+    return "bf16" if torch.cuda.is_available() or BF16 & set(cpu_flags()) else "no"
 
 
 def begin(arguments: argparse.Namespace) -> None:
