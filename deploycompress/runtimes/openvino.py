@@ -195,11 +195,12 @@ def _ov_reason(error: Exception) -> str:
 
 
 def _ov_name(port: Any) -> str:
-    """The name that the file gives. An input's is its operator's: what it passes through unchanged may add others."""
+    """The name that the file gives. It is the operator's: what is passed through unchanged may add others."""
     node = port.get_node()
     names = sorted(port.get_names())
-    if node.get_type_name() == "Parameter" and node.get_friendly_name() in names:
-        return str(node.get_friendly_name())
+    own = str(node.get_friendly_name()).split("/sink_port_")[0]  # of an output: y/sink_port_0
+    if node.get_type_name() in ("Parameter", "Result") and own in names:
+        return own
     return str(names[0] if names else node.get_friendly_name())
 
 

@@ -103,6 +103,23 @@ def test_the_profile_names_operators_kernels_and_precisions(product: Path) -> No
     assert products[0]["precision"] == "fp32" and products[0]["provider"]
 
 
+def test_an_output_that_is_passed_through_unchanged_keeps_its_name(tmp_path: Path) -> None:
+    """A file in BF16 ends with a cast, which goes where the processor computes in FP32 after all."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["before"]),
+        helper.make_node("Cast", ["before"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ports[:1], ports[1:]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    (tmp_path / "cast.onnx").write_bytes(model.SerializeToString())
+    with OpenVino().open(tmp_path / "cast.onnx", {}) as session:
+        session.bind({"x": np.float32([[-1, 0, 1, 2]])})()
+        (found,) = session.fetch().items()
+    assert found[0] == "y" and found[1].tolist() == [[0, 0, 1, 2]]
+
+
 def test_static_shapes_are_those_of_the_feed(product: Path) -> None:
     weight = np.load(product.with_name("weight.npy"))
     with OpenVino().open(product, {"static_shapes": True}) as session:
