@@ -14,12 +14,13 @@ from torch import nn
 from deploycompress.config.schema import InputSpec, ModelConfig
 from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError
-from deploycompress.graph.execution import run_onnx
+from deploycompress.graph.execution import run, run_onnx
 from deploycompress.graph.export import export_onnx
 from deploycompress.graph.ladder.scales import scales_by_layer, scales_of
 from deploycompress.graph.quantization import quantize_onnx
 from deploycompress.model.source import SourceModel
 from deploycompress.recovery.fake_quantization import InputScale, calibrated, fake_quantized
+from deploycompress.runtimes.onnxruntime import OnnxRuntime
 
 NETWORK = """
 from torch import nn
@@ -127,7 +128,9 @@ def test_the_file_computes_what_training_saw(model: SourceModel, scheme: str, tm
         assert int(written[tensor][0]["zero_point"]) == int(override["zero_point"])
     (output,) = onnx.load(source).graph.output
     level = float(written[output.name][0]["scale"])
-    found = np.concatenate([of[output.name] for of in run_onnx(path, feeds)])
+    # As written: INT8 products of ONNX Runtime saturate on a processor without VNNI.
+    outputs = run(OnnxRuntime(), path, feeds, {"graph_level": "off"})
+    found = np.concatenate([of[output.name] for of in outputs])
     # Half of a symmetric range lies unused behind a ReLU: a value on the edge of two levels falls twice as far there.
     levels = 2 if scheme == "s8s8_symmetric" else 1
     assert (np.abs(found - expected) <= (levels + 0.01) * level).mean() >= 0.99

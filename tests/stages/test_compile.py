@@ -147,6 +147,13 @@ def test_a_source_that_nothing_beats_goes_on_as_it_is(
     ]
 
 
+@pytest.fixture
+def every_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that INT8 with all 256 levels is right on, whatever this one is."""
+    facts = {**Local().facts(), "flags": ["avx2", "avx512_vnni"]}
+    monkeypatch.setattr(Local, "facts", lambda self: facts)
+
+
 def arbiter_of(context, source, baseline, folder: Path, max_drop: str | None = None) -> Arbiter:
     wanted = [
         Wanted(runtime="onnxruntime", precision="fp32"),
@@ -182,7 +189,9 @@ def test_the_allowance_is_its_own_or_what_is_left_of_the_gates(
     assert "has already lost 0.5 of the 3 pp that the accuracy gate allows" in note.message
 
 
-def test_what_loses_more_than_is_allowed_is_dropped(run_context, exported_of, tmp_path: Path) -> None:
+def test_what_loses_more_than_is_allowed_is_dropped(
+    run_context, exported_of, tmp_path: Path, every_scheme: None
+) -> None:
     class Loses:
         """A checker whose candidate is two points worse."""
 
@@ -205,7 +214,9 @@ def test_what_loses_more_than_is_allowed_is_dropped(run_context, exported_of, tm
     }
 
 
-def test_what_is_small_enough_comes_first(run_context, exported_of, tmp_path: Path) -> None:
+def test_what_is_small_enough_comes_first(
+    run_context, exported_of, tmp_path: Path, every_scheme: None
+) -> None:
     """Although it is slower: the gate on the size would fail with the other."""
     context = replace(run_context(), gates={"artifact_size": SizeGate(max="1 KB")})
     source = exported_of(context)
