@@ -35,7 +35,8 @@ CPU_FLAGS = (
     "sme",
 )
 VNNI = frozenset({"avx_vnni", "avx512_vnni"})
-BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is Arm's
+BF16_X86 = frozenset({"avx512_bf16", "amx_bf16"})
+BF16 = BF16_X86 | {"bf16"}  # Arm's
 X86 = ("x86_64", "amd64", "x86", "i686", "i386")
 X86_VENDORS = ("GenuineIntel", "AuthenticAMD", "HygonGenuine")
 # Flag -> entry and bit of the auxiliary vector: AT_HWCAP is 16, AT_HWCAP2 26 (asm/hwcap.h).

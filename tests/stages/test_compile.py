@@ -314,7 +314,7 @@ def test_a_network_is_tried_where_the_target_runs_networks_and_nothing_else_is_t
     brief = Plan(blocks=2, block_ms=5.0, warmup_ms=5.0, least_samples=4, enough_samples=20)
     monkeypatch.setattr(racing, "FIRST", brief)
     monkeypatch.setattr(racing, "FINAL", brief)
-    monkeypatch.setattr("deploycompress.graph.compilers.pytorch.BF16_FLAGS", set())
+    monkeypatch.setattr("deploycompress.graph.compilers.pytorch.BF16_X86", set())
     stage = Compile(Compile.Config(threads=(1,)))
     (tmp_path / "work").mkdir()
     outcome = stage.run({"source": (source,), "baseline": (source,)}, tmp_path / "work", context)

@@ -11,10 +11,10 @@ from deploycompress.artifact import Kind
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.compilers.recipe import Built, Recipe
 from deploycompress.graph.execution import Feed, inspect_onnx
+from deploycompress.measure.environment import BF16_X86
 from deploycompress.writing import saving
 
 RUNTIME = "openvino"
-BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 ATTENTION = {"Softmax", "LayerNormalization"}  # both in one file: a transformer
 
 
@@ -38,7 +38,7 @@ class OpenVinoCompiler:
         if provider not in ("cpu", "gpu", "npu"):
             return ()
         static = {"static_shapes": True}
-        half = ("bf16",) if provider == "cpu" and BF16_FLAGS & set(facts.get("flags", ())) else ()
+        half = ("bf16",) if provider == "cpu" and BF16_X86 & set(facts.get("flags", ())) else ()
         half = ("fp16",) if provider == "gpu" else half
         return (
             *(Recipe(RUNTIME, of, "", {"computes_in": of, **static}, f"{RUNTIME}/fp32") for of in half),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from deploycompress.artifact import Kind
-from deploycompress.graph.compilers.openvino import BF16_FLAGS
 from deploycompress.graph.compilers.recipe import Built, Recipe
 from deploycompress.graph.execution import Feed
+from deploycompress.measure.environment import BF16_X86
 from deploycompress.writing import copy
 
 RUNTIME = "pytorch"
@@ -34,7 +34,7 @@ class PyTorchCompiler:
         kind = provider.partition(":")[0]
         if kind not in ("cpu", "cuda"):
             return ()
-        half: tuple[str, ...] = ("bf16",) if BF16_FLAGS & set(facts.get("flags", ())) else ()
+        half: tuple[str, ...] = ("bf16",) if BF16_X86 & set(facts.get("flags", ())) else ()
         half = ("fp16", "bf16") if kind == "cuda" else half
         return (
             *(_recipe(of, compiled) for of in half for compiled in (True, False)),
