@@ -12,6 +12,7 @@ from deploycompress.devices.answers import answers
 from deploycompress.devices.jobs import Candidate, Progress
 from deploycompress.devices.local import Local
 from deploycompress.errors import StageFailed
+from deploycompress.graph.schemes import reading
 from deploycompress.model.parity import LOWEST_COSINE, compare
 from deploycompress.registry import RUNTIMES
 
@@ -38,6 +39,9 @@ def check_on(
                 continue
             standing_in = replace(candidate, runtime="onnxruntime", provider="cpu", options={})
             precision = "fp16" if precision == "fp32" else precision
+        if precision == "int8" and (standing_in.runtime, standing_in.provider) == ("onnxruntime", "cpu"):
+            options = reading(device.facts(), candidate.runtime, candidate.provider)
+            standing_in = replace(standing_in, options={**standing_in.options, **options})
         where = f"{candidate.id} on {device.facts()['name']}"
         (here,) = answers(Local(), standing_in, [feed], progress=_saying(progress, "checking here"))
         (there,) = answers(device, candidate, [feed], progress=_saying(progress, f"checking {where}"))

@@ -17,15 +17,15 @@ Feed = Mapping[str, np.ndarray]
 
 
 def run_onnx(
-    path: Path, feeds: Iterable[Feed], threads: int = 1, runtime: Runtime | None = None
+    path: Path, feeds: Iterable[Feed], options: Mapping[str, Any] | None = None
 ) -> list[dict[str, np.ndarray]]:
-    """Outputs by name for each feed, from ONNX Runtime on the CPU, or another ``runtime``.
+    """Outputs by name for each feed, from ONNX Runtime on one thread of the CPU; ``options`` as it takes them.
 
     Raises ConfigError when the reader refuses the file or a feed lacks an input, StageFailed when ONNX
     Runtime does not load or run it.
     """
     inspect_onnx(path)
-    return run(runtime or OnnxRuntime(), path, feeds, {"threads": threads})
+    return run(OnnxRuntime(), path, feeds, options or {})
 
 
 def run(

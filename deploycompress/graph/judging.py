@@ -17,6 +17,7 @@ from deploycompress.devices.jobs import Candidate, open_device
 from deploycompress.graph.evaluation import Evaluation, evaluate_answers, evaluate_artifact
 from deploycompress.graph.execution import fixed_batch_of, network_of
 from deploycompress.graph.feeds import fixed_batch
+from deploycompress.graph.schemes import target_reading
 from deploycompress.registry import RUNTIMES
 
 
@@ -107,6 +108,8 @@ def _judged(
             answer = partial(answers, open_device(there, context.devices), how)
             return evaluate_answers(answer, artifact.id, loader, context.task, batch)
         options = {"threads": how.threads, "provider": how.provider, **how.options}
+        if (how.runtime, how.provider) == ("onnxruntime", "cpu"):
+            options |= target_reading(artifact.precision, context)
         return evaluate_artifact(runtime, artifact.main_file, options, loader, context.task, batch)
 
     corrupted = {

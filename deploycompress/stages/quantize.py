@@ -38,7 +38,7 @@ class Quantize(Stage):
 
     accepts = frozenset({"onnx"})
     produces = frozenset({"onnx", "openvino"})
-    version = 4
+    version = 5
     libraries = ("onnxruntime", "onnx", "numpy", "openvino", "nncf")
     compresses = True
 
@@ -85,12 +85,11 @@ class Quantize(Stage):
 
     def _scheme(self, context: RunContext) -> str:
         """Resolved; empty in half precision."""
-        from deploycompress.devices.jobs import open_device
-        from deploycompress.graph.schemes import choose_scheme
+        from deploycompress.graph.schemes import target_scheme
 
         if self.config.precision != "int8" or self.config.scheme in UNREPAIRED:
             return self.config.scheme if self.config.precision == "int8" else ""
-        return choose_scheme(self.config.scheme, open_device(context.target.device, context.devices).facts())
+        return target_scheme(self.config.scheme, context)
 
     def inexact(self, context: RunContext) -> str | None:
         return (
@@ -196,7 +195,7 @@ class Quantize(Stage):
         details |= {"learned_scales": len(scales)} if scales else {}
 
         def lost(made: Path) -> float:
-            return loss(primary, before, _validated(made, context)) or 0.0
+            return loss(primary, before, _validated(made, context, "int8")) or 0.0
 
         notes = (*quantized.notes, *learned, *searched)
         if not self.config.repair or context.rehearsal:
@@ -216,7 +215,8 @@ class Quantize(Stage):
         feeds = list(calibration_feeds(loader, source.main_file, self.config.calibration))
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".repair-") as folder:
             threads = context.target.threads
-            ladder = Ladder(source.main_file, feeds, Path(folder), lost, threads, scales, in_float)
+            reading = _reading(context, "int8")
+            ladder = Ladder(source.main_file, feeds, Path(folder), lost, threads, scales, in_float, reading)
             best, told = ladder.climb(path, Recipe(scheme, calibrator), loses, allowed)
             if best.path != path:
                 move(best.path, path)
@@ -244,7 +244,8 @@ class Quantize(Stage):
         feeds = list(calibration_feeds(loader, source.main_file, self.config.calibration))
         context.emit(Event("progress", "searching for the calibrator"))
         with tempfile.TemporaryDirectory(dir=workdir, prefix=".calibrators-") as folder:
-            ladder = Ladder(source.main_file, feeds, Path(folder), lost=lambda path: 0.0)
+            reading = _reading(context, "int8")
+            ladder = Ladder(source.main_file, feeds, Path(folder), lambda path: 0.0, reading=reading)
             chosen, told = ladder.nearest_calibrator(scheme)
         return chosen, tuple(told)
 
@@ -255,23 +256,23 @@ class Quantize(Stage):
         from deploycompress.graph.feeds import PARITY_BATCHES, take
         from deploycompress.model.parity import LOWEST_COSINE, compare, to_numpy, worst
 
-        lowest = LOWEST_COSINE[self.config.precision]
         source, quantized = inputs["source"][0].main_file, outcome.artifacts[0].main_file
         fixed = fixed_batch_of(source)
         sizes = (fixed,) if fixed else PARITY_BATCHES
         feeds = [to_numpy(take(context.data.loader("val"), size)) for size in sizes]
-        options = outcome.artifacts[0].details.get("options", {})
-        reader = _reader(self.config.precision, self.config.scheme)
-        found = run(reader, quantized, feeds, {"threads": 1, **options})
+        precision, scheme = self.config.precision, self.config.scheme
+        own = outcome.artifacts[0].details.get("options", {})
+        options = {"threads": 1, **own, **_reading(context, precision, scheme)}
+        found = run(_reader(precision, scheme), quantized, feeds, options)
         pairs = zip(run_onnx(source, feeds), found, strict=True)
+        lowest = LOWEST_COSINE[precision]
         parity = worst([compare(before, after) for before, after in pairs])
         if parity.cosine < lowest and not context.rehearsal:
             begins = None
             if quantized.suffix == ".onnx":
                 begins = first_difference(source, quantized, feeds[0], lambda found: found.cosine < lowest)
-            precision = self.config.precision.upper()
             raise StageFailed(
-                f"{precision} differs from its source: cosine {parity.cosine:.3f} between their outputs, expected at "
+                f"{precision.upper()} differs from its source: cosine {parity.cosine:.3f} between their outputs, expected at "
                 f"least {lowest}{f'; {begins}' if begins else ''}; give more calibration data, or leave quantize out"
             )
         figures = {"quantize_cosine": parity.cosine}
@@ -325,6 +326,13 @@ def _reader(precision: str, scheme: str = "") -> Runtime:
     return RUNTIMES.load("openvino" if other else "onnxruntime")()  # type: ignore[no-any-return]
 
 
+def _reading(context: RunContext, precision: str, scheme: str = "") -> dict[str, Any]:
+    """The reader's options."""
+    from deploycompress.graph.schemes import target_reading
+
+    return {} if scheme == NNCF else target_reading(precision, context)
+
+
 def _place(precision: str, context: RunContext) -> dict[str, Any]:
     """Where the file is to be run, where that is not the target's runtime."""
     if precision != "bf16" or context.target.provider != "cpu":
@@ -339,7 +347,7 @@ def _validated(
     from deploycompress.graph.execution import fixed_batch_of
     from deploycompress.graph.feeds import fixed_batch
 
-    options = {"threads": context.target.threads}
+    options = {"threads": context.target.threads, **_reading(context, precision, scheme)}
     loader, runtime = context.data.loader("val"), _reader(precision, scheme)
     file = path / "model.xml" if path.is_dir() else path
     batch = batch or fixed_batch_of(file) or fixed_batch(context.model)

@@ -15,7 +15,7 @@ from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph import quantization
 from deploycompress.graph.execution import inspect_onnx, run, run_onnx
 from deploycompress.graph.quantization import quantize_dynamic_onnx, quantize_onnx
-from deploycompress.graph.schemes import SCHEMES, choose_scheme
+from deploycompress.graph.schemes import SCHEMES
 from deploycompress.model.parity import compare
 from deploycompress.runtimes.onnxruntime import OnnxRuntime
 
@@ -124,29 +124,6 @@ def test_a_file_that_cannot_be_quantized(tmp_path: Path, feed) -> None:
     (tmp_path / "source.onnx").write_bytes(b"rubbish")
     with pytest.raises((ConfigError, StageFailed), match=r"source.onnx"):
         quantize_onnx(tmp_path / "source.onnx", tmp_path / "model.onnx", [feed(1)], scheme="u8s8")
-
-
-@pytest.mark.parametrize(
-    ("architecture", "flags", "scheme"),
-    [
-        ("x86_64", ["avx2", "avx512_vnni"], "u8s8"),
-        ("AMD64", ["avx_vnni"], "u8s8"),
-        ("x86_64", ["avx2", "avx512f"], "u8s8_reduced"),
-        ("aarch64", ["asimddp"], "s8s8"),
-        ("arm64", [], "s8s8"),
-    ],
-)
-def test_auto_by_the_processor(architecture: str, flags: list[str], scheme: str) -> None:
-    facts = {"architecture": architecture, "flags": flags}
-    assert choose_scheme("auto", facts) == scheme
-    assert choose_scheme("s8s8", facts) == "s8s8"
-
-
-def test_an_unknown_scheme() -> None:
-    with pytest.raises(
-        ConfigError, match="unknown quantization scheme 's4'; known: auto, u8s8, s8s8, u8s8_reduced"
-    ):
-        choose_scheme("s4", {})
 
 
 def test_a_mask_does_not_swallow_the_scores_that_it_is_added_to(tmp_path):

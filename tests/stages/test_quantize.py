@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,9 +13,13 @@ import pytest
 
 from deploycompress.config.schema import AccuracyGate
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
+from deploycompress.graph import schemes
 from deploycompress.graph.evaluation import Evaluation
+from deploycompress.graph.execution import inspect_onnx
+from deploycompress.graph.judging import judge_artifacts
 from deploycompress.graph.ladder.scales import scales_of
 from deploycompress.model.parity import LOWEST_COSINE
+from deploycompress.runtimes.onnxruntime import OnnxRuntime
 from deploycompress.stages import quantize
 from deploycompress.stages.distill import Distill
 from deploycompress.stages.export import Export
@@ -72,6 +78,33 @@ def test_a_result_that_is_far_off_fails_except_in_the_rehearsal(
 def test_the_scheme_of_this_processor_is_in_the_key(run_context) -> None:
     assert Quantize(Quantize.Config(scheme="s8s8")).depends(run_context()) == {"scheme": "s8s8", "place": {}}
     assert Quantize(Quantize.Config()).depends(run_context())["scheme"] in ("u8s8", "s8s8", "u8s8_reduced")
+    for_a_gpu = run_context(runtime="tensorrt")
+    assert Quantize(Quantize.Config()).depends(for_a_gpu)["scheme"] == "s8s8_symmetric"
+
+
+def test_a_file_for_tensorrt_is_judged_as_it_is_written_where_this_processor_saturates(
+    run_context, exported_of, tmp_path: Path, monkeypatch
+) -> None:
+    """By everything that looks at what it gives: the search, the repair, the checks and the test split."""
+    monkeypatch.setattr(schemes, "machine", lambda: {"architecture": "x86_64", "flags": ["avx2"]})
+    monkeypatch.setattr("deploycompress.graph.allowance.allowance", lambda *_: (-1.0, ()))  # out of reach
+    levels: dict[bool, set[str | None]] = {True: set(), False: set()}
+    opens = OnnxRuntime.open
+
+    def noted(self: OnnxRuntime, path: Path, options: Mapping[str, Any]):
+        levels["DequantizeLinear" in inspect_onnx(path)["ops"]].add(options.get("graph_level"))
+        return opens(self, path, options)
+
+    monkeypatch.setattr(OnnxRuntime, "open", noted)
+    context = run_context(runtime="tensorrt")
+    source = exported_of(context)
+    stage, inputs = Quantize(Quantize.Config(calibrator="search")), {"source": (source,)}
+    outcome = stage.run(inputs, tmp_path, context)
+    stage.ensures(inputs, outcome, context)
+    judged, _ = judge_artifacts([source, replace(outcome.artifacts[0], id="quantize")], context)
+    assert len(judged) == 2 and "repair" in outcome.details
+    assert outcome.details["scheme"] == "s8s8_symmetric"
+    assert levels == {True: {"off"}, False: {None}}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

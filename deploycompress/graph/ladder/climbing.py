@@ -74,14 +74,17 @@ class Ladder:
         threads: int = 1,
         scales: Mapping[str, Any] | None = None,
         in_float: Sequence[str] = (),
+        reading: Mapping[str, Any] | None = None,
     ) -> None:
         """``feeds``: calibration batches; ``lost``: of the primary metric by a file on the validation split.
 
         ``scales`` and ``in_float``: what a training with the values of INT8 wants, as ``scales_by_layer`` gives it.
+        ``reading``: options of ONNX Runtime for files in INT8, see ``schemes.reading``.
         """
         kept = max(1, min(len(feeds) - 1, round(len(feeds) * (1 - HELD_OUT))))
         self._source, self._folder, self._lost, self._threads = source, folder, lost, threads
         self._scales, self._always_in_float = scales or {}, tuple(in_float)
+        self._reading = reading
         self._feeds = list(feeds[:kept])
         self._held_out = list(feeds[kept:]) or list(
             feeds[-1:]
@@ -225,7 +228,7 @@ class Ladder:
 
     def _distance(self, path: Path) -> float:
         try:
-            found = run_onnx(path, self._held_out)
+            found = run_onnx(path, self._held_out, self._reading)
         except StageFailed:
             return float("inf")
         pairs = zip(self._expected, found, strict=True)
