@@ -30,7 +30,7 @@ from deploycompress.devices.agent_jobs import (
     start_job,
     stop_job,
 )
-from deploycompress.measure.environment import LIBRARIES, machine, versions
+from deploycompress.measure.environment import LIBRARIES, machine, system_libraries, versions
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -70,7 +70,9 @@ def attempt_request(request: Request, data: bytes) -> Answer:
 def tell_facts(base: Path, request: Request, data: bytes) -> Answer:
     sys.path.append(site.getusersitepackages())
     python = platform.python_version()
-    return {"facts": {**machine(), "python": python, "libraries": versions(LIBRARIES)}}, b""
+    return {
+        "facts": {**machine(), "python": python, "libraries": {**versions(LIBRARIES), **system_libraries()}}
+    }, b""
 
 
 def try_imports(base: Path, request: Request, data: bytes) -> Answer:

@@ -13,6 +13,7 @@ from deploycompress.registry import RUNTIMES
 
 PIECES = (
     "deploycompress.runtimes.onnx_file",
+    "deploycompress.measure.control_groups",
     "deploycompress.devices.disturbance",
     "deploycompress.devices.counters",
     "deploycompress.devices.candidate",
@@ -22,6 +23,7 @@ PIECES = (
 
 
 AGENT = (
+    "deploycompress.measure.control_groups",
     "deploycompress.measure.environment",
     "deploycompress.devices.agent_jobs",
     "deploycompress.devices.agent",

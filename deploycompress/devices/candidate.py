@@ -192,7 +192,8 @@ class Opened:
     def block(self) -> Document:
         """Raw timings, with what else is known of the time they took."""
         budget_ns = self.command["block_ms"] * 1e6
-        self.times(max(budget_ns / 10, self.command["untimed_ms"] * 1e6), 1)
+        if not getattr(self.session, "warms_up", False):
+            self.times(max(budget_ns / 10, self.command["untimed_ms"] * 1e6), 1)
         least, enough = self.command["least_samples"], self.command["enough_samples"]
         energy, began_ns, used_ns = self.energy_uj(), time.perf_counter_ns(), time.process_time_ns()
         samples = self.times(budget_ns, least, enough)

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
+from deploycompress.measure.control_groups import control_groups, throttled_us
+
 STOLEN = 0.05  # share of a core's time that the hypervisor may give to others in a round
 SLOWED = 0.95  # of the clock frequency that the same candidate had in its best quarter of the rounds
 CROWDED = 0.9  # of the processor time that it had in as long a time there
@@ -22,6 +24,7 @@ DISTURBED = {
     "throttled": "throttled by the control group",
     "stolen": "short of time that other virtual machines had",
     "slowed": "at a lower clock frequency",
+    "policy": "with another frequency policy than the round before",
     "crowded": "short of processor time that other processes had",
 }
 
@@ -34,7 +37,8 @@ def machine_state() -> Dict[str, Any]:
         "time_s": time.monotonic(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "celsius": max(known) if known else None,
-        "throttled_us": _throttled_us(),
+        "governor": _governor(),
+        "throttled_us": throttled_us(control_groups()),
         "stolen_ticks": _stolen_ticks(),
     }
 
@@ -66,6 +70,7 @@ def disturbances(
         found = {
             "throttled": _grown(before, after, "throttled_us") > 0,
             "stolen": _grown(before, after, "stolen_ticks") > robbed_ticks,
+            "policy": before["governor"] != after["governor"],
             "slowed": any(_below(block, of, "mhz", SLOWED, 0.0) for block, of, _ in here),
             "crowded": any(_below(block, of, "cpu_share", CROWDED, least) for block, of, least in here),
         }
@@ -100,13 +105,15 @@ def _grown(before: Dict[str, Any], after: Dict[str, Any], name: str) -> float:
     return 0.0 if before[name] is None or after[name] is None else after[name] - before[name]
 
 
-def _throttled_us() -> int | None:
-    """Time for which the control group has kept its processes from running."""
-    try:
-        lines = Path("/sys/fs/cgroup/cpu.stat").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("throttled_usec")), None)
+def _governor() -> str | None:
+    """How the frequency of the cores is set, each way once; None where this system does not tell."""
+    found = set()
+    for file in glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"):
+        try:
+            found.add(Path(file).read_text().strip())
+        except OSError:
+            continue
+    return ",".join(sorted(found)) or None
 
 
 def _stolen_ticks() -> int | None:

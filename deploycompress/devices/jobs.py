@@ -19,7 +19,6 @@ from deploycompress.config.wording import listed
 from deploycompress.contracts import Device
 from deploycompress.devices import quiet
 from deploycompress.devices.bundle import bundle
-from deploycompress.devices.disturbance import DISTURBED
 from deploycompress.devices.results import Failed, Result, Timing, read_result
 from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import ConfigError, DeployCompressError, EnvironmentMissing, StageFailed
@@ -37,6 +36,8 @@ MOST_AT_ONCE = (
 MAIN_FILES = ("model.onnx", "model.xml", "model.engine", "model.safetensors")  # of a folder
 SLOWEST = 20  # times the nominal time, before a job is given up
 LOADING_S = 60.0  # for each candidate
+SLOWEST_CALL_S = 30.0  # of what is measured at all, however slow
+OPENING_CALLS = 16  # the first inference and the warm-up of a slow candidate
 
 NONE = Devices()
 
@@ -157,6 +158,7 @@ def run_job(
         "warmup_ms": plan.warmup_ms,
         "least_samples": plan.block_samples,
         "enough_samples": plan.enough_samples,
+        "answer_s": _answer_s(plan),
         "deadline_s": _deadline_s(len(candidates), plan),
     }
     with execute(device, candidates, [feed], settings, progress) as (job, document, _):
@@ -273,9 +275,17 @@ def _main_file(path: Path) -> str:
     return found[0]
 
 
+def _answer_s(plan: Plan) -> float:
+    """What a candidate has for loading and warming up, or for one block: a call that hangs ends with it."""
+    calls = max(OPENING_CALLS, plan.block_samples + 1)
+    return LOADING_S + SLOWEST * (plan.warmup_ms + plan.block_ms) / 1000 + calls * SLOWEST_CALL_S
+
+
 def _deadline_s(candidates: int, plan: Plan) -> float:
+    """Of the job: every call of the fewest blocks may be as slow as that."""
     nominal_s = (plan.warmup_ms + (plan.blocks + plan.extra_blocks) * plan.block_ms) / 1000
-    return candidates * (LOADING_S + SLOWEST * nominal_s)
+    calls = OPENING_CALLS + plan.fewest * (plan.block_samples + 1)
+    return candidates * (LOADING_S + SLOWEST * nominal_s + calls * SLOWEST_CALL_S)
 
 
 # ---------------------------------------------------------------- from timings to measurements
@@ -322,7 +332,7 @@ def _measurement(
         "states": result.states,
     }
     write_text(workdir / samples, canonical_json(raw) + "\n")
-    notes = disturbances(result)
+    notes = result.remarks()
     emulated = bool(device.facts().get("emulated"))
     if emulated:
         notes = (*notes, "the device is emulated, so its times say nothing about a real one")
@@ -349,15 +359,3 @@ def _measurement(
         disturbed=not result.quiet,
         notes=notes,
     )
-
-
-def disturbances(result: Result) -> tuple[str, ...]:
-    """What kept the machine from being itself, in words."""
-    rounds = len(result.disturbed)
-    counted = {kind: sum(kind in kinds for kinds in result.disturbed) for kind in DISTURBED}
-    what = [f"{count} {DISTURBED[kind]}" for kind, count in counted.items() if count]
-    if not what:
-        return ()
-    disturbed = sum(map(bool, result.disturbed))
-    those = "which are left out" if result.quiet else "too many to leave out, so the times decide nothing"
-    return (f"{disturbed} of {rounds} rounds were disturbed ({', '.join(what)}), {those}",)

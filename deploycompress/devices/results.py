@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deploycompress.devices.disturbance import disturbances, undisturbed
+from deploycompress.devices.disturbance import DISTURBED, disturbances, undisturbed
 from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import EnvironmentMissing
 
 F = TypeVar("F", bound=BaseModel)
 
 LONGEST_NS = 10**13  # of one call: almost three hours
+FEW = 0.1  # of the rounds, in which something disturbs nearly every measurement
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ class Result:
     states: tuple[Mapping[str, Any], ...]
     disturbed: tuple[tuple[str, ...], ...]
     quiet: bool
+
+    def remarks(self) -> tuple[str, ...]:
+        """What kept the machine from being itself, in words; nothing where it was so in few rounds, as it always is."""
+        rounds, disturbed = len(self.disturbed), sum(map(bool, self.disturbed))
+        if disturbed <= FEW * rounds:
+            return ()
+        counted = {kind: sum(kind in kinds for kinds in self.disturbed) for kind in DISTURBED}
+        what = ", ".join(f"{count} {DISTURBED[kind]}" for kind, count in counted.items() if count)
+        those = "which are left out" if self.quiet else "too many to leave out, so the times decide nothing"
+        return (f"{disturbed} of {rounds} rounds were disturbed ({what}), {those}",)
 
 
 def read_result(document: Mapping[str, Any], job: Mapping[str, Any], device: str) -> Result:
@@ -269,6 +280,7 @@ class _State(_Form):
     time_s: float
     load: float | None = None
     celsius: float | None = None
+    governor: Annotated[str, Field(max_length=1000)] | None = None
     throttled_us: _Count | None = None
     stolen_ticks: _Count | None = None
 
@@ -281,6 +293,7 @@ class _Facts(_Form):
     cpu_quota: float | None
     memory_bytes: _Count | None
     governor: str | None
+    gpu: str | None = Field(None, max_length=200)
     virtual: bool
     emulated: bool
     python: str = Field(max_length=40)

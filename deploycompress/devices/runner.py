@@ -70,7 +70,7 @@ def main(arguments: list[str], check: Callable[[str], Any], runtimes: Document) 
 
 def measure(job: Document, result: Document) -> None:
     """Fill in ``result["candidates"]`` and ``result["states"]``; a candidate that fails drops out."""
-    deadline = time.monotonic() + job["deadline_s"]
+    deadline = Deadline(job)
     children: dict[str, Child] = {}
     entries: Document = result["candidates"]
     order = [c["id"] for c in job["candidates"]]
@@ -118,7 +118,7 @@ def another(job: Document, result: Document, done: int, spent_s: float) -> bool:
 
 def one_by_one(job: Document, result: Document) -> None:
     """Let each candidate profile its operators, answer the job's feeds, or build; its entry says what came of it."""
-    deadline = time.monotonic() + job["deadline_s"]
+    deadline = Deadline(job)
     children: dict[str, Child] = {}
     entries: Document = result["candidates"]
     order = [c["id"] for c in job["candidates"]]
@@ -136,7 +136,19 @@ def one_by_one(job: Document, result: Document) -> None:
             child.end()
 
 
-def prepare(children: dict[str, Child], entries: Document, job: Document, deadline: float) -> None:
+class Deadline:
+    """When the next answer has to be there: after the job's ``answer_s``, where it has one, and within the job."""
+
+    def __init__(self, job: Document) -> None:
+        self._end: float = time.monotonic() + job["deadline_s"]
+        self._answer_s: float | None = job.get("answer_s")
+
+    def next(self) -> float:
+        """By ``time.monotonic``."""
+        return self._end if self._answer_s is None else min(self._end, time.monotonic() + self._answer_s)
+
+
+def prepare(children: dict[str, Child], entries: Document, job: Document, deadline: Deadline) -> None:
     """Start a process for each candidate; they import their libraries at the same time, before anything is measured."""
     report(0.0, "starting")
     for number, candidate in enumerate(job["candidates"]):
@@ -147,13 +159,13 @@ def prepare(children: dict[str, Child], entries: Document, job: Document, deadli
 
 
 def attempt(
-    children: dict[str, Child], entries: Document, id: str, command: Document | None, deadline: float
+    children: dict[str, Child], entries: Document, id: str, command: Document | None, deadline: Deadline
 ) -> None:
     """Let one child do one thing, or what it was told; whatever it reports, or how it failed, goes into its entry."""
     try:
         if command is not None:
             children[id].tell(command)
-        answer = children[id].answer(deadline)
+        answer = children[id].answer(deadline.next())
     except Failure as failure:
         entries[id]["error"] = failure.to_json()
         children.pop(id).end()

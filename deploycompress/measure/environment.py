@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from deploycompress.measure.control_groups import control_groups, cpu_quota
+
 # Features that decide which kernels a runtime takes.
 CPU_FLAGS = (
     "sse4_2",
@@ -48,6 +50,7 @@ ARM_FEATURES = {
     "bf16": (26, 14),
     "sme": (26, 23),
 }
+TENSORRT = "libnvinfer"  # its library
 LIBRARIES = (
     "torch",
     "onnx",
@@ -77,15 +80,16 @@ def environment() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What makes two machines comparable: processor, cores, memory, frequency policy."""
+    """What makes two machines comparable: processor, cores, memory, frequency policy, GPU."""
     return {
         "architecture": platform.machine(),
         "cpu": cpu_model(),
         "flags": cpu_flags(),
         "cores": available_cores(),
-        "cpu_quota": cpu_quota(),
+        "cpu_quota": cpu_quota(control_groups()),
         "memory_bytes": memory_bytes(),
         "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "gpu": gpu_name(),
         "virtual": "hypervisor" in _cpuinfo("flags").split(),
         "emulated": emulated(),
     }
@@ -108,6 +112,12 @@ def versions(distributions: Sequence[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def system_libraries() -> dict[str, str]:
+    """Of libraries that Python does not know: the version that the system's package has in the file's name."""
+    found = sorted(Path("/usr/lib").glob("*-linux-gnu/libnvinfer.so.*.*.*"))
+    return {TENSORRT: found[-1].name.partition(".so.")[2]} if found else {}
 
 
 def cpu_model() -> str:
@@ -136,14 +146,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cpu_quota() -> float | None:
-    """Cores' worth of time that the control group allows; None where it sets no limit."""
-    words = (_first_line(Path("/sys/fs/cgroup/cpu.max")) or "").split()
-    if len(words) == 2 and words[0].isdigit():
-        return int(words[0]) / int(words[1])
-    return None
 
 
 def memory_bytes() -> int | None:

@@ -13,6 +13,7 @@ DECIDE = {
     "cores": "cores",
     "cpu_quota": "CPU quota",
     "governor": "frequency policy",
+    "gpu": "GPU",
     "virtual": "virtual machine",
 }
 

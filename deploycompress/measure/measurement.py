@@ -58,6 +58,11 @@ class Measurement:
     disturbed: bool = False  # too many rounds were: the times are shown, and decide nothing
     notes: tuple[str, ...] = ()  # disturbed rounds, an unsteady warm-up
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether its times decide nothing."""
+        return self.disturbed or self.emulated
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"notes": list(self.notes), "energy_of": list(self.energy_of)}
 

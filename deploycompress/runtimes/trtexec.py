@@ -73,6 +73,7 @@ class TrtExecSession:
 
     inputs = None  # trtexec does not tell beforehand: it takes what the job feeds
     process_id = None
+    warms_up = True  # each block, by itself
 
     def __init__(self, path: Path, transfers: bool, folder: Path) -> None:
         self._path, self._transfers, self._folder = path, transfers, folder

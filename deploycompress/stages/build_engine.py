@@ -15,7 +15,7 @@ from deploycompress.config.devices import LOCAL
 from deploycompress.config.quantities import Size
 from deploycompress.contracts import Event, Inputs, Note, Outcome, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
-from deploycompress.measure.environment import gpu_name
+from deploycompress.measure.environment import TENSORRT, gpu_name, system_libraries
 from deploycompress.registry import RUNTIMES
 
 if TYPE_CHECKING:
@@ -55,8 +55,11 @@ class BuildEngine(Stage):
         from deploycompress.devices.jobs import open_device
 
         facts = open_device(context.target.device, context.devices).facts()
-        known = {key: facts.get(key) for key in ("cpu", "flags")}
-        return {"missing": self._missing(context), "gpu": gpu_name(), "facts": known}
+        known = {key: facts.get(key) for key in ("cpu", "flags", "gpu")}
+        # Those of Python on this machine are in every key of the stage.
+        wanted = (*getattr(self._runtime(), "libraries", ()), TENSORRT)
+        installed = {n: v for n, v in facts.get("libraries", system_libraries()).items() if n in wanted}
+        return {"missing": self._missing(context), "facts": known, "libraries": installed}
 
     def requires(self, context: RunContext) -> None:
         runtime = self._runtime()

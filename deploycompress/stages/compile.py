@@ -18,7 +18,6 @@ from deploycompress.config.schema import TargetConfig
 from deploycompress.contracts import Inputs, Outcome, Ref, RunContext, Stage
 from deploycompress.errors import ConfigError, EnvironmentMissing
 from deploycompress.graph.arbiter.wanted import Wanted
-from deploycompress.measure.environment import gpu_name
 from deploycompress.registry import COMPILERS, RUNTIMES
 
 EVERYTHING = {"MatMul": 1, "Conv": 1}  # operators of a file that is not there yet
@@ -72,9 +71,9 @@ class Compile(Stage):
 
         facts = open_device(context.target.device, context.devices).facts()
         missing = {name: COMPILERS.load(name)().missing() for name in COMPILERS}
-        known = {key: facts.get(key) for key in ("cpu", "cores", "flags")}
+        known = {key: facts.get(key) for key in ("cpu", "cores", "flags", "gpu", "libraries")}
         compiler = shutil.which(os.environ.get("CXX", "g++")) is not None  # torch.compile wants one
-        return {"facts": known, "gpu": gpu_name(), "missing": missing, "compiler": compiler}
+        return {"facts": known, "missing": missing, "compiler": compiler}
 
     def requires(self, context: RunContext) -> None:
         from deploycompress.devices.jobs import open_device

@@ -219,10 +219,24 @@ def test_a_call_that_hangs_ends_with_the_deadline(
 ) -> None:
     monkeypatch.setattr(jobs, "LOADING_S", 1.0)
     monkeypatch.setattr(jobs, "SLOWEST", 0)
+    monkeypatch.setattr(jobs, "SLOWEST_CALL_S", 0.25)
     started = time.monotonic()
     found = run(device, [candidate("hangs", made("any", 1), wayward, fail="hang")])
     assert found["hangs"] == Failed("deadline", "it did not finish within the job's time limit")
     assert time.monotonic() - started < 60
+
+
+def test_a_slow_candidate_has_as_long_as_its_calls_take(
+    device: Local, made: Make, wayward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOADING_S", 1.0)
+    monkeypatch.setattr(jobs, "SLOWEST", 0)
+    monkeypatch.setattr(jobs, "SLOWEST_CALL_S", 1.0)
+    plan = Plan(blocks=2, block_ms=5, warmup_ms=5, least_samples=4)
+    slow = candidate("slow", made("any", 1), wayward, busy_ms=300)
+    found = run_job(device, [slow], feed=FEED, plan=plan, progress=lambda done, message: None)
+    timing = found.candidates["slow"]
+    assert isinstance(timing, Timing) and [len(block) for block in timing.blocks_ns] == [2, 2]
 
 
 def test_a_child_killed_from_outside(device: Local, made: Make, wayward: str, tmp_path: Path) -> None:

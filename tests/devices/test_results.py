@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploycompress.devices.results import Failed, Timing, read_result
+from deploycompress.devices.results import Failed, Result, Timing, read_result
 from deploycompress.errors import EnvironmentMissing
 
 JOB: dict[str, Any] = {
@@ -94,6 +94,18 @@ def test_disturbed_rounds_are_left_out_while_enough_are_left() -> None:
     timing = found.candidates["a"]
     assert isinstance(timing, Timing) and not found.quiet
     assert timing.blocks_ns == tuple(map(tuple, samples)) and timing.set_aside_ns == ()
+
+
+def test_what_disturbed_more_than_a_few_rounds_is_told() -> None:
+    def remarks(crowded: int, quiet: bool) -> tuple[str, ...]:
+        return Result({}, (), (("crowded",),) * crowded + ((),) * (40 - crowded), quiet).remarks()
+
+    assert remarks(0, True) == remarks(4, True) == ()
+    (left_out,) = remarks(5, True)
+    assert left_out.startswith("5 of 40 rounds were disturbed (5 ") and left_out.endswith(
+        "which are left out"
+    )
+    assert "so the times decide nothing" in remarks(30, False)[0]
 
 
 def test_a_failed_candidate() -> None:

@@ -15,7 +15,7 @@ from deploycompress.measure.environment import versions
 from deploycompress.registry import RUNTIMES
 
 SCHEMA = 3  # raised when the same key would give other figures
-COMPARED = ("architecture", "cpu", "flags", "cores", "cpu_quota")  # of a device's facts
+COMPARED = ("architecture", "cpu", "flags", "cores", "cpu_quota", "gpu")  # of a device's facts
 
 
 @dataclass(frozen=True)
