@@ -1,4 +1,4 @@
-"""``deploycompress benchmark``: artefacts side by side on this machine, with how sure each difference is."""
+"""``deploycompress benchmark``: artefacts side by side on one machine, with how sure each difference is."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ from deploycompress.commands.user_code import no_user_code
     "--aa", is_flag=True, help="Show the first artefact beside itself: the noise floor of the machine."
 )
 @click.option("--json", "json_file", type=JsonFile(), help="Write all of it to this file.")
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Keep the raw samples in this folder.",
+)
 @no_user_code
 def command(
     artefacts: tuple[Path, ...],
@@ -36,9 +42,11 @@ def command(
     threads: int | None,
     inputs: tuple[str, ...],
     device: str,
+    devices: Path | None,
     mode: Literal["quick", "full"],
     aa: bool,
     json_file: Path | None,
+    samples: Path | None,
 ) -> None:
     """Measure ONNX files, OpenVINO models and engines on random inputs, whoever made them.
 
@@ -53,6 +61,7 @@ def command(
     from deploycompress.artifact import write_json
     from deploycompress.commands.benchmark_text import text
     from deploycompress.commands.benchmarking import benchmark
+    from deploycompress.commands.measuring import opened
     from deploycompress.commands.random_inputs import wanted_inputs
     from deploycompress.report.annotations import commands_stopped
     from deploycompress.report.figures import clean_lines
@@ -67,9 +76,10 @@ def command(
             wanted,
             batch_sizes,
             mode,
-            device,
+            opened(device, devices),
             lambda done, message: status.update(f"{done:.0%} {message}"),
             aa=aa,
+            keep=samples,
         )
     if json_file is not None:
         write_json(json_file, found.to_json())

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from deploycompress.commands.benchmarking import Benchmarked, Setting
 from deploycompress.commands.side_by_side import Row
-from deploycompress.measure.environment import machine
 from deploycompress.measure.intervals import least_effect
 from deploycompress.measure.measurement import Speedup
 from deploycompress.report.figures import NOTHING, clean, figure, plural
@@ -17,8 +16,8 @@ HEAD = ("", "p50", "p90", "p99", "per s", "load", "first", "memory", "size", "sp
 
 def text(found: Benchmarked) -> str:
     """Plain text without colours; names are freed of control characters."""
-    facts = machine()
-    lines = [f"{found.device}: {clean(facts['cpu'])}, {plural(facts['cores'], 'core')}; {found.mode}"]
+    facts = found.device
+    lines = [f"{clean(facts['name'])}: {clean(facts['cpu'])}, {plural(facts['cores'], 'core')}; {found.mode}"]
     for setting in found.settings:
         lines += ["", *_setting(found, setting)]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploycompress.commands.given import Given, open_given
-from deploycompress.commands.measuring import How, candidate_of
+from deploycompress.commands.measuring import How, candidate_of, checked_there
 from deploycompress.commands.random_inputs import Wanted, feed_for
 from deploycompress.commands.side_by_side import (
     FEWEST_ALIKE,
@@ -18,11 +18,12 @@ from deploycompress.commands.side_by_side import (
     distinct,
     side_by_side,
 )
-from deploycompress.devices.jobs import Progress, open_device
+from deploycompress.contracts import Device
+from deploycompress.devices.jobs import Progress
 from deploycompress.measure.environment import environment
 from deploycompress.measure.plan import MODES, Mode
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Setting:
 @dataclass(frozen=True)
 class Benchmarked:
     givens: tuple[Given, ...]
-    device: str
+    device: Mapping[str, Any]  # its facts, with its name
     mode: Mode
     settings: tuple[Setting, ...]
     aa: bool  # whether the first one's second run is a row of its own
@@ -60,7 +61,8 @@ class Benchmarked:
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
-            "device": self.device,
+            "device": self.device["name"],
+            "facts": dict(self.device),
             "mode": self.mode,
             "settings": [self._setting(setting) for setting in self.settings],
             "environment": environment(),
@@ -105,6 +107,11 @@ def _row(row: Row) -> dict[str, Any]:
         "load_ms": m.load_ms,
         "first_inference_ms": m.first_inference_ms,
         "peak_memory_bytes": m.peak_memory_bytes,
+        "gpu_memory_bytes": m.gpu_memory_bytes,
+        "energy_mj": m.energy_mj,
+        "energy_of": list(m.energy_of),
+        "emulated": m.emulated,
+        "samples": None if row.samples is None else str(row.samples),
         "speedup": None if speedup is None else asdict(speedup),
         "notes": list(m.notes),
     }
@@ -116,20 +123,22 @@ def benchmark(
     wanted: Mapping[str, Wanted],
     batch_sizes: Sequence[int],
     mode: Mode,
-    device_name: str,
+    device: Device,
     progress: Progress,
     *,
     aa: bool = False,
+    keep: Path | None = None,
 ) -> Benchmarked:
     """Measure ``paths`` beside the first of them; ``batch_sizes`` may be empty: the files', or ``wanted``'s, then.
+
+    ``keep``: a folder for the raw samples.
 
     Raises ConfigError where a file cannot be had or run on the same inputs as the first, StageFailed where one
     crashes, EnvironmentMissing where runtime or device cannot be had.
     """
-    device = open_device(device_name)
     names = distinct([str(path) for path in paths])
     givens = [open_given(path, name) for path, name in zip(paths, names, strict=True)]
-    candidates = [candidate_of(given, how) for given in givens]
+    candidates = [candidate_of(given, how, device) for given in givens]
     sizes: list[int | None] = list(dict.fromkeys(batch_sizes)) or [None]
     feeds = [feed_for(givens, wanted, size) for size in sizes]  # all of them, before the first is measured
     settings = []
@@ -138,9 +147,13 @@ def benchmark(
         def share(done: float, message: str, number: int = number) -> None:
             progress((number + done) / len(feeds), message)
 
+        unchecked = checked_there(device, candidates, feed, lambda done, message: share(0.0, message))
         twice = aa or len(candidates) > 1
-        found = side_by_side(device, candidates, feed, MODES[mode], share, again=twice)
+        place = None if keep is None else keep / f"batch{next(iter(feed.values())).shape[0]}"
+        found = side_by_side(device, candidates, feed, MODES[mode], share, again=twice, keep=place)
         alike = cosines(device, candidates, feed, lambda done, message: share(1.0, "comparing the outputs"))
         shapes = {name: (str(array.dtype), array.shape) for name, array in feed.items()}
-        settings.append(Setting(found.rows[0].measurement.batch_size, shapes, found, alike, tuple(notes)))
-    return Benchmarked(tuple(givens), device_name, mode, tuple(settings), aa)
+        settings.append(
+            Setting(found.rows[0].measurement.batch_size, shapes, found, alike, (*notes, *unchecked))
+        )
+    return Benchmarked(tuple(givens), device.facts(), mode, tuple(settings), aa)

@@ -50,12 +50,13 @@ def command(
     threads: int | None,
     inputs: tuple[str, ...],
     device: str,
+    devices: Path | None,
     mode: Literal["quick", "full"],
 ) -> None:
     """Compare two run directories, or two artefacts: BASE as it was, HEAD as it is.
 
-    The best artefacts of two runs are measured anew, side by side, where both runs' machine is this one; figures of two
-    machines are never compared. Accuracy is compared sample by sample where both runs judged the same ones. A figure is
+    The best artefacts of two runs are measured anew, side by side, where both runs' machine is this one, or a device
+    that --devices declares; figures of two machines are never compared. Accuracy is compared sample by sample where both runs judged the same ones. A figure is
     better or worse where its whole 95 % interval says so, for speed beyond twice what BASE differs from itself by, and 3 %.
 
     Exit code 0, or 5 where a gate of HEAD fails on the fresh figures (--fail-on worse: also where a figure is worse;
@@ -64,6 +65,7 @@ def command(
     from rich.console import Console
 
     from deploycompress.commands.comparing import compare_artefacts, compare_runs
+    from deploycompress.commands.measuring import opened, reached
     from deploycompress.commands.random_inputs import wanted_inputs
 
     how, wanted = How(runtime, provider, threads), wanted_inputs(inputs)
@@ -84,9 +86,19 @@ def command(
             status.update(f"{done:.0%} {message}")
 
         found = (
-            compare_runs(base, head, wanted, mode, progress, measure=not no_measure)
+            compare_runs(
+                base,
+                head,
+                wanted,
+                mode,
+                progress,
+                measure=not no_measure,
+                reach=lambda name: reached(name, devices),
+            )
             if all(runs)
-            else compare_artefacts(base, head, how, wanted, batch_size, mode, device, progress)
+            else compare_artefacts(
+                base, head, how, wanted, batch_size, mode, opened(device, devices), progress
+            )
         )
     _show(found, form, output)
     _end(found, fail_on)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deploycompress.commands.comparison import (
     Comparison,
@@ -17,11 +18,13 @@ from deploycompress.commands.comparison import (
 from deploycompress.commands.finished_run import Run, finished_run
 from deploycompress.commands.fresh_gates import all_gates
 from deploycompress.commands.given import Given, open_given
-from deploycompress.commands.measuring import How, candidate_of, how_of
+from deploycompress.commands.measuring import How, candidate_of, checked_there, how_of
 from deploycompress.commands.random_inputs import Wanted, feed_for
-from deploycompress.commands.recorded import apart, away, recorded_lines
+from deploycompress.commands.recorded import apart, away, device_of, recorded_lines
 from deploycompress.commands.side_by_side import FEWEST_ALIKE, SideBySide, cosines, distinct, side_by_side
-from deploycompress.devices.jobs import Candidate, Progress, open_device
+from deploycompress.config.devices import LOCAL
+from deploycompress.contracts import Device
+from deploycompress.devices.jobs import Candidate, Progress
 from deploycompress.errors import ConfigError
 from deploycompress.measure.environment import environment
 from deploycompress.measure.machines import versions_apart
@@ -39,30 +42,38 @@ def compare_artefacts(
     wanted: Inputs,
     batch_size: int | None,
     mode: Mode,
-    device_name: str,
+    device: Device,
     progress: Progress,
 ) -> Comparison:
-    """Two files, measured side by side on this machine. Raises as ``benchmarking.benchmark`` does."""
+    """Two files, measured side by side on one machine. Raises as ``benchmarking.benchmark`` does."""
     names = distinct([str(base), str(head)])
     givens = (open_given(base, names[0]), open_given(head, names[1]))
-    candidates = [candidate_of(given, how) for given in givens]
+    candidates = [candidate_of(given, how, device) for given in givens]
     feed, notes = feed_for(givens, wanted, batch_size)
-    device = open_device(device_name)
+    notes = [*notes, *checked_there(device, candidates, feed, progress)]
     found = side_by_side(device, candidates, feed, MODES[mode], progress, again=True)
     alike = cosines(device, candidates, feed, lambda done, message: progress(1.0, "comparing the outputs"))
     lines = _measured_lines(found, _same(givens, candidates))
     lines.append(plain_line("artifact_size", "bytes", *(given.bytes for given in givens)))
     notes = [*notes, *_on_outputs(alike), *_on_rows(found)]
-    return Comparison(str(base), str(head), tuple(lines), tuple(notes), True, environment())
+    return Comparison(str(base), str(head), tuple(lines), tuple(notes), True, _environment(device))
 
 
 def compare_runs(
-    base_dir: Path, head_dir: Path, wanted: Inputs, mode: Mode, progress: Progress, *, measure: bool
+    base_dir: Path,
+    head_dir: Path,
+    wanted: Inputs,
+    mode: Mode,
+    progress: Progress,
+    *,
+    measure: bool,
+    reach: Callable[[str], Device | None],
 ) -> Comparison:
     """The best artefacts of two runs, and HEAD's gates.
 
-    With ``measure`` they are measured anew where the machine of both runs is this one. Raises ConfigError where
-    a directory holds no finished run, or files or gates that cannot be read.
+    With ``measure`` they are measured anew where the machine of both runs is at hand: ``reach`` gives a device by its
+    name, or None where nobody but the run has said how it is reached. Raises ConfigError where a directory holds no
+    finished run, or files or gates that cannot be read.
     """
     base, head = finished_run(base_dir), finished_run(head_dir)
     limits = head.gates()
@@ -85,43 +96,58 @@ def compare_runs(
     worst = worst_class_line(head.report.figures.get("worst_class", primary), base.per_class, head.per_class)
     lines += [worst] if worst else []
     reason = apart(base, head)
-    why_not = reason or ("" if measure else "--no-measure was given") or away(head, here)
+    why_not = reason or ("" if measure else "--no-measure was given")
+    device = None if why_not else reach(device_of(head))
+    why_not = why_not or away(head, device)
     row = None
-    if why_not:
+    if why_not or device is None:
         lines += recorded_lines(base, head, reason)
         notes = [f"nothing was measured: {why_not}"]
     else:
-        givens, candidates, found = _measure_runs(base, head, wanted, mode, progress)
+        givens, candidates, found, unchecked = _measure_runs(base, head, wanted, mode, device, progress)
         row = found.rows[1].measurement
         lines += _measured_lines(found, _same(givens, candidates))
-        notes = [*_on_versions(base, head, here), *_on_rows(found)]
+        notes = [*unchecked, *_on_versions(base, head, here), *_on_rows(found)]
     lines.append(plain_line("artifact_size", "bytes", base.best.bytes, head.best.bytes))
     if base.packed_bytes is not None or head.packed_bytes is not None:
         lines.append(plain_line("packed_size", "bytes", base.packed_bytes, head.packed_bytes))
     if base.report.data != head.report.data or (scores is None and base.judged_on != head.judged_on):
         notes.append("the two runs were not judged on the same test samples")
     notes += _on_targets(base, head)
-    gates = all_gates(head, limits, row, wanted, mode, progress)
+    gates, told = all_gates(head, limits, row, wanted, mode, device, progress)
     return Comparison(
-        base.name, head.name, _with_gates(lines, gates, base, head), tuple(notes), row is not None, here
+        base.name,
+        head.name,
+        _with_gates(lines, gates, base, head),
+        (*notes, *told),
+        row is not None,
+        here if device is None else _environment(device),
     )
+
+
+def _environment(device: Device) -> dict[str, Any]:
+    """This machine's; and, where it is another that measures, what that says of itself."""
+    facts = device.facts()
+    devices = {} if facts["name"] == LOCAL else {"devices": {str(facts["name"]): dict(facts)}}
+    return environment() | devices
 
 
 # ---------------------------------------------------------------- measured now
 
 
 def _measure_runs(
-    base: Run, head: Run, wanted: Inputs, mode: Mode, progress: Progress
-) -> tuple[tuple[Given, Given], list[Candidate], SideBySide]:
+    base: Run, head: Run, wanted: Inputs, mode: Mode, device: Device, progress: Progress
+) -> tuple[tuple[Given, Given], list[Candidate], SideBySide, list[str]]:
     givens = (base.file_of(base.best.id), head.file_of(head.best.id))
     names = distinct([f"BASE {base.best.id}", f"HEAD {head.best.id}"])
     givens = (replace(givens[0], name=names[0]), replace(givens[1], name=names[1]))
     candidates = [
-        candidate_of(given, how_of(run.row)) for given, run in zip(givens, (base, head), strict=True)
+        candidate_of(given, how_of(run.row), device) for given, run in zip(givens, (base, head), strict=True)
     ]
     feed, _ = feed_for(givens, wanted, head.row.batch_size)
-    device = open_device(head.report.target.device or "local")
-    return givens, candidates, side_by_side(device, candidates, feed, MODES[mode], progress, again=True)
+    unchecked = checked_there(device, candidates, feed, progress)
+    found = side_by_side(device, candidates, feed, MODES[mode], progress, again=True)
+    return givens, candidates, found, unchecked
 
 
 def _measured_lines(found: SideBySide, same: bool) -> list[Line]:

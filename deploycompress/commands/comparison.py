@@ -12,7 +12,7 @@ from deploycompress.measure.measurement import Speedup
 from deploycompress.report import document
 from deploycompress.report.figures import figure, limit, signed
 from deploycompress.report.paired import difference
-from deploycompress.report.speed import brief
+from deploycompress.report.speed import brief, undecided
 from deploycompress.report.verdict import Verdict
 
 Word = Literal["better", "worse", "same", "cannot tell", "not compared"]
@@ -159,8 +159,7 @@ def _speed_line(metric: str, base: Row, head: Row, found: SideBySide) -> Line:
     message = "" if told != "cannot tell" else f"differences below {figure(floor, 'ratio')} are noise"
     if told == "as fast":
         message = f"within {figure(LEAST_EFFECT, 'ratio')}"
-    if head.measurement.disturbed:
-        message = "too many rounds were disturbed"
+    message = undecided(head.measurement) or message
     return Line(metric, unit, *values, of_speedup(speedup, metric), _word(told), message)
 
 

@@ -11,11 +11,13 @@ from deploycompress.commands.measuring import candidate_of, how_of
 from deploycompress.commands.random_inputs import Wanted, feed_for
 from deploycompress.commands.side_by_side import side_by_side
 from deploycompress.config.schema import Gate
-from deploycompress.contracts import MetricInfo
-from deploycompress.devices.jobs import Progress, open_device
+from deploycompress.contracts import Device, MetricInfo
+from deploycompress.devices.jobs import Progress
+from deploycompress.errors import ConfigError
 from deploycompress.measure.measurement import Measurement
 from deploycompress.measure.plan import MODES, Mode
 from deploycompress.report.bounds import verdicts
+from deploycompress.report.document import Row
 from deploycompress.report.verdict import Evidence, Verdict
 
 FRESH = ("latency_p50", "latency_p90", "latency_p99", "throughput", "energy", "peak_memory")
@@ -27,56 +29,78 @@ def all_gates(
     row: Measurement | None,
     wanted: Mapping[str, Wanted],
     mode: Mode,
+    device: Device | None,
     progress: Progress,
-) -> list[Verdict]:
-    """A verdict for each limit. ``limits``: all of its gates; ``row``: HEAD's best artefact as it was measured now; None where nothing was.
+) -> tuple[list[Verdict], list[str]]:
+    """A verdict for each limit, and notes. ``limits``: all of its gates; ``row``: HEAD's best artefact as it was measured now; None where nothing was.
 
-    Where a gate holds it against HEAD's own baseline, the two are measured side by side for that.
+    Where a gate holds it against HEAD's own baseline, the two are measured side by side for that. A p99 that passes
+    takes mode full: in mode quick it is left as the run judged it.
     """
     recorded = [Verdict(**gate.model_dump()) for gate in head.report.gates]
-    gates = {name: gate for name, gate in limits.items() if name in FRESH}
-    if row is None or not gates:
-        return recorded
-    evidence = _evidence(head, row, gates, wanted, mode, progress)
+    if row is None or device is None:
+        return recorded, []
+    gates, notes = {name: gate for name, gate in limits.items() if name in FRESH}, []
+    if mode == "quick" and gates.pop("latency_p99", None) is not None:
+        notes.append("the gate on latency_p99 is as HEAD's run judged it; --mode full measures it anew")
+    against = {name for name, gate in gates.items() if _is_relative(gate)}
+    baseline, reason = _baseline(head) if against else (None, "")
+    if reason:
+        gates = {name: gate for name, gate in gates.items() if name not in against}
+        notes.append(f"the gates on {', '.join(sorted(against))} are as HEAD's run judged them: {reason}")
+    if not gates:
+        return recorded, notes
+    evidence = _evidence(head, row, baseline, wanted, mode, device, progress)
     fresh = [
         replace(v, only_warns=v.verdict == "inconclusive" and gate.on_inconclusive == "warn")
         for metric, gate in gates.items()
         for v in verdicts(metric, gate, evidence)
     ]
-    return [*(v for v in recorded if v.metric not in gates), *fresh]
+    return [*(v for v in recorded if v.metric not in gates), *fresh], notes
+
+
+def _is_relative(gate: Gate) -> bool:
+    """Whether a bound of it is one against the baseline."""
+    return any(getattr(gate, bound, None) is not None for bound in ("min_speedup", "max_ratio"))
+
+
+def _baseline(head: Run) -> tuple[Row | None, str]:
+    """HEAD's baseline as its run measured it; or None, and why its file cannot be measured now."""
+    row = head.report.row(head.report.baseline)
+    if row is None or row.artifact == head.best.id:
+        return row, ""
+    try:
+        head.file_of(row.artifact)
+    except ConfigError as error:
+        return None, str(error)
+    return row, ""
 
 
 def _evidence(
     head: Run,
     row: Measurement,
-    gates: Mapping[str, Gate],
+    baseline: Row | None,
     wanted: Mapping[str, Wanted],
     mode: Mode,
+    device: Device,
     progress: Progress,
 ) -> Evidence:
     primary = MetricInfo(**head.report.primary.model_dump())
     best = _artifact(head, head.best.id)
-    baseline = head.report.row(head.report.baseline)
-    against = any(
-        getattr(gate, bound, None) is not None
-        for gate in gates.values()
-        for bound in ("min_speedup", "max_ratio")
-    )
-    if not against or baseline is None:
+    if baseline is None:
         return Evidence(primary, artifact=best, measurement=row)
     if baseline.artifact == head.best.id:
         return Evidence(primary, artifact=best, measurement=row, baseline=best, baseline_measurement=row)
     pair = (baseline, head.row)
     givens = [head.file_of(one.artifact) for one in pair]
-    candidates = [candidate_of(given, how_of(one)) for given, one in zip(givens, pair, strict=True)]
+    candidates = [candidate_of(given, how_of(one), device) for given, one in zip(givens, pair, strict=True)]
     feed, _ = feed_for(givens, wanted, head.row.batch_size)
-    device = open_device(head.report.target.device or "local")
-    found = side_by_side(device, candidates, feed, MODES[mode], progress, again=False)
+    found = side_by_side(device, candidates, feed, MODES[mode], progress, again=True)
     before, after = (one.measurement for one in found.rows)
     return Evidence(
         primary,
         artifact=best,
-        measurement=after,
+        measurement=replace(after, noise_floor=found.floor()),
         baseline=_artifact(head, baseline.artifact),
         baseline_measurement=before,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from deploycompress.commands.comparison import MEASURED, SPEED, Line, through_the_baseline
 from deploycompress.commands.finished_run import Run
+from deploycompress.config.devices import LOCAL
+from deploycompress.contracts import Device
 from deploycompress.measure.machines import differences, versions_apart
-from deploycompress.registry import DEVICES
 from deploycompress.report.document import Row
 
 
@@ -16,23 +18,35 @@ def apart(base: Run, head: Run) -> str:
     """Why no figure of speed of the one can stand beside the other's; empty where it can."""
     if base.row.batch_size != head.row.batch_size:
         return f"BASE was measured at batch size {base.row.batch_size}, HEAD at {head.row.batch_size}"
-    devices = (base.report.target.device, head.report.target.device)
+    devices = (device_of(base), device_of(head))
     if devices[0] != devices[1]:
         return f"BASE was measured on the device {devices[0]}, HEAD on {devices[1]}"
-    found = differences(base.report.environment, head.report.environment)
+    found = differences(_machine(base), _machine(head))
     return f"the two runs were measured on different machines ({'; '.join(found)})" if found else ""
 
 
-def away(head: Run, here: Mapping[str, object]) -> str:
-    """Why the device of the runs is not at hand; empty where it is."""
-    name = head.report.target.device
-    if name not in (
-        "local",
-        "",
-    ):  # a built-in one is asked, and says so itself; a report names no code to be run
-        return "" if name in list(DEVICES) else f"the device {name} is not built in"
-    found = differences(head.report.environment, here)
-    return f"this is not the machine of the two runs ({'; '.join(found)})" if found else ""
+def device_of(run: Run) -> str:
+    """The name of the device that its target is."""
+    return run.report.target.device or LOCAL
+
+
+def away(head: Run, device: Device | None) -> str:
+    """Why ``device``, reached by the name of the runs' one, cannot measure for them; empty where it can."""
+    name = device_of(head)
+    if device is None:
+        return f"the device {name} is not known here: give --devices FILE, in which it is declared"
+    found = differences(_machine(head), {"machine": device.facts()})
+    where = "this" if name == LOCAL else f"the device {name}"
+    return f"{where} is not the machine of the two runs ({'; '.join(found)})" if found else ""
+
+
+def _machine(run: Run) -> Mapping[str, Any]:
+    """What the report says of the machine that measured: this one's own, or the device's."""
+    environment, name = run.report.environment, device_of(run)
+    if name == LOCAL:
+        return environment
+    devices = environment.get("devices")
+    return {"machine": devices.get(name) if isinstance(devices, Mapping) else None}
 
 
 def recorded_lines(base: Run, head: Run, reason: str) -> list[Line]:

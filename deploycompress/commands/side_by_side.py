@@ -26,11 +26,15 @@ FEWEST_ALIKE = LOWEST_COSINE["int8"]  # cosine of the outputs: below it two arte
 
 @dataclass(frozen=True)
 class Row:
-    """One artefact beside the first one; ``speedups`` are over that one, by statistic, and empty for it itself."""
+    """One artefact beside the first one; ``speedups`` are over that one, by statistic, and empty for it itself.
+
+    ``samples``: the file of every call, where they are kept.
+    """
 
     id: str
     measurement: Measurement
     speedups: Mapping[Statistic, Speedup | None]
+    samples: Path | None = None
 
     @property
     def throughput(self) -> float:
@@ -53,7 +57,7 @@ class SideBySide:
         found, floor = row.speedups.get(statistic), self.floor(statistic)
         if not row.speedups:
             return None
-        if row.measurement.disturbed or found is None or floor is None:
+        if row.measurement.doubtful or found is None or floor is None:
             return "cannot tell"
         return word(found, floor)
 
@@ -80,10 +84,11 @@ def side_by_side(
     progress: Progress,
     *,
     again: bool,
+    keep: Path | None = None,
 ) -> SideBySide:
     """Every candidate in one job with the first one, a few at a time; with ``again``, that one a second time too.
 
-    Raises as ``devices.jobs.measure`` does.
+    ``keep``: where the raw samples of each job stay, in a folder with its number. Raises as ``devices.jobs.measure`` does.
     """
     first, *others = candidates
     twin = replace(first, id=distinct([*(c.id for c in candidates), f"{first.id} again"])[-1])
@@ -94,21 +99,24 @@ def side_by_side(
         def share(done: float, message: str, number: int = number) -> None:
             progress((number + done) / len(jobs), message)
 
-        with tempfile.TemporaryDirectory(prefix="deploycompress-benchmark-") as folder:
+        with tempfile.TemporaryDirectory(prefix="deploycompress-benchmark-") as temporary:
+            folder = Path(temporary) if keep is None else keep / str(number)
             measured = measure(
                 device,
                 [first, *job],
                 baseline=first.id,
                 feed=feed,
-                workdir=Path(folder),
+                workdir=folder,
                 progress=share,
                 plan=plan,
             )
-            blocks = {id: read_json(Path(folder) / str(m.samples))["blocks"] for id, m in measured.items()}
-        rows.setdefault(first.id, Row(first.id, measured[first.id], {}))
+            files = {id: folder / str(m.samples) for id, m in measured.items()}
+            blocks = {id: read_json(file)["blocks"] for id, file in files.items()}
+        kept = {} if keep is None else files
+        rows.setdefault(first.id, Row(first.id, measured[first.id], {}, kept.get(first.id)))
         for candidate in job:
             speedups = {s: ratio(s, blocks[first.id], blocks[candidate.id]) for s in STATISTICS}
-            rows[candidate.id] = Row(candidate.id, measured[candidate.id], speedups)
+            rows[candidate.id] = Row(candidate.id, measured[candidate.id], speedups, kept.get(candidate.id))
     return SideBySide(tuple(rows[c.id] for c in candidates), rows.get(twin.id))
 
 

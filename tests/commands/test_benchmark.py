@@ -33,7 +33,8 @@ def test_more_layers_are_slower_at_each_batch_size(network, shortly, tmp_path, c
     code, out, err = run(capsys, one, many, "--batch-size", 1, "--batch-size", 3, "--json", file)
     assert code == 0, err
     found = json.loads(file.read_text())
-    assert (found["schema"], found["mode"], found["device"]) == (1, "quick", "local")
+    assert (found["schema"], found["mode"], found["device"]) == (2, "quick", "local")
+    assert found["facts"]["cores"] >= 1
     assert [s["batch_size"] for s in found["settings"]] == [1, 3]
     for setting in found["settings"]:
         first, second = setting["rows"]
@@ -58,10 +59,15 @@ def test_more_layers_are_slower_at_each_batch_size(network, shortly, tmp_path, c
 
 def test_a_file_beside_itself_has_two_rows(network, shortly, tmp_path, capsys):
     file, out = network(tmp_path / "one.onnx", 4), tmp_path / "found.json"
-    code, said, err = run(capsys, file, file, "--json", out)
+    code, said, err = run(capsys, file, file, "--json", out, "--samples", tmp_path / "kept")
     assert code == 0, err
     (setting,) = json.loads(out.read_text())["settings"]
     first, second = setting["rows"]
+    for row in (first, second, setting["again"]):
+        raw = json.loads(Path(row["samples"]).read_text())
+        assert Path(row["samples"]).is_relative_to(tmp_path / "kept" / "batch1") and raw["unit"] == "ns"
+        assert sum(map(len, raw["blocks"])) == row["latency_ms"]["samples"]
+        assert row["energy_of"] == [] or row["energy_mj"] > 0
     assert second["cosine"] == pytest.approx(1.0) and setting["warnings"] == []
     assert first["verdict"] is None and f"{file.name} (2)" in said
     assert second["verdict"] in ("faster", "slower", "as fast", "cannot tell") and second["verdict"] in said

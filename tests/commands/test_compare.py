@@ -170,6 +170,62 @@ def test_gates_of_head_are_judged_on_fresh_figures(runs, network, shortly, tmp_p
     assert code == 0 and "nothing was measured: --no-measure was given" in out, err
 
 
+@pytest.mark.quiet
+def test_of_a_run_whose_baseline_was_not_kept_the_gates_against_it_are_the_recorded_ones(
+    runs, shortly, tmp_path, capsys
+):
+    """As of a CI job that keeps less than the whole directory."""
+    limits = "{latency_p50: {min_speedup: 1.5}, latency_p90: {max: 1 min}, peak_memory: {max: 1 MB}}"
+    gates = [
+        {"metric": "latency_p50", "bound": "min_speedup", "limit": 1.5, "value": 2.0, "unit": "x"},
+        {"metric": "latency_p90", "bound": "max", "limit": 6e4, "value": 1.0, "unit": "ms"},
+        {"metric": "peak_memory", "bound": "max", "limit": 1e6, "value": 1e5, "unit": "bytes"},
+    ]
+    base, head = runs((1, 6), limits=limits, gates=gates)
+    (head / "00-made" / "model.onnx").unlink()
+    code, out, err = run(capsys, base, head, "--fail-on", "never")
+    assert code == 0, err
+    assert "the gates on latency_p50 are as HEAD's run judged them: " in out and "its file is gone" in out
+    assert "gates not met: peak_memory" in out  # that one is judged on what was measured now
+
+
+@pytest.mark.quiet
+def test_a_gate_on_the_p99_is_left_as_it_was_in_mode_quick(runs, shortly, tmp_path, capsys):
+    gates = [{"metric": "latency_p99", "bound": "max", "limit": 6e4, "value": 1.0, "unit": "ms"}]
+    base, head = runs((2, 1), limits="{latency_p99: {max: 1 min}}", gates=gates)
+    code, out, err = run(capsys, base, head)
+    assert code == 0, err
+    assert "the gate on latency_p99 is as HEAD's run judged it; --mode full measures it anew" in out
+
+
+def boards(base, head, **changed):
+    """Both measured on ``board``; HEAD's has ``changed`` facts."""
+    for path, more in ((base, {}), (head, changed)):
+        report = json.loads((path / "report.json").read_text())
+        there = report["environment"]["machine"] | {"cpu": "a board's", "name": "board"} | more
+        spoilt(
+            path,
+            target=report["target"] | {"device": "board"},
+            environment=report["environment"] | {"devices": {"board": there}},
+        )
+    return base, head
+
+
+def test_two_boards_of_one_name_are_two_machines(runs, network, tmp_path, capsys):
+    common = network(tmp_path / "common.onnx", 3)
+    sides = {"baseline": common}
+    base, head = boards(*runs(base={**sides, "speedup": 2.0}, speedup=4.0, **sides), cpu="another's")
+    code, out, _ = run(capsys, base, head)
+    assert code == 3 and "different machines (processor: a board's against another's)" in out
+    base, head = boards(base, head)  # the same one, whichever machine asked it
+    report = json.loads((head / "report.json").read_text())
+    host = report["environment"]["machine"] | {"cpu": "another host's"}
+    spoilt(head, environment=report["environment"] | {"machine": host})
+    code, out, err = run(capsys, base, head)
+    assert code == 0 and "the device board is not known here: give --devices FILE" in out, err
+    assert out.startswith("HEAD is faster: p50 −")  # over their common baseline
+
+
 def test_a_loss_of_accuracy_is_worse(runs, capsys):
     base, head = runs(base={"scores": (1,) * 100}, scores=(1,) * 50 + (0,) * 50)
     code, out, _ = run(capsys, base, head, "--no-measure", "--fail-on", "worse")
@@ -287,8 +343,15 @@ def test_a_report_names_no_code_to_be_run(runs, tmp_path, capsys, monkeypatch):
     target = report["target"] | {"device": "evil:Device"}
     for path in (base, head):
         spoilt(path, target=target)
+    for path in (base, head):
+        told = {"evil:Device": report["environment"]["machine"]}
+        spoilt(path, environment=report["environment"] | {"devices": told})
     code, out, _ = run(capsys, base, head)
-    assert code == 3 and "the device evil:Device is not built in" in out
+    assert code == 3 and "the device evil:Device is not known here" in out
+    declared = tmp_path / "devices.yaml"
+    declared.write_text("board: {ssh: nobody@127.0.0.1, port: 1}\n")
+    code, out, _ = run(capsys, base, head, "--devices", declared)
+    assert code == 3 and "the device evil:Device is not known here" in out
     assert not (tmp_path / "done").exists()
 
 
