@@ -200,7 +200,8 @@ class Task(Protocol):
 
     One with an attribute ``figures`` (name -> MetricInfo) says what its metrics give, and which way each is better:
     then a name that it does not give is refused before anything runs. One with ``targets_are_classes`` that is false
-    has numbers for targets, also where they are whole: nothing looks for their classes then.
+    has numbers for targets, also where they are whole: nothing looks for their classes then. ``aspects`` says which of
+    the outputs it judges (``data.tasks.aspects``), for the losses between two networks; without it the first one.
     """
 
     @property
@@ -368,9 +369,11 @@ class Loss(Protocol):
     """What a student is to learn from a teacher's answer.
 
     ``alpha`` and the labels' part are the distillation's, not a loss's. One that takes ``temperature`` is given it. It
-    may have ``terms`` with the same arguments, its summands by name; ``attach`` and ``trainable`` where it reads
-    features (``recovery.layers.FeatureLoss``); ``progress(done)``, told the share of the training that is done; and
-    ``weight``, what it counts where the configuration does not say.
+    may have ``attach`` and ``trainable`` where it reads features (``recovery.layers.FeatureLoss``); ``progress(done)``,
+    told the share of the training that is done; ``weight``, what it counts where the configuration does not say; and
+    ``class_axis``, which makes it one of a single output: it is asked for each one that the task judges, shown as the
+    first. That is the dimension in which it takes classes that exclude each other, or None for outputs of any kind. A
+    loss without it is asked once, with all outputs.
     """
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor: ...
@@ -382,7 +385,8 @@ class Session(Protocol):
 
     The call keeps the session, and what is bound, alive: it may be all that its user holds. A session behind a program
     in a process of its own also has ``timed(budget_ns, least, enough)``, in which that program times its calls:
-    nanoseconds of each, for as long as ``devices.candidate.timed_calls`` says.
+    nanoseconds of each, for as long as ``devices.candidate.timed_calls`` says; where it warms up by itself before that,
+    ``warms_up`` is true.
     """
 
     @property

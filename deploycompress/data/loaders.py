@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ import numpy as np
 
 from deploycompress.contracts import Batch
 from deploycompress.data.batches import Specs, batched, check
-from deploycompress.data.samples import Samples
+from deploycompress.data.samples import Samples, length_of
 from deploycompress.errors import ConfigError, DeployCompressError
 
 
@@ -69,9 +69,8 @@ class StreamLoader:
 
     @cached_property
     def _length(self) -> int:
-        if self.samples is None and isinstance(self.batches, Sized):
-            return len(self.batches)
-        return sum(1 for _ in self)
+        known = length_of(self.batches) if self.samples is None else None
+        return sum(1 for _ in self) if known is None else known
 
     def __iter__(self) -> Iterator[Batch]:
         if self.epoch is not None and hasattr(self.batches, "set_epoch"):

@@ -29,6 +29,14 @@ class Samples(Protocol):
         ...
 
 
+def length_of(value: Any) -> int | None:
+    """None where it has none, as a DataLoader over an iterable data set, which has the method and raises in it."""
+    try:
+        return len(value)
+    except TypeError:
+        return None
+
+
 @dataclass(frozen=True)
 class Images:
     """Images held in memory, transformed a batch at a time.

@@ -84,6 +84,8 @@ class SourceData:
     def loader(self, split: Split, epoch: int | None = None) -> Loader:
         """Batches of ``data.batch_size``, the last one smaller; shuffled by seed and epoch in training.
 
+        Without an epoch train is shuffled too, always in the same way, and nothing in it is augmented.
+
         Raises ConfigError when there is no such split or it is empty, and while reading, where a batch does
         not fit the model's inputs or holds NaN or Inf.
         """
@@ -102,9 +104,10 @@ class SourceData:
             (min(len(found), FEW_SAMPLES), min(size, FEW_BATCH)) if self._few else (len(found), size)
         )
         if epoch is None:
-            together = split == "calibration"
-            return OrderedLoader(found, specs, where, chunks(np.arange(total), size, together))
-        order = np.random.default_rng([self._seed, epoch]).permutation(total)
+            # The first samples of train are to be of all kinds; many data lie in the order of their classes.
+            order = _shuffled(total, self._seed) if split == "train" else np.arange(total)
+            return OrderedLoader(found, specs, where, chunks(order, size, together=split == "calibration"))
+        order = _shuffled(total, self._seed, epoch)
         return OrderedLoader(found, specs, where, chunks(order, size, together=True), (self._seed, epoch))
 
     @property
@@ -155,6 +158,10 @@ class SourceData:
     def _keywords(self) -> dict[str, Any]:
         root = self._config.root
         return {**self._config.args, **({} if root is None else {"root": root})}
+
+
+def _shuffled(total: int, *seeds: int) -> np.ndarray:
+    return np.random.default_rng(seeds).permutation(total)
 
 
 def _fingerprint(function: Callable[..., Any], keywords: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from deploycompress.config.schema import DataConfig
 from deploycompress.contracts import Batch
 from deploycompress.data.batches import Specs, collated
-from deploycompress.data.samples import MapStyle, Samples, Subset, stratified
+from deploycompress.data.samples import MapStyle, Samples, Subset, length_of, stratified
 from deploycompress.errors import ConfigError
 
 SPLITS = ("train", "val", "test", "calibration")
@@ -57,12 +57,12 @@ def open_splits(given: object, config: DataConfig, specs: Specs, classes: bool =
 
 
 def _opened(value: Any, specs: Specs, where: str) -> Samples | Stream:
-    countable = hasattr(value, "__len__")
-    if countable and len(value) == 0:
+    length = length_of(value)
+    if length == 0:
         raise ConfigError(f"{where} is empty: expected at least one sample; check data.root and data.args")
-    if countable and hasattr(value, "batch"):
+    if length and hasattr(value, "batch"):
         return value  # type: ignore[no-any-return]
-    if countable and hasattr(value, "__getitem__"):
+    if length and hasattr(value, "__getitem__"):
 
         def stack(samples: Any) -> Batch:
             return collated(samples, specs, where)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from deploycompress.contracts import Batch, Loss, Outputs, Task
+from deploycompress.data.tasks.aspects import aspects_of
 from deploycompress.errors import ConfigError, DeployCompressError
+from deploycompress.recovery.fitting import of_one_output, parts_of, teaches
 
 Terms = Mapping[str, Tensor]  # the summands of the loss, scalars by name
 
@@ -33,6 +35,11 @@ class Share:
         self.now = self.first + (self.final - self.first) * done
 
     @property
+    def teaches(self) -> bool:
+        """Whether the teacher counts for anything, now or later."""
+        return max(self.first, self.final) > 0
+
+    @property
     def labels(self) -> bool:
         """Whether labels are needed, now or later."""
         return min(self.first, self.final) < 1
@@ -44,12 +51,27 @@ def mixed_terms(
     """What the teacher says and what the labels say; one that weighs nothing is left out."""
     terms: dict[str, Tensor] = {}
     if alpha.now > 0:
-        parts = loss.terms(student, teacher, batch) if hasattr(loss, "terms") else None
-        soft: Terms = {"loss": loss(student, teacher, batch)} if parts is None else parts
+        soft = soft_terms(loss, task, student, teacher, batch)
         terms |= {name: alpha.now * term for name, term in soft.items()}
     if alpha.now < 1:
         require_labels(alpha, batch)
         terms["task"] = (1 - alpha.now) * task.loss(student, batch)
+    return terms
+
+
+def soft_terms(loss: Loss, task: Task, student: Outputs, teacher: Outputs, batch: Batch) -> Terms:
+    """What the teacher says of the outputs that the task judges, by loss and, of several, by output."""
+    aspects = aspects_of(task)
+    terms: dict[str, Tensor] = {}
+    for name, part in parts_of(loss).items():
+        shown = (
+            [aspect for aspect in aspects if teaches(part.loss, aspect)] if of_one_output(part.loss) else []
+        )
+        for aspect in shown or aspects[:1]:
+            pair = aspect.of(student, "student"), aspect.of(teacher, "teacher")
+            weight = part.weight * aspect.weight if shown else part.weight
+            called = f"{name}.{aspect.name}" if len(shown) > 1 else name
+            terms[called] = weight * part.loss(*pair, aspect.targets(batch) if shown else batch)
     return terms
 
 

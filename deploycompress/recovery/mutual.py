@@ -6,6 +6,7 @@ from torch import nn
 
 from deploycompress.contracts import Batch, Loss, Model, Outputs, Task
 from deploycompress.errors import ConfigError
+from deploycompress.recovery.fitting import require_teaching
 from deploycompress.recovery.losses.weighted import reads_features
 from deploycompress.recovery.mixture import Share, Terms, mixed_terms, require_labels, tell, trial, tried
 
@@ -37,6 +38,8 @@ class MutualLearning:
 
     def prepare(self, student: nn.Module, batch: Batch) -> None:
         """As for ``Distillation``."""
+        if self._alpha.teaches:
+            require_teaching(self._loss, self._task)
         with trial(student), trial(self.trainable):
             tried("teacher", batch, lambda: self._model.call(self.trainable, batch.inputs))
             tried("student", batch, lambda: self._model.call(student, batch.inputs))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from deploycompress.contracts import Batch, Loss, Model, Outputs, Task
+from deploycompress.recovery.fitting import require_teaching
 from deploycompress.recovery.layers import Pair, trace, watched
 from deploycompress.recovery.losses.weighted import reads_features
 from deploycompress.recovery.mixture import Share, Terms, mixed_terms, require_labels, tell, trial, tried
@@ -68,6 +69,8 @@ class Distillation:
 
         Raises ConfigError when outputs, labels or layers do not fit. Changes no weight and no statistics.
         """
+        if self._alpha.teaches:
+            require_teaching(self._loss, self._task)
         with trial(student):
             tried("teacher", batch, lambda: self._teacher.answer(batch, ()))
             tried("student", batch, lambda: self._model.call(student, batch.inputs))
@@ -81,7 +84,8 @@ class Distillation:
         tell(self._loss, done)
 
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
-        teacher = self._teacher.answer(batch, [pair.teacher for pair in self.pairs])
+        asked = self._alpha.now > 0
+        teacher = self._teacher.answer(batch, [pair.teacher for pair in self.pairs]) if asked else Outputs({})
         with watched(student, [pair.student for pair in self.pairs]) as features:
             tensors = self._model.call(student, batch.inputs)
         outputs = Outputs(tensors, features)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deploycompress.contracts import Batch
-from deploycompress.errors import StageFailed
+from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model.sparse import Masks, keep_zeros
 from deploycompress.recovery.objectives import Objective, Terms
 from deploycompress.recovery.processes import Processes
@@ -24,6 +24,7 @@ from deploycompress.recovery.state import Training
 FIRST_STEPS = 10  # their mean loss is what a later one is held against
 EXPLODED = 100.0  # times that, and at least this, in the moving average: nothing comes back from there
 RECENT = 0.9  # decay of the moving average
+OF_ONE = "more than 1 value per channel"  # of torch's batch normalisation
 SKIPS = 20  # float16: the scale halves with each, and starts at 2^16
 
 Penalty = Callable[[], Terms]
@@ -73,6 +74,14 @@ class Stepper:
                 if not out_of_memory(error):
                     raise
                 self._split(batches, where, error, buffers)
+            except ValueError as error:
+                if OF_ONE not in str(error):
+                    raise
+                raise ConfigError(
+                    f"{where}: received a batch of one sample, whose channels have one value each; batch normalisation "
+                    "expects more in training: leave the last batch out where it is small (drop_last=True of a DataLoader), or "
+                    "choose another batch size"
+                ) from error
         with _named(
             f"{where}: out of memory in the optimizer's update; use optimizer: sgd, or a smaller network"
         ):

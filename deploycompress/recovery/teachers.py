@@ -132,22 +132,30 @@ class Several:
 
     def answer(self, batch: Batch, paths: Sequence[str]) -> Outputs:
         first = self.teachers[0].answer(batch, paths)
-        answers = [first.main, *(teacher.answer(batch, ()).main for teacher in self.teachers[1:])]
+        others = [teacher.answer(batch, ()) for teacher in self.teachers[1:]]
+        name, *more = first.tensors  # of others the first may have another name, as in files
+        combined = {name: self._combined([first.main, *(other.main for other in others)], batch)}
+        for name in more:
+            if all(name in other.tensors for other in others):
+                answers = [first.tensors[name], *(other.tensors[name] for other in others)]
+                combined[name] = self._combined(answers, batch)
+        return Outputs(combined, first.features)
+
+    def _combined(self, answers: Sequence[Tensor], batch: Batch) -> Tensor:
         shapes = [list(answer.shape) for answer in answers]
         if any(shape != shapes[0] for shape in shapes):
             raise ConfigError(
                 f"the teachers' outputs are {', '.join(map(str, shapes))}; expected the same shape of all: choose "
                 "teachers for the same task"
             )
-        stacked = torch.stack(answers)
-        if self.combine == "mean":
-            combined = stacked.mean(dim=0)
-        else:
-            dim = CLASSES_OF_TOKENS if stacked.ndim == 4 else 2
-            last = stacked.movedim(dim, -1)
-            combined = (_confidence(last, batch).unsqueeze(-1) * last).sum(dim=0).movedim(-1, dim - 1)
-        name = next(iter(first.tensors))
-        return Outputs({name: combined}, first.features)
+        if not answers[0].is_floating_point():
+            return answers[0]
+        stacked = torch.stack(list(answers))
+        if self.combine == "mean" or stacked.ndim < 3:
+            return stacked.mean(dim=0)
+        dim = CLASSES_OF_TOKENS if stacked.ndim == 4 else 2
+        last = stacked.movedim(dim, -1)
+        return (_confidence(last, batch).unsqueeze(-1) * last).sum(dim=0).movedim(-1, dim - 1)
 
 
 def _float32(tensor: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Distill(Stage):
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
-    version = 2
+    version = 3
     libraries = ("torch", "accelerate", "numpy", "onnxruntime")
     incidental = {**Recipe.INCIDENTAL, "teacher_memory": True}
 
@@ -76,14 +76,9 @@ class Distill(Stage):
     def _scheme(self, context: RunContext) -> dict[str, str]:
         if self.config.quantized is None:
             return {}
-        from deploycompress.devices.jobs import open_device
-        from deploycompress.graph.schemes import choose_scheme
+        from deploycompress.graph.schemes import target_scheme
 
-        return {
-            "scheme": choose_scheme(
-                self.config.quantized, open_device(context.target.device, context.devices).facts()
-            )
-        }
+        return {"scheme": target_scheme(self.config.quantized, context)}
 
     def _packages(self) -> dict[str, Any]:
         modules = {network.build.rpartition(":")[0] for network in self.config.networks()}

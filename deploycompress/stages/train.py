@@ -20,7 +20,7 @@ class Train(Stage):
 
     accepts = frozenset({"checkpoint"})
     produces = frozenset({"checkpoint"})
-    version = 3
+    version = 4
     libraries = ("torch", "accelerate", "numpy")
 
     incidental = Recipe.INCIDENTAL

@@ -137,6 +137,22 @@ def test_features_are_the_first_ones_and_shapes_have_to_agree():
         Several([first, Says([[1.0, 2.0, 3.0]])]).answer(Batch({}, None, 1), ())
 
 
+def test_every_output_of_several_is_combined():
+    class Two:
+        def __init__(self, value):
+            self.value = value
+
+        def answer(self, batch, paths):
+            whole = torch.tensor([int(self.value)] * 2)
+            return Outputs(
+                {"a": torch.full((2, 3), self.value), "b": torch.full((2,), self.value), "n": whole}
+            )
+
+    for combine in ("mean", "confidence"):
+        found = Several([Two(1.0), Two(3.0)], combine).answer(Batch({"x": torch.zeros(2, 1)}, None, 2), ())
+        assert [found.tensors[name][0].tolist() for name in "abn"] == [[2.0] * 3, 2.0, 1]
+
+
 def test_networks_and_files_together(file_of, network, context):
     run = context()
     x = run.data.x[:5]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import MetricInfo, Outputs
+from deploycompress.data.tasks.aspects import Aspect
 from deploycompress.data.tasks.checks import chosen, require_metric
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OutputTask:
-    """``metric``: the primary one of ``figures``. ``output``: which of the model's outputs is read; None: the first."""
+    """``metric``: the primary one of ``figures``. ``output``: which of the model's outputs is read; None: the first.
+
+    ``class_axis``: the dimension of that output in which classes exclude each other; None: there are none.
+    """
 
     metric: str
     output: str | None = None
@@ -22,6 +26,7 @@ class OutputTask:
     name: ClassVar[str]
     figures: ClassVar[dict[str, MetricInfo]]
     targets_are_classes: ClassVar[bool] = True
+    class_axis: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         require_metric(self.name, self.metric, self.figures)
@@ -29,6 +34,10 @@ class OutputTask:
     @property
     def primary(self) -> MetricInfo:
         return self.figures[self.metric]
+
+    @property
+    def aspects(self) -> tuple[Aspect, ...]:
+        return (Aspect(self.output, self.class_axis),)
 
     def answer(self, outputs: Outputs) -> Tensor:
         """The output that is read. Raises ConfigError when the model has none of that name."""

@@ -39,6 +39,7 @@ class Classification(OutputTask):
     metric: str = "accuracy"
 
     name: ClassVar[str] = "classification"
+    class_axis: ClassVar[int | None] = 1
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("accuracy", "top5", "precision", "recall", "f1", "worst_class"))
     )

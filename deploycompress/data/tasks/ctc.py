@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
+from deploycompress.data.tasks.aspects import Aspect
 from deploycompress.data.tasks.checks import chosen, require_classes, require_indices, require_metric, table
 from deploycompress.errors import ConfigError
 
@@ -63,6 +64,10 @@ class Ctc:
     @property
     def primary(self) -> MetricInfo:
         return self.figures[self.metric or next(iter(self.figures))]
+
+    @property
+    def aspects(self) -> tuple[Aspect, ...]:
+        return (Aspect(self.output, class_axis=2),)
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Logits are 3-D, labels are symbols without the blank, and there are frames enough. Raises ConfigError."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from deploycompress.contracts import Batch, MetricInfo, Outputs
 from deploycompress.data.tasks.anchors import BETWEEN, decode, encode, match
+from deploycompress.data.tasks.aspects import Aspect
 from deploycompress.data.tasks.average_precision import average_precision
 from deploycompress.data.tasks.checks import chosen, require_boxes, require_metric, share, table
 from deploycompress.errors import ConfigError, EnvironmentMissing
@@ -69,6 +70,11 @@ class Detection:
     @property
     def primary(self) -> MetricInfo:
         return self.figures[self.metric]
+
+    @property
+    def aspects(self) -> tuple[Aspect, ...]:
+        """The logits: what a network says of boxes in the background means nothing."""
+        return (Aspect(self.logits, class_axis=2 if self.minimise == "multibox" else None),)
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Three outputs of one number of anchors; boxes with an area, labels below classes. Raises ConfigError."""

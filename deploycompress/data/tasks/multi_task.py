@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deploycompress.config.schema import TaskConfig
 from deploycompress.contracts import Batch, ClassMetrics, MetricInfo, Metrics, Outputs, Task, figures_of
+from deploycompress.data.tasks.aspects import Aspect, aspects_of
 from deploycompress.data.tasks.checks import require_metric
 from deploycompress.errors import ConfigError
 
@@ -38,6 +40,10 @@ class Head:
             )
         tensors = {self.output: outputs.tensors[self.output], **outputs.tensors}
         return Outputs(tensors, outputs.features), replace(batch, targets=self._targets(name, batch))
+
+    def batch(self, name: str, batch: Batch) -> Batch:
+        """With this head's targets; without any where there are none."""
+        return batch if batch.targets is None else replace(batch, targets=self._targets(name, batch))
 
     def _targets(self, name: str, batch: Batch) -> Any:
         import torch
@@ -93,6 +99,21 @@ class MultiTask:
     def primary(self) -> MetricInfo:
         first, head = next(iter(self.opened.items()))
         return self.figures[self.metric or f"{first}.{head.task.primary.name}"]
+
+    @property
+    def aspects(self) -> tuple[Aspect, ...]:
+        """Those of every head."""
+        return tuple(
+            replace(
+                of,
+                name=name,
+                output=of.output or head.output,
+                weight=head.weight * of.weight,
+                targets=partial(head.batch, name),
+            )
+            for name, head in self.opened.items()
+            for of in aspects_of(head.task)
+        )
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Every head's own check. Raises ConfigError naming the head."""

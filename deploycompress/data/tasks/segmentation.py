@@ -41,6 +41,7 @@ class Segmentation(OutputTask):
     auxiliary_weight: float = 0.5
 
     name: ClassVar[str] = "segmentation"
+    class_axis: ClassVar[int | None] = 1
     figures: ClassVar[dict[str, MetricInfo]] = table(*map(share, ("miou", "pixel_accuracy", "worst_class")))
 
     def check(self, outputs: Outputs, batch: Batch) -> None:

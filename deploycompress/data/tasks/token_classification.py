@@ -39,6 +39,7 @@ class TokenClassification(OutputTask):
     metric: str = "f1"
 
     name: ClassVar[str] = "token_classification"
+    class_axis: ClassVar[int | None] = 2
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("f1", "accuracy", "precision", "recall", "worst_class"))
     )

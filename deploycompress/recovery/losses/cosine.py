@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.errors import ConfigError
@@ -24,6 +24,8 @@ class Cosine:
     padding, which then has no say. As for hidden states in Sanh et al., "DistilBERT, a distilled version of BERT"
     (2019), section 3.
     """
+
+    class_axis: ClassVar[None] = None
 
     def __init__(self, layers: Mapping[str, str] | None = None, mask: str | None = None) -> None:
         if mask is not None and layers is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.recovery.losses.divergence import checked_temperature
-from deploycompress.recovery.losses.matching import alike
+from deploycompress.recovery.losses.matching import class_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,13 +22,15 @@ class Relations:
     2022), equations 6 to 10; T = 4 and beta = gamma = 2 on CIFAR-100, all 1 on ImageNet there.
     """
 
+    class_axis: ClassVar[int] = 1
+
     def __init__(self, temperature: float = 4.0, beta: float = 1.0, gamma: float = 1.0) -> None:
         if not (beta >= 0 and gamma >= 0):
             raise ValueError(f"beta is {beta} and gamma {gamma}; expected 0 or more")
         self.temperature, self.beta, self.gamma = checked_temperature(temperature), beta, gamma
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        pair = alike("dist", student, teacher, "[batch, classes, ...]", least=2)
+        pair = class_logits("dist", student, teacher, "[batch, classes, ...]", least=2, axis=1)
         rows = (z.movedim(1, -1).reshape(-1, z.shape[1]) for z in pair)
         s, t = ((z / self.temperature).softmax(dim=1) for z in rows)
         between = self.beta * _apart(s, t) + self.gamma * _apart(s.T, t.T)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.recovery.losses.divergence import checked_temperature, soft_divergence
-from deploycompress.recovery.losses.matching import alike, class_labels
+from deploycompress.recovery.losses.matching import class_labels, class_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,8 @@ class DecoupledSoftLabels:
     the loss grows from zero to its full weight. Logits [batch, classes], labels [batch].
     """
 
+    class_axis: ClassVar[int] = 1
+
     def __init__(self, temperature: float = 4.0, beta: float = 8.0, warmup: float = 0.0) -> None:
         if not beta >= 0:
             raise ValueError(f"beta is {beta}; expected 0 or more")
@@ -34,7 +36,7 @@ class DecoupledSoftLabels:
         self._done = done
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        s, t = alike("dkd", student, teacher, "[batch, classes]", least=2)
+        s, t = class_logits("dkd", student, teacher, "[batch, classes]", least=2, axis=1)
         labels = class_labels("dkd", batch, (len(s), *s.shape[2:]), "it takes the right class by itself")
         (own_s, other_s), (own_t, other_t) = (_decoupled(z, labels, self.temperature) for z in (s, t))
         right = soft_divergence(own_s, own_t, self.temperature).mean()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.errors import ConfigError
 from deploycompress.recovery.losses.divergence import checked_temperature, soft_divergence
-from deploycompress.recovery.losses.matching import alike
+from deploycompress.recovery.losses.matching import class_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +22,13 @@ class SoftLabels:
     ``alpha * T^2 * KL + (1 - alpha) * CE``.
     """
 
+    class_axis: ClassVar[int] = 1
+
     def __init__(self, temperature: float = 4.0) -> None:
         self.temperature = checked_temperature(temperature)
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        s, t = alike("kd", student, teacher, "[batch, classes, ...]", least=2)
+        s, t = class_logits("kd", student, teacher, "[batch, classes, ...]", least=2, axis=1)
         labels = getattr(batch.targets, "shape", None)
         if s.ndim == 3 and labels == s.shape[:2] != (len(s), s.shape[2]):
             raise ConfigError(

@@ -25,6 +25,19 @@ def alike(loss: str, student: Outputs, teacher: Outputs, form: str, least: int) 
     return s, t
 
 
+def class_logits(
+    loss: str, student: Outputs, teacher: Outputs, form: str, least: int, axis: int
+) -> tuple[Tensor, Tensor]:
+    """As ``alike``, of logits with classes in dimension ``axis``. Raises ConfigError for a single class, too."""
+    s, t = alike(loss, student, teacher, form, least)
+    if s.shape[axis] < 2:
+        raise ConfigError(
+            f"loss {loss}: the output is {list(s.shape)}, one class by the form {form}; expected two or more, since the "
+            "softmax of one is 1 whatever it is, and teaches nothing: use loss: mse"
+        )
+    return s, t
+
+
 def class_labels(loss: str, batch: Batch, shape: tuple[int, ...], why: str) -> Tensor:
     """The batch's labels: class indices of that shape. Raises ConfigError."""
     import torch

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.errors import ConfigError
 from deploycompress.recovery.losses.divergence import checked_temperature, soft_divergence
-from deploycompress.recovery.losses.matching import alike
+from deploycompress.recovery.losses.matching import class_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +21,15 @@ class PixelSoftLabels:
     section 3.1, with soft labels as in Hinton et al. (2015).
     """
 
+    class_axis: ClassVar[int] = 1
+
     def __init__(self, temperature: float = 4.0, ignore_index: int = 255) -> None:
         self.temperature, self.ignore_index = checked_temperature(temperature), ignore_index
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         import torch
 
-        s, t = alike("pixel_kd", student, teacher, "[batch, classes, rows, columns]", least=3)
+        s, t = class_logits("pixel_kd", student, teacher, "[batch, classes, rows, columns]", least=3, axis=1)
         divergence = soft_divergence(s.movedim(1, -1), t.movedim(1, -1), self.temperature)
         labels = batch.targets
         if labels is None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.errors import ConfigError
 from deploycompress.recovery.losses.divergence import checked_temperature, soft_divergence
-from deploycompress.recovery.losses.matching import alike
+from deploycompress.recovery.losses.matching import class_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,13 +22,15 @@ class TokenSoftLabels:
     al., "DistilBERT" (2019), section 3. ``mask: null`` says that there is no padding.
     """
 
+    class_axis: ClassVar[int] = 2
+
     def __init__(
         self, temperature: float = 4.0, mask: str | None = "attention_mask", ignore_index: int = -100
     ) -> None:
         self.temperature, self.mask, self.ignore_index = checked_temperature(temperature), mask, ignore_index
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        s, t = alike("token_kd", student, teacher, "[batch, tokens, classes]", least=3)
+        s, t = class_logits("token_kd", student, teacher, "[batch, tokens, classes]", least=3, axis=-1)
         counts = self._counts(batch, s)
         divergence = soft_divergence(s, t, self.temperature)
         # Not divergence * counts: what a network says of padding may be infinite, and 0 * inf is NaN.
