@@ -26,6 +26,13 @@ FILES = [ACTION, *WORKFLOWS, TEMPLATE]
 # What a run leaves and is kept; the folders of the steps are large, and of use to the machine alone.
 KEPT = {"artifacts", "config.yaml", "log.txt", "report.json", "report.html", "summary.md", "junit.xml"}
 KEPT |= {"bencher.json", "github-action-benchmark.json"}
+FORKED = ROOT / "benchmarks" / "reliability" / "forked"
+SHORTLY = "import short_measurements; from deploycompress.cli import main; main()"
+FOR_COMPARE = {
+    "compare.md",
+    "*-baseline",
+    "*-benchmark/*.json",
+}  # what another run needs of this one, and what it said
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -105,14 +112,14 @@ def test_the_scripts_give_deploycompress_options_that_it_has() -> None:
     for _, script in scripts():
         lines = script.replace("\\\n", " ").splitlines()
         for line in lines:
-            call = re.search(r'deploycompress"?\s+(run|validate)\b(.*)', line, re.IGNORECASE)
+            call = re.search(r'deploycompress"?\s+(run|validate|compare)\b(.*)', line, re.IGNORECASE)
             if call is not None:
                 parts = [call[2], *(other for other in lines if "arguments" in other)]
                 calls.append((call[1], set(re.findall(r"(?<=[ (])--[a-z][\w-]*", " ".join(parts)))))
     for command, given in calls:
         assert given <= options(command)
     assert ("run", {"--out", "--set", "--no-rehearsal"}) in calls, "those of the action"
-    assert len(calls) == 3
+    assert len(calls) == 5 and [command for command, _ in calls].count("compare") == 2
 
 
 # ---------------------------------------------------------------- the action
@@ -121,6 +128,7 @@ def test_the_scripts_give_deploycompress_options_that_it_has() -> None:
 def test_the_inputs_are_options_of_run_or_of_the_job_around_it() -> None:
     document = load(ACTION)
     around = {"working-directory", "python-version", "extras", "requirements", "cache-store", "artifact-name"}
+    around |= {"compare-with", "compare-fail-on"}
     given = set(document["inputs"]) - around
     assert given == {"pipeline"} | {name.removeprefix("--") for name in ("--set", "--out", "--no-rehearsal")}
     assert given - {"pipeline"} <= {name.removeprefix("--") for name in options("run")}
@@ -144,7 +152,9 @@ def test_report_and_artefacts_are_uploaded_also_when_the_run_failed() -> None:
     (upload,) = (s for s in steps(ACTION) if s.get("uses", "").startswith("actions/upload-artifact@"))
     assert upload["if"].startswith("always()")
     paths = upload["with"]["path"].split("\n")
-    assert {path.partition("run-directory }}/")[2].rstrip("/") for path in paths if path} == KEPT
+    assert {
+        path.partition("run-directory }}/")[2].rstrip("/") for path in paths if path
+    } == KEPT | FOR_COMPARE
 
 
 def run_step(id: str, folder: Path, **environment: str) -> tuple[int, str, dict[str, str]]:
@@ -213,6 +223,32 @@ def test_the_action_runs_a_pipeline_and_annotates_the_gate_that_fails(
     assert "tiny: best" in (run_dir / "bencher.json").read_text("utf-8")
 
 
+def test_the_action_compares_with_what_another_run_of_it_kept(
+    tiny: Path, command: Any, executable: str, tmp_path: Path
+) -> None:
+    """Nothing else of the run's directory is there."""
+    code, said = command("run", tiny, "--out", tmp_path / "whole", "--no-rehearsal", cwd=tmp_path)
+    assert code == 0, said
+    base, head, summary = tmp_path / "base", tmp_path / "head", tmp_path / "summary.md"
+    for found in (found for pattern in KEPT | FOR_COMPARE for found in (tmp_path / "whole").glob(pattern)):
+        place = base / found.relative_to(tmp_path / "whole")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if found.is_dir() else shutil.copy)(found, place)
+    shutil.copytree(base, head)
+    shortly = Path(executable).read_text().replace("-m deploycompress", f"-c '{SHORTLY}'")
+    Path(executable).write_text(shortly)
+    environment = {"DEPLOYCOMPRESS": executable, "HEAD": str(head), "FAIL_ON": "worse"}
+    environment |= {"GITHUB_STEP_SUMMARY": str(summary), "PYTHONPATH": str(FORKED)}
+    code, printed, _ = run_step("compare", tmp_path, **environment, BASE=str(base))
+    assert code == 0, printed
+    told = summary.read_text("utf-8")
+    assert told == (head / "compare.md").read_text("utf-8") and told.startswith("## HEAD is as fast")
+    assert "measured now, side by side on one machine" in told and "paired on" in told
+    assert "as HEAD's run judged" not in told, "what the gates against the baseline need was kept"
+    code, printed, _ = run_step("compare", tmp_path, **environment, BASE=str(tmp_path / "none"))
+    assert code == 0 and "nothing to compare with" in printed
+
+
 def test_the_action_finds_its_own_checkout(tmp_path: Path) -> None:
     environment = {"PYTHON": sys.executable, "PIPELINE": "./a.yaml", "RUNNER_TEMP": str(tmp_path)}
     environment["EXTRAS"] = "vision,text"
@@ -269,7 +305,9 @@ def job() -> Mapping[str, Any]:
 def test_the_gitlab_job_keeps_what_the_action_keeps_and_shows_the_gates() -> None:
     artifacts = job()["artifacts"]
     assert artifacts["when"] == "always"
-    assert {path.removeprefix("deploycompress-run/").rstrip("/") for path in artifacts["paths"]} == KEPT
+    assert {
+        path.removeprefix("deploycompress-run/").rstrip("/") for path in artifacts["paths"]
+    } == KEPT | FOR_COMPARE
     assert artifacts["reports"] == {"junit": "deploycompress-run/junit.xml"}
     folders = [job()["variables"][name] for name in ("DEPLOYCOMPRESS_STORE", "PIP_CACHE_DIR")]
     (cached,) = job()["cache"]["paths"]
@@ -306,6 +344,35 @@ def test_the_gitlab_job_passes_the_options_and_the_exit_code(tiny: Path, executa
     assert "::" not in ended.stdout + ended.stderr, "GitLab knows no workflow commands"
     ended = gitlab(script, tiny.parent, DEPLOYCOMPRESS_PIPELINE="none.yml")
     assert ended.returncode == 2 and "none.yml does not exist" in ended.stderr
+
+
+def test_the_gitlab_job_compares_where_it_is_told_with_what(tmp_path: Path) -> None:
+    """With a script in the command's place, which says what it was asked for."""
+    (line,) = job()["script"]
+    kept = tmp_path / "base"
+    kept.mkdir()
+    (kept / "report.json").write_text("{}")
+    asked = tmp_path / "asked"
+    told = tmp_path / "deploycompress"
+    told.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" = run ] && exit $CODE\nexit 5\n')
+    told.chmod(0o755)
+    script = [line.replace("/tmp/environment/bin/deploycompress", str(told))]
+    for code, base, wanted, calls in (
+        ("0", str(kept), 5, ["run", "compare"]),
+        ("5", str(kept), 5, ["run", "compare"]),
+        ("4", str(kept), 4, ["run"]),
+        ("0", "", 0, ["run"]),
+        ("0", str(tmp_path / "none"), 0, ["run"]),
+    ):
+        asked.write_text("")
+        ended = gitlab(script, tmp_path, CODE=code, DEPLOYCOMPRESS_COMPARE_WITH=base)
+        assert ended.returncode == wanted, ended.stderr
+        assert [words.split()[0] for words in asked.read_text().splitlines()] == calls
+        if "compare" in calls:
+            assert (
+                f"-- {base} deploycompress-run" in asked.read_text()
+                and "--fail-on never" in asked.read_text()
+            )
 
 
 def test_the_gitlab_job_says_what_it_needs(tmp_path: Path) -> None:

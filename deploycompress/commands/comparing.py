@@ -105,7 +105,7 @@ def compare_runs(
         notes = [f"nothing was measured: {why_not}"]
     else:
         givens, candidates, found, unchecked = _measure_runs(base, head, wanted, mode, device, progress)
-        row = found.rows[1].measurement
+        row = replace(found.rows[1].measurement, noise_floor=found.floor())
         lines += _measured_lines(found, _same(givens, candidates))
         notes = [*unchecked, *_on_versions(base, head, here), *_on_rows(found)]
     lines.append(plain_line("artifact_size", "bytes", base.best.bytes, head.best.bytes))

@@ -109,6 +109,7 @@ def side_by_side(
                 workdir=folder,
                 progress=share,
                 plan=plan,
+                gated=True,
             )
             files = {id: folder / str(m.samples) for id, m in measured.items()}
             blocks = {id: read_json(file)["blocks"] for id, file in files.items()}

@@ -22,9 +22,9 @@ from deploycompress.devices.bundle import bundle
 from deploycompress.devices.results import Failed, Result, Timing, read_result
 from deploycompress.devices.runner import SCHEMA
 from deploycompress.errors import ConfigError, DeployCompressError, EnvironmentMissing, StageFailed
-from deploycompress.measure.intervals import latency, paired_speedup
-from deploycompress.measure.measurement import Measurement, Speedup
-from deploycompress.measure.plan import Plan
+from deploycompress.measure.intervals import Statistic, latency, own_intervals, paired_speedup, ratio
+from deploycompress.measure.measurement import SMEARED, Measurement, Speedup
+from deploycompress.measure.plan import UNTIMED_MS, Plan
 from deploycompress.registry import DEVICES
 from deploycompress.runtimes.onnx_file import check
 from deploycompress.runtimes.program import PROGRAM
@@ -36,6 +36,8 @@ MOST_AT_ONCE = (
 MAIN_FILES = ("model.onnx", "model.xml", "model.engine", "model.safetensors")  # of a folder
 SLOWEST = 20  # times the nominal time, before a job is given up
 LOADING_S = 60.0  # for each candidate
+GPU_COUNTS_MS = 200.0  # of a block, at least, for energy by a GPU's counter
+TAILS: tuple[Statistic, ...] = ("p90", "p99", "mean")
 SLOWEST_CALL_S = 30.0  # of what is measured at all, however slow
 OPENING_CALLS = 16  # the first inference and the warm-up of a slow candidate
 
@@ -90,8 +92,11 @@ def measure(
     workdir: Path,
     progress: Progress = lambda done, message: None,
     references: Mapping[str, str] | None = None,
+    gated: bool = False,
 ) -> dict[str, Measurement]:
     """Measure every candidate in a process of its own; by candidate id, raw samples in ``workdir/samples``.
+
+    ``gated``: with all that gates ask for, the intervals of every figure and of its ratio to the baseline's.
 
     The speed-up is against the candidate ``baseline``; for those of another runtime that one is ``speedup_vs_target``,
     and theirs is against the one that ``references`` names for their runtime.
@@ -112,11 +117,13 @@ def measure(
                 continue
             timing = _timing(candidate, result, device)
             measurement = _measurement(candidate, timing, result, feed, device, workdir)
+            measurement = _without_smeared_energy(measurement, plan)
             reference = references.get(candidate.runtime)
             measured[candidate.id] = replace(
                 measurement,
                 speedup=_speedup(candidate.id, reference, result),
                 speedup_vs_target=None if reference == baseline else _speedup(candidate.id, baseline, result),
+                **(_for_gates(timing, result.candidates.get(baseline or "")) if gated else {}),
             )
     return measured
 
@@ -172,7 +179,7 @@ def untimed_ms(candidates: Sequence[Candidate]) -> float:
     thread there is nothing that spins: the ratios of three networks of 0.4, 1.3 and 8.5 ms were with 5 ms what they
     were with 10, 15 and 40 (3.50 and 23.0, within 1 %), and there is time for more blocks.
     """
-    return 5.0 if all(candidate.threads == 1 for candidate in candidates) else 50.0
+    return UNTIMED_MS if all(candidate.threads == 1 for candidate in candidates) else 50.0
 
 
 @contextlib.contextmanager
@@ -307,6 +314,26 @@ def _speedup(id: str, reference: str | None, result: Result) -> Speedup | None:
     if id == reference or not isinstance(before, Timing) or not isinstance(after, Timing):
         return None
     return paired_speedup(before.blocks_ns, after.blocks_ns)
+
+
+def _without_smeared_energy(measurement: Measurement, plan: Plan) -> Measurement:
+    """A GPU's counter stands still for tens of milliseconds: blocks that take turns would share what one of them took."""
+    if plan.block_ms >= GPU_COUNTS_MS or not any(name.startswith("gpu") for name in measurement.energy_of):
+        return measurement
+    note = f"{SMEARED}: its counter stands still for longer than the {plan.block_ms:g} ms of a block; mode full has longer ones"
+    return replace(measurement, energy_mj=None, energy_of=(), notes=(*measurement.notes, note))
+
+
+def _for_gates(timing: Timing, baseline: Timing | Failed | None) -> dict[str, Any]:
+    """What a measurement has beside its figures; ``baseline``: in the same job."""
+    found: dict[str, Any] = {"intervals": own_intervals(timing.blocks_ns)}
+    if not isinstance(baseline, Timing) or baseline is timing:
+        return found
+    ratios = {name: ratio(name, baseline.blocks_ns, timing.blocks_ns) for name in TAILS}
+    found["ratios"] = {name: of for name, of in ratios.items() if of is not None}
+    own, whole = (sum(t.energy_uj.values()) / sum(map(len, t.blocks_ns)) for t in (timing, baseline))
+    alike = timing.energy_uj.keys() == baseline.energy_uj.keys()
+    return found | ({"energy_ratio": own / whole} if alike and whole else {})
 
 
 def failure_of(entry: Failed, what: str) -> DeployCompressError:

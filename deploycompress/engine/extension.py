@@ -13,6 +13,7 @@ from deploycompress.engine.plan import Step
 
 STAGE = "benchmark"
 LONGER = 2  # times as long as before
+FULL = {"latency_p99", "energy"}
 
 
 class Runner(Protocol):
@@ -22,8 +23,8 @@ class Runner(Protocol):
         """The verdicts of the gates, as the report has them; none where no measurement could decide one."""
         ...
 
-    def seconds(self, step_id: str) -> float:
-        """What the step took the last time."""
+    def seconds(self, step_id: str) -> tuple[float, float]:
+        """What the step took the last time, and what of it was measuring, which a longer one takes more of."""
         ...
 
     def measure_again(self, step: Step) -> None:
@@ -44,7 +45,8 @@ def extend(steps: Sequence[Step], gates: Mapping[str, Gate], runner: Runner) -> 
         longer, named = _longer(step, open_ones), ", ".join(open_ones)
         before, config = step.stage.config, longer.stage.config
         spent_s = time.monotonic() - started
-        needed_s = runner.seconds(step.id) * config.nominal_s / before.nominal_s
+        took_s, measuring_s = runner.seconds(step.id)
+        needed_s = took_s + measuring_s * (config.nominal_s / before.nominal_s - 1)
         if spent_s + needed_s > budget_s:
             reason = (
                 f"{named} could not be decided: a longer measurement would take {needed_s:.0f} s, and of extend_up_to, "
@@ -71,9 +73,9 @@ def _undecided(verdicts: Sequence[Mapping[str, Any]], gates: Mapping[str, Gate])
 
 
 def _longer(step: Step, open_ones: Sequence[str]) -> Step:
-    """The same benchmark for longer; a p99 is decided by the mode full alone."""
+    """The same benchmark for longer; what ``FULL`` names is decided by the mode full alone."""
     config = step.stage.config
-    if config.mode == "quick" and "latency_p99" in open_ones:
+    if config.mode == "quick" and FULL & set(open_ones):
         changed = config.model_copy(update={"mode": "full"})
     else:
         changed = config.model_copy(update={"times": LONGER * config.times})

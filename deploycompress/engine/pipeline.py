@@ -222,8 +222,9 @@ class _Run:
         gates: Sequence[Mapping[str, Any]] = report["gates"]
         return [] if any(row["emulated"] for row in report["measurements"]) else gates
 
-    def seconds(self, step_id: str) -> float:
-        return self.records[step_id].seconds
+    def seconds(self, step_id: str) -> tuple[float, float]:
+        manifest = read_json(self.run_dir / self.records[step_id].directory / MANIFEST)
+        return manifest["seconds"], manifest["details"]["measuring_s"]
 
     def measure_again(self, step: Step) -> None:
         self._step(step, step.id)

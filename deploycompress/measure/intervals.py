@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from deploycompress.measure.measurement import Latency, Speedup
 FEWEST_SAMPLES = {90: 64, 99: 662}
 RESAMPLES = 10_000
 FEWEST_BLOCKS = 6  # below it a bootstrap over blocks has too few values to draw from
-POOLED_RESAMPLES = 500  # each of them sorts all samples
+POOLED_RESAMPLES, MOST_POOLED = 500, 20_000  # each of them sorts at most so many samples
 # Two processes of one artefact differ by 1 to 2 % through where their memory happens to lie.
 LEAST_EFFECT = 0.03
 
@@ -81,20 +82,56 @@ def ratio(
     rank = int(statistic[1:])
     if any(sum(map(len, blocks)) < FEWEST_SAMPLES[rank] for blocks in (baseline_ns, candidate_ns)):
         return None
-    sides = [[np.asarray(b, dtype=np.int64) for b in blocks] for blocks in (baseline_ns, candidate_ns)]
+    sides = [_thinned(blocks) for blocks in (baseline_ns, candidate_ns)]
 
-    def of(pairs: Sequence[int]) -> float:
-        before, after = (
-            np.percentile(np.concatenate([side[i] for i in pairs]), rank, method="higher") for side in sides
-        )
+    def of(pooled: Sequence[np.ndarray]) -> float:
+        before, after = (np.percentile(samples, rank, method="higher") for samples in pooled)
         return float(before / after)
 
-    count = len(sides[0])
-    draws = np.random.default_rng(seed).integers(0, count, (POOLED_RESAMPLES, count))
-    few = count < FEWEST_BLOCKS
-    drawn = [of([i]) for i in range(count)] if few else [of(draw) for draw in draws]
-    low, high = np.percentile(drawn, [0, 100] if few else [2.5, 97.5])
-    return Speedup(of(range(count)), float(low), float(high))
+    value = of([np.concatenate([*map(np.asarray, blocks)]) for blocks in (baseline_ns, candidate_ns)])
+    drawn = [
+        of([np.concatenate([side[i] for i in draw]) for side in sides])
+        for draw in _draws(len(sides[0]), seed)
+    ]
+    low, high = _bounds(drawn, len(sides[0]))
+    return Speedup(value, min(value, float(low)), max(value, float(high)))
+
+
+def own_intervals(blocks_ns: Sequence[Sequence[int]], seed: int = 0) -> dict[Statistic, tuple[float, float]]:
+    """Where each figure of ``latency`` lies, in milliseconds (95 %, a bootstrap over blocks); none without samples enough.
+
+    It knows of the blocks of one process, and nothing of what the next process would give.
+    """
+    blocks, found = _thinned(blocks_ns), []
+    for draw in _draws(len(blocks), seed):
+        pooled = np.concatenate([blocks[i] for i in draw])
+        found.append([*np.percentile(pooled, [50, 90, 99], method="higher"), pooled.mean()])
+    low, high = _bounds(found, len(blocks))
+    of = latency(blocks_ns)
+    values: dict[Statistic, float | None] = {"p50": of.p50, "p90": of.p90, "p99": of.p99, "mean": of.mean}
+    return {
+        name: (min(value, float(low[i]) / 1e6), max(value, float(high[i]) / 1e6))
+        for i, (name, value) in enumerate(values.items())
+        if value is not None
+    }
+
+
+def _thinned(blocks_ns: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Evenly, where there are more samples than an interval needs: each draw sorts them all."""
+    step = math.ceil(sum(map(len, blocks_ns)) / MOST_POOLED)
+    return [np.asarray(block, dtype=np.int64)[:: max(1, step)] for block in blocks_ns]
+
+
+def _draws(blocks: int, seed: int) -> Iterable[Sequence[int] | np.ndarray]:
+    """Blocks with replacement; each by itself where they are too few for that."""
+    if blocks < FEWEST_BLOCKS:
+        return [[i] for i in range(blocks)]
+    return np.random.default_rng(seed).integers(0, blocks, (POOLED_RESAMPLES, blocks))
+
+
+def _bounds(drawn: Sequence[Any], blocks: int) -> np.ndarray:
+    found: np.ndarray = np.percentile(drawn, [0, 100] if blocks < FEWEST_BLOCKS else [2.5, 97.5], axis=0)
+    return found
 
 
 def noise_floor(again: Speedup) -> float:

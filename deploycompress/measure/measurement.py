@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+SMEARED = "the energy of the GPU is not told"  # how a note of it begins
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -56,6 +58,13 @@ class Measurement:
     at_target: bool = True  # False: with one thing of the target changed
     emulated: bool = False  # another processor played the device's: no time of it means anything
     disturbed: bool = False  # too many rounds were: the times are shown, and decide nothing
+    intervals: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # of latency_ms (95 %), by name
+    ratios: Mapping[str, Speedup] = field(
+        default_factory=dict
+    )  # p90, p99, mean: as speedup_vs_target or speedup
+    energy_ratio: float | None = None  # to the baseline's in the same job, by the same counters
     notes: tuple[str, ...] = ()  # disturbed rounds, an unsteady warm-up
 
     @property
@@ -73,4 +82,9 @@ class Measurement:
             for name in ("speedup", "speedup_vs_target")
         }
         tuples = {name: tuple(document.get(name, ())) for name in ("notes", "energy_of")}
-        return cls(**{**document, **speedups, **tuples, "latency_ms": Latency(**document["latency_ms"])})
+        by_name = {
+            "intervals": {name: tuple(of) for name, of in document.get("intervals", {}).items()},
+            "ratios": {name: Speedup(**of) for name, of in document.get("ratios", {}).items()},
+        }
+        latency = {"latency_ms": Latency(**document["latency_ms"])}
+        return cls(**{**document, **speedups, **tuples, **by_name, **latency})

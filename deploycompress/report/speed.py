@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from deploycompress.config.schema import EnergyGate, LatencyGate, ThroughputGate
-from deploycompress.measure.measurement import Measurement
+from deploycompress.measure.measurement import SMEARED, Measurement
 from deploycompress.report.figures import figure, significant
 from deploycompress.report.verdict import Evidence, Ruling, Verdict, absent, ruling
 
@@ -27,12 +27,15 @@ def on_throughput(metric: str, gate: ThroughputGate, evidence: Evidence) -> Iter
     if row is None or row.latency_ms.mean <= 0:
         yield absent(metric, "min", gate.min, "/s", "no latency was measured at the target")
         return
-    rate = 1000 * row.batch_size / row.latency_ms.mean
+    calls = 1000 * row.batch_size
+    rate = calls / row.latency_ms.mean
     if (reason := undecided(row)) is not None:
         yield Verdict(metric, "min", gate.min, _shown(row, rate), "/s", "inconclusive", reason)
         return
     message = f"{significant(rate)} inferences a second at batch size {row.batch_size}, one call at a time"
-    yield Verdict(metric, "min", gate.min, rate, "/s", ruling(rate >= gate.min), message)
+    mean = row.intervals.get("mean")
+    bounds = None if mean is None else (calls / mean[1], calls / mean[0])
+    yield _above(Verdict(metric, "min", gate.min, rate, "/s", ruling(rate >= gate.min), message), bounds, row)
 
 
 def on_energy(metric: str, gate: EnergyGate, evidence: Evidence) -> Iterator[Verdict]:
@@ -40,12 +43,18 @@ def on_energy(metric: str, gate: EnergyGate, evidence: Evidence) -> Iterator[Ver
     row, before = evidence.measurement, evidence.baseline_measurement
     for wanted in (q for q in (gate.max, gate.max_ratio) if q is not None):
         bound, unit = ("max", "mJ") if wanted.dimension == "energy" else ("max_ratio", "ratio")
+        smeared = None if row is None else next((n for n in row.notes if n.startswith(SMEARED)), None)
+        if smeared is not None:
+            yield Verdict(metric, bound, wanted.value, None, unit, "inconclusive", smeared)
+            continue
         if row is None or row.energy_mj is None:
             why = "no counter of energy could be read where it ran; on Linux only root reads RAPL's"
             yield absent(metric, bound, wanted.value, unit, why)
             continue
         found, against = row.energy_mj, ""
-        if bound == "max_ratio":
+        if bound == "max_ratio" and row.energy_ratio is not None and before is not None and before.energy_mj:
+            found, against = row.energy_ratio, f" against {figure(before.energy_mj, 'mJ')}"
+        elif bound == "max_ratio":
             if before is None or not before.energy_mj or before.energy_of != row.energy_of:
                 yield absent(metric, bound, wanted.value, unit, "the baseline has no energy to compare with")
                 continue
@@ -85,9 +94,8 @@ def _limit(metric: str, bound: str, limit: float, unit: str, evidence: Evidence)
         return Verdict(metric, bound, limit, None, unit, "inconclusive", message)
     if bound == "max":
         message = f"{percentile} is {figure(latency_ms, 'ms')} over {row.latency_ms.samples} samples"
-        return _decided(
-            Verdict(metric, bound, limit, latency_ms, unit, ruling(latency_ms <= limit), message), row
-        )
+        found = Verdict(metric, bound, limit, latency_ms, unit, ruling(latency_ms <= limit), message)
+        return _decided(_below(found, row.intervals.get(percentile), row), row)
     if evidence.artifact is evidence.baseline:
         message = "nothing but the baseline was measured"
         return Verdict(metric, bound, limit, 1.0, unit, ruling(limit <= 1), message)
@@ -95,9 +103,40 @@ def _limit(metric: str, bound: str, limit: float, unit: str, evidence: Evidence)
         return _speedup(metric, limit, row)
     if before_ms is None:
         return absent(metric, bound, limit, unit, f"the baseline has no {percentile}")
-    ratio = before_ms / latency_ms
-    message = f"{percentile} is {figure(latency_ms, 'ms')} against {figure(before_ms, 'ms')}"
-    return _decided(Verdict(metric, bound, limit, ratio, unit, ruling(ratio >= limit), message), row)
+    beside = row.ratios.get(percentile)
+    ratio = before_ms / latency_ms if beside is None else beside.value
+    message = f"{percentile} is {figure(latency_ms, 'ms')}, {figure(ratio, 'x')} as fast as the baseline's"
+    found = Verdict(metric, bound, limit, ratio, unit, ruling(ratio >= limit), message)
+    return _decided(_above(found, None if beside is None else (beside.low, beside.high), row), row)
+
+
+def _below(found: Verdict, interval: tuple[float, float] | None, row: Measurement) -> Verdict:
+    """Of a figure that may be at most the limit: where its interval holds the limit, nothing is decided."""
+    return _weighed(found, interval, row, lambda low, high, limit: (high <= limit, low > limit))
+
+
+def _above(found: Verdict, interval: tuple[float, float] | None, row: Measurement) -> Verdict:
+    """The same of one that may be no less than the limit."""
+    return _weighed(found, interval, row, lambda low, high, limit: (low >= limit, high < limit))
+
+
+def _weighed(
+    found: Verdict,
+    interval: tuple[float, float] | None,
+    row: Measurement,
+    sides: Callable[[float, float, float], tuple[bool, bool]],
+) -> Verdict:
+    """By its interval, widened by the noise floor: the blocks of one process know nothing of the next one's."""
+    if interval is None or found.limit is None:
+        return found
+    (low, high), floor = interval, row.noise_floor or 0.0
+    passes, fails = sides(low / (1 + floor), high * (1 + floor), found.limit)
+    verdict: Ruling = "pass" if passes else "fail" if fails else "inconclusive"
+    told = f"{found.message} (95 % interval {figure(low, found.unit)} to {figure(high, found.unit)})"
+    if verdict == "inconclusive":
+        beside = f", with the noise floor of {figure(floor, 'ratio')}," if floor else ""
+        told += f"; the interval{beside} holds the limit, so a longer measurement is needed"
+    return replace(found, verdict=verdict, message=told, low=low, high=high)
 
 
 def brief(row: Measurement) -> bool:
@@ -113,7 +152,8 @@ def _decided(verdict: Verdict, row: Measurement) -> Verdict:
     if reason is None and verdict.metric == "latency_p99" and verdict.verdict == "pass" and brief(row):
         reason = (
             f"a p99 passes only with {samples:,} samples and {seconds:.0f} s, and these are "
-            f"{row.latency_ms.samples:,} and {row.latency_ms.seconds:.1f} s; take `benchmark: {{mode: full}}`"
+            f"{row.latency_ms.samples:,} and {row.latency_ms.seconds:.1f} s; take `benchmark: {{mode: full}}`, and "
+            "`on_inconclusive: extend` where that had too many rounds left out"
         )
     if reason is None:
         return verdict
@@ -130,22 +170,6 @@ def _speedup(metric: str, limit: float, row: Measurement) -> Verdict:
     speedup = row.speedup_vs_target or row.speedup
     if speedup is None:
         return absent(metric, "min_speedup", limit, "x", "no speed-up was measured against the baseline")
-    floor = row.noise_floor or 0.0
-    low, high = speedup.low / (1 + floor), speedup.high * (1 + floor)
-    verdict: Ruling = "pass" if low >= limit else "fail" if high < limit else "inconclusive"
-    message = f"{figure(speedup.value, 'x')} the baseline's speed (95 % interval {figure(speedup.low, 'x')} to {figure(speedup.high, 'x')})"
-    if verdict == "inconclusive":
-        beside = f", with the noise floor of {figure(floor, 'ratio')}," if floor else ""
-        message += f"; the interval{beside} holds the limit, so a longer measurement is needed"
-    found = Verdict(
-        metric,
-        "min_speedup",
-        limit,
-        speedup.value,
-        "x",
-        verdict,
-        message,
-        low=speedup.low,
-        high=speedup.high,
-    )
-    return _decided(found, row)
+    message, reached = f"{figure(speedup.value, 'x')} the baseline's speed", ruling(speedup.value >= limit)
+    found = Verdict(metric, "min_speedup", limit, speedup.value, "x", reached, message)
+    return _decided(_above(found, (speedup.low, speedup.high), row), row)

@@ -126,12 +126,13 @@ class Benchmark(Stage):
         own = {a.id for a in (*artifacts, *inputs["source"], *inputs.get("original", ()))}
         rivals, notes = competitors.make(self.config.competitors, workdir / "competitors", own, context)
         measurements: list[Measurement] = []
-        settings = list(self.settings(context))
+        settings, measuring_s = list(self.settings(context)), 0.0
         for number, setting in enumerate(settings):
-            progress = _progress(context, number, len(settings))
+            progress, began = _progress(context, number, len(settings)), time.monotonic()
             measured, left_out = self._measure(
                 setting, [*artifacts, *rivals], (baseline, original), number == 0, workdir, context, progress
             )
+            measuring_s += time.monotonic() - began
             measurements.extend(measured)
             notes.extend(left_out)
         placed, unknown = self._placement(settings[0], artifacts, context)
@@ -161,6 +162,7 @@ class Benchmark(Stage):
             "figures": {name: asdict(info) for name, info in figures.items()},
             "baseline": baseline.id if baseline else None,
             "mode": self.config.mode,
+            "measuring_s": measuring_s,
             "test_samples": max((e.samples for e in evaluations.values()), default=0),
             "scores": SCORES,
             "corrupted": CORRUPTED,
@@ -241,6 +243,7 @@ class Benchmark(Stage):
             workdir=workdir,
             progress=progress,
             plan=plan,
+            gated=at_target and not context.rehearsal,
         )
         elsewhere = {candidate.id for candidate, _ in others}
         floors = [noise_floor(again) for t in twins if (again := measured[t.id].speedup) is not None]

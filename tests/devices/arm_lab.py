@@ -33,6 +33,8 @@ def missing() -> str | None:
         return "DEPLOYCOMPRESS_ARM_DEVICE names no folder to build an emulated ARM device in (once, four minutes)"
     if os.getuid() != 0:
         return "an emulated ARM device needs root, for chroot and mount"
+    if _release() is None or _mirror() is None:
+        return "an emulated ARM device is a Debian like the one around it, and this is none, or has no mirror of one"
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     return (
         f"not installed: {', '.join(absent)} (apt-get install debootstrap qemu-user-static)"
@@ -48,8 +50,8 @@ def build(folder: Path) -> None:
     root, log = folder / "root", folder / "build.log"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(root, ignore_errors=True)
-    release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)
-    assert release is not None, "this is no Debian"
+    release, mirror = _release(), _mirror()
+    assert release and mirror, missing()
     first = [
         "debootstrap",
         "--arch=arm64",
@@ -59,7 +61,7 @@ def build(folder: Path) -> None:
     ]
     with log.open("wb") as stream:
         for command in (
-            [*first, release[1], str(root), _mirror()],
+            [*first, release, str(root), mirror],
             ["chroot", str(root), "/debootstrap/debootstrap", "--second-stage"],
         ):
             subprocess.run(command, check=True, stdout=stream, stderr=subprocess.STDOUT)
@@ -84,7 +86,15 @@ def build(folder: Path) -> None:
     (folder / "built").touch()
 
 
-def _mirror() -> str:
+def _release() -> str | None:
+    """Of the Debian that this machine runs."""
+    place = Path("/etc/os-release")
+    text = place.read_text() if place.exists() else ""
+    found = re.search(r"^VERSION_CODENAME=(\w+)", text, re.MULTILINE)
+    return found[1] if found and re.search(r"^ID=debian$", text, re.MULTILINE) else None
+
+
+def _mirror() -> str | None:
     """Where this machine has its own packages from."""
     files = [
         path for name in SOURCES for path in (Path(name), *sorted(Path(name).glob("*"))) if path.is_file()
@@ -93,8 +103,7 @@ def _mirror() -> str:
         line for file in files for line in file.read_text().splitlines() if not line.startswith("#")
     )
     found = re.search(r"https?://\S+/debian/?", text)
-    assert found is not None, "no Debian mirror in apt's sources"
-    return found[0]
+    return found[0] if found else None
 
 
 @contextlib.contextmanager

@@ -32,13 +32,14 @@ class Bench:
     made: list[tuple[str, int]] = field(default_factory=list)
     told: list[Event] = field(default_factory=list)
     took_s: float = 3.0
+    judging_s: float = 0.0
 
     def judged(self) -> Sequence[Mapping[str, Any]]:
         done = len(self.made) >= self.decided_after
         return [{"metric": self.metric, "verdict": "pass" if done else "inconclusive"}]
 
-    def seconds(self, step_id: str) -> float:
-        return self.took_s
+    def seconds(self, step_id: str) -> tuple[float, float]:
+        return self.took_s + self.judging_s, self.took_s
 
     def measure_again(self, step: Step) -> None:
         config = step.stage.config
@@ -78,6 +79,12 @@ def test_the_budget_ends_it_before_it_is_used_up() -> None:
 def test_a_p99_is_measured_in_full() -> None:
     gate = LatencyGate(max=Quantity.parse("1 ms", "time"), on_inconclusive="extend")
     assert extended(Bench(2, "latency_p99"), gate).made == [("full", 1), ("full", 2)]
+
+
+def test_what_is_not_measuring_takes_no_longer() -> None:
+    """As judging the test split, which a p99 in mode full has to wait for once more, and not fourteen times."""
+    gate = LatencyGate(max=Quantity.parse("1 ms", "time"), on_inconclusive="extend")
+    assert extended(Bench(1, "latency_p99", took_s=15.0, judging_s=120.0), gate).made == [("full", 1)]
 
 
 @pytest.mark.parametrize("policy", ["fail", "warn"])

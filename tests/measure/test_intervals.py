@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deploycompress.measure.intervals import latency, paired_speedup
+from deploycompress.measure.intervals import latency, own_intervals, paired_speedup, ratio
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,42 @@ def test_the_same_samples_give_the_same_interval() -> None:
     generator = np.random.default_rng(1)
     one, two = (generator.integers(1000, 2000, (12, 4)).tolist() for _ in range(2))
     assert paired_speedup(one, two) == paired_speedup(one, two)
+
+
+@pytest.mark.parametrize(
+    ("samples", "times"), [(20, 20), (2000, 6)]
+)  # the second are more than an interval is drawn from
+def test_the_intervals_of_one_artefact_hold_what_it_takes(samples: int, times: int) -> None:
+    generator, held = np.random.default_rng(0), dict.fromkeys(("p50", "p90", "p99", "mean"), 0)
+    truth = {
+        "p50": 1.0,
+        "p90": np.exp(0.05 * 1.2816),
+        "p99": np.exp(0.05 * 2.3263),
+        "mean": np.exp(0.05**2 / 2),
+    }
+    for _ in range(times):
+        blocks = (generator.lognormal(0.0, 0.05, (60, samples)) * 1e6).astype(int).tolist()
+        found, of = own_intervals(blocks), latency(blocks)
+        for name, wanted in truth.items():
+            low, high = found[name]  # type: ignore[index]
+            assert low <= getattr(of, name) <= high
+            held[name] += low <= wanted * 1.0005 and wanted * 0.9995 <= high
+    assert min(held.values()) >= 0.75 * times, held
+
+
+def test_an_interval_is_of_what_there_are_samples_for() -> None:
+    blocks = [[1_000_000 + n for n in range(10)] for _ in range(8)]
+    assert set(own_intervals(blocks)) == {"p50", "p90", "mean"}
+    low, high = own_intervals([[2_000_000] * 40, [1_000_000] * 40])["p50"]
+    assert (low, high) == (1.0, 2.0), "two blocks: their range"
+
+
+def test_a_ratio_of_tails_is_that_of_all_samples_also_where_few_are_drawn_from() -> None:
+    generator = np.random.default_rng(0)
+    blocks = (generator.lognormal(0.0, 0.1, (40, 2000)) * 1e6).astype(int).tolist()
+    found = ratio("p90", [[2 * ns for ns in block] for block in blocks], blocks)
+    assert found is not None and found.value == pytest.approx(2.0)
+    assert found.low <= 2.0 <= found.high and found.high - found.low < 0.02
 
 
 def test_few_blocks_give_their_range() -> None:

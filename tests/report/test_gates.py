@@ -22,7 +22,7 @@ from deploycompress.config.schema import (
     ThroughputGate,
 )
 from deploycompress.contracts import MetricInfo
-from deploycompress.measure.measurement import Latency, Measurement, Speedup
+from deploycompress.measure.measurement import SMEARED, Latency, Measurement, Speedup
 from deploycompress.report.gates import Best, Judgement, judge
 from deploycompress.report.verdict import Verdict
 
@@ -260,6 +260,48 @@ def test_a_percentile_that_too_few_samples_support_is_inconclusive() -> None:
 def test_p90_speedup_is_the_ratio_of_the_two() -> None:
     verdict = only({"latency_p90": LatencyGate(min_speedup=3.9)})
     assert (verdict.verdict, verdict.value) == ("pass", pytest.approx(4.0))
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"), [(1.2, "pass"), (1.06, "inconclusive"), (1.0, "inconclusive"), (0.8, "fail")]
+)
+def test_an_absolute_limit_within_the_interval_is_not_decided(limit: float, verdict: str) -> None:
+    """1 ms, from 0.97 to 1.05 ms; and 2 % more each way, by which the baseline differed from itself."""
+    gate = LatencyGate(max=amount(f"{limit} ms"))
+    interval = {"p50": (0.97, 1.05)}
+    small = row("small", 1.0, (4.0, 3.8, 4.2), intervals=interval, noise_floor=0.02)
+    found = only({"latency_p50": gate}, [row("baseline", 4.0), small])
+    assert (found.verdict, found.low, found.high) == (verdict, 0.97, 1.05)
+    assert ("a longer measurement is needed" in found.message) == (verdict == "inconclusive")
+
+
+def test_tails_and_throughput_are_weighed_by_their_intervals() -> None:
+    small = row(
+        "small",
+        1.0,
+        (4.0, 3.8, 4.2),
+        ratios={"p90": Speedup(3.0, 2.6, 3.4)},
+        intervals={"mean": (0.9, 1.1)},
+    )
+    rows = [row("baseline", 4.0), small]
+    for limit, verdict in ((2.5, "pass"), (3.0, "inconclusive"), (3.5, "fail")):
+        found = only({"latency_p90": LatencyGate(min_speedup=limit)}, rows)
+        assert (found.verdict, found.value) == (verdict, 3.0), "in the same job, and not of two rows"
+    for rate, verdict in ((900, "pass"), (1000, "inconclusive"), (1200, "fail")):
+        found = only({"throughput": ThroughputGate(min=rate)}, rows)
+        assert found.verdict == verdict and found.value == pytest.approx(1000)
+
+
+def test_the_energy_of_a_gpu_in_short_blocks_is_not_told() -> None:
+    note = f"{SMEARED}: its counter stands still"
+    gate = EnergyGate(max_ratio=amount("50%"))
+    rows = [row("baseline", notes=(note,)), row("small", 0.25, (4.0, 3.8, 4.2), notes=(note,))]
+    found = only({"energy": gate}, rows)
+    assert found.verdict == "inconclusive" and found.message == note
+    told = {"energy_of": ("gpu-0",)}
+    rows = [row("baseline", energy_mj=9.0, **told)]
+    rows.append(row("small", 0.25, (4.0, 3.8, 4.2), energy_mj=5.0, energy_ratio=0.4, **told))
+    assert only({"energy": gate}, rows).value == 0.4, "beside the baseline in its own job"
 
 
 def test_what_others_disturbed_decides_nothing() -> None:
