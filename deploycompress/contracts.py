@@ -373,7 +373,7 @@ class Loss(Protocol):
     told the share of the training that is done; ``weight``, what it counts where the configuration does not say; and
     ``class_axis``, which makes it one of a single output: it is asked for each one that the task judges, shown as the
     first. That is the dimension in which it takes classes that exclude each other, or None for outputs of any kind. A
-    loss without it is asked once, with all outputs.
+    loss without it is asked once, with all outputs. ``reads_labels``: it takes the right class by itself.
     """
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor: ...

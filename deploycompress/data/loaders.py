@@ -13,7 +13,7 @@ import numpy as np
 
 from deploycompress.contracts import Batch
 from deploycompress.data.batches import Specs, batched, check
-from deploycompress.data.samples import Samples, length_of
+from deploycompress.data.samples import MapStyle, Samples, Subset, length_of
 from deploycompress.errors import ConfigError, DeployCompressError
 
 
@@ -30,6 +30,14 @@ class OrderedLoader:
     where: str
     chunks: Sequence[np.ndarray]
     seeds: tuple[int, int] | None = None
+
+    @property
+    def independent(self) -> bool:
+        """Whether a thread may read it: a user's own data set may draw from the random numbers of the process."""
+        samples = self.samples
+        while isinstance(samples, Subset):
+            samples = samples.whole
+        return type(samples).__module__.startswith("deploycompress.") and not isinstance(samples, MapStyle)
 
     def __len__(self) -> int:
         return len(self.chunks)

@@ -38,6 +38,15 @@ def require_teaching(loss: Loss, task: Task) -> None:
         )
 
 
+def require_no_labels(loss: Loss) -> None:
+    """Raises ConfigError for a loss that takes the right class by itself: a blend of two samples has none."""
+    for name, part in parts_of(loss).items():
+        if getattr(part.loss, "reads_labels", False):
+            raise ConfigError(
+                f"distill.mixup: the loss {name} reads labels, and a blend of two samples has none; use kd"
+            )
+
+
 def teaches(loss: Loss, aspect: Aspect) -> bool:
     """Whether a loss of a single output has something to say of this one."""
     return axis_of(loss) is None or aspect.class_axis in ("unknown", axis_of(loss))

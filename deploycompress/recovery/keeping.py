@@ -111,5 +111,6 @@ class Keeping:
         self.training.progress.factor, self.training.progress.rolled_back = factor, times
         self.training.progress.seconds, self.began = spent, time.monotonic()
         self.last.forget_after(start.step)
+        self.processes.lowest(0)  # the first one writes here next, and all others have read
         message = f"{error}; back to the beginning of the epoch with {factor:g} of the rate"
         self.context.emit(Event("warning", message))

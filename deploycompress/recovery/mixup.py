@@ -7,33 +7,52 @@ from torch import Tensor, nn
 
 from deploycompress.contracts import Batch, Model, Outputs, Task
 from deploycompress.errors import ConfigError
-from deploycompress.recovery.objectives import Terms
+from deploycompress.recovery.mixture import Terms
 
 
-class MixedUp:
-    """``l L(f(l x + (1 - l) x'), y) + (1 - l) L(f(...), y')``, with ``l`` from Beta(alpha, alpha), one a batch.
+class Blender:
+    """Blends the samples of a batch with those of another order of it, by a share from Beta(alpha, alpha), one a batch.
 
-    ``x'``, ``y'``: the same batch in another order. Zhang et al., "mixup: Beyond Empirical Risk Minimization",
-    equation 2, in the form that needs no mixed labels. Raises ConfigError for inputs that cannot be blended.
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", equation 1. Raises ConfigError for inputs that cannot be
+    blended, and for targets that cannot be put in another order.
     """
 
-    def __init__(self, model: Model, task: Task, alpha: float) -> None:
-        self._model, self._task = model, task
+    def __init__(self, alpha: float) -> None:
         self._beta = torch.distributions.Beta(alpha, alpha)
 
-    def __call__(self, student: nn.Module, batch: Batch) -> Terms:
-        if not isinstance(batch.targets, Tensor):
+    def __call__(self, batch: Batch) -> tuple[Batch, Batch, float]:
+        """The blended samples with their own targets, the same with those of what was blended in, and the first's share.
+
+        Without targets there are none in either.
+        """
+        if batch.targets is not None and not isinstance(batch.targets, Tensor):
             raise ConfigError(
-                f"mixup: received {_told(batch.targets)}; expected one tensor with a target for each sample: leave "
-                "mixup out"
+                f"mixup: received labels of type {type(batch.targets).__name__}; expected one tensor with a target for "
+                "each sample: leave mixup out"
             )
         share = float(self._beta.sample())
         order = torch.randperm(batch.size, device="cpu")
-        outputs = Outputs(self._model.call(student, mixed(batch, share, order)))
-        self._task.check(outputs, batch)
-        other = Batch(batch.inputs, batch.targets[order.to(batch.targets.device)], batch.size)
+        inputs = mixed(batch, share, order)
+        own: Tensor | None = batch.targets
+        other = None if own is None else own[order.to(own.device)]
+        return Batch(inputs, own, batch.size), Batch(inputs, other, batch.size), share
+
+
+class MixedUp:
+    """``l L(f(l x + (1 - l) x'), y) + (1 - l) L(f(...), y')``: mixup in the form that needs no mixed labels."""
+
+    def __init__(self, model: Model, task: Task, alpha: float) -> None:
+        self._model, self._task = model, task
+        self._blend = Blender(alpha)
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Terms:
+        if batch.targets is None:
+            raise ConfigError("mixup: received no labels; expected one tensor with a target for each sample")
+        own, other, share = self._blend(batch)
+        outputs = Outputs(self._model.call(student, own.inputs))
+        self._task.check(outputs, own)
         return {
-            "loss": share * self._task.loss(outputs, batch),
+            "loss": share * self._task.loss(outputs, own),
             "mixed": (1 - share) * self._task.loss(outputs, other),
         }
 
@@ -49,7 +68,3 @@ def mixed(batch: Batch, share: float, order: Tensor) -> dict[str, Tensor]:
     return {
         name: value.lerp(value[order.to(value.device)], 1 - share) for name, value in batch.inputs.items()
     }
-
-
-def _told(targets: object) -> str:
-    return "no labels" if targets is None else f"labels of type {type(targets).__name__}"

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from deploycompress.contracts import Batch, Loss, Model, Outputs, Task
-from deploycompress.recovery.fitting import require_teaching
+from deploycompress.recovery.fitting import require_no_labels, require_teaching
 from deploycompress.recovery.layers import Pair, trace, watched
 from deploycompress.recovery.losses.weighted import reads_features
 from deploycompress.recovery.mixture import Share, Terms, mixed_terms, require_labels, tell, trial, tried
+from deploycompress.recovery.mixup import Blender
 from deploycompress.recovery.teachers import NetworkTeacher, Teacher
 
 __all__ = ["Distillation", "Objective", "Supervised", "Terms"]
@@ -46,7 +47,8 @@ class Distillation:
 
     With soft labels this is the objective of Hinton et al. (2015), section 2; the same view for both: Beyer et al.,
     "Knowledge distillation: A good teacher is patient and consistent". With ``alpha`` 1 labels are not needed. A loss
-    that reads features needs ``prepare`` before the first call.
+    that reads features needs ``prepare`` before the first call. ``mixup``: alpha of what both are shown blends by, as in
+    the second of these; the labels' part is then that of ``recovery.mixup``.
     """
 
     def __init__(
@@ -57,8 +59,12 @@ class Distillation:
         loss: Loss,
         alpha: float = 0.9,
         final_alpha: float | None = None,
+        mixup: float | None = None,
     ) -> None:
         self._model, self._task, self._loss = model, task, loss
+        self._blend = None if mixup is None else Blender(mixup)
+        if mixup is not None:
+            require_no_labels(loss)
         self._teacher = NetworkTeacher(model, teacher) if isinstance(teacher, nn.Module) else teacher
         self._alpha = Share(alpha, alpha if final_alpha is None else final_alpha)
         self.pairs: Sequence[Pair] = ()  # layers whose features are read
@@ -84,6 +90,7 @@ class Distillation:
         tell(self._loss, done)
 
     def __call__(self, student: nn.Module, batch: Batch) -> Terms:
+        batch, other, share = (batch, None, 1.0) if self._blend is None else self._blend(batch)
         asked = self._alpha.now > 0
         teacher = self._teacher.answer(batch, [pair.teacher for pair in self.pairs]) if asked else Outputs({})
         with watched(student, [pair.student for pair in self.pairs]) as features:
@@ -91,7 +98,11 @@ class Distillation:
         outputs = Outputs(tensors, features)
         if batch.targets is not None:
             self._task.check(outputs, batch)
-        return mixed_terms(self._loss, self._task, self._alpha, outputs, teacher, batch)
+        terms = dict(mixed_terms(self._loss, self._task, self._alpha, outputs, teacher, batch))
+        if other is not None and "task" in terms:
+            terms["task"] = share * terms["task"]
+            terms["mixed"] = (1 - share) * (1 - self._alpha.now) * self._task.loss(outputs, other)
+        return terms
 
     def _attach(self, student: nn.Module, batch: Batch) -> None:
         """Show the layers of both networks to the loss."""

@@ -18,7 +18,7 @@ from deploycompress.model.weights import first_nonfinite
 from deploycompress.recovery.average import Average
 from deploycompress.recovery.determinism import deterministic
 from deploycompress.recovery.evaluation import evaluate, primary_of
-from deploycompress.recovery.feeding import counted, groups, until_stopped
+from deploycompress.recovery.feeding import counted, cut_short, groups, until_stopped
 from deploycompress.recovery.keeping import Keeping
 from deploycompress.recovery.objectives import Objective
 from deploycompress.recovery.optimization import make_optimizer, only, training_mode
@@ -178,7 +178,10 @@ class _Loop:
             self.keeping.begin_epoch()
         training_mode(self.training, recipe.trainable)
         loader = self.context.data.loader("train", epoch=progress.epoch)
-        for group in groups(loader, recipe.accumulate, progress.index, self.training.per_epoch):
+        elsewhere = self.processes.device.type != "cpu"  # which computes while this processor reads
+        for group in groups(
+            loader, recipe.accumulate, progress.index, self.training.per_epoch, reading_ahead=elsewhere
+        ):
             stop = self.context.stopping()
             if stop and self.processes.count == 1:
                 self.keeping.leave()
@@ -210,8 +213,16 @@ class _Loop:
 
     def _finish_epoch(self) -> None:
         context, progress, primary = self.context, self.progress, self.context.task.primary
-        loader = until_stopped(context.data.loader("val"), self.keeping.leave_when_stopping)
-        figures, _ = evaluate(self.training.shown, context.model, loader, context.task)
+        val, several = context.data.loader("val"), self.processes.count > 1
+        read = (
+            cut_short(val, context.stopping)
+            if several
+            else until_stopped(val, self.keeping.leave_when_stopping)
+        )
+        figures, _ = evaluate(self.training.shown, context.model, read, context.task)
+        # One that left alone would leave the others waiting, and nothing kept.
+        if several and not self.processes.lowest(int(not context.stopping())):
+            self.keeping.leave()
         if not progress.samples:
             raise ConfigError("data, split train: an epoch gave no batch, though the loader has a length")
         (value,) = self.processes.agree([primary_of(figures, context.task, "val")])

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,10 +39,19 @@ class Distill(Stage):
     class Config(Recipe, Teaching):
         regularization: Regularization | None = None
         soft_prune: SoftPrune | None = None
+        mixup: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+            None, description="Alpha of the Beta distribution that the samples of both are blended by: 0.2"
+        )
         quantized: Literal["auto", "u8s8", "s8s8", "u8s8_reduced", "s8s8_symmetric"] | None = Field(
             None,
             description="Learn with the values of INT8 in this scheme, whose scales quantize then takes over",
         )
+
+        @model_validator(mode="after")
+        def _blends_for_one_student(self) -> Self:
+            if self.mixup is not None and self.joint:
+                raise ValueError("mixup is for a teacher that only answers; leave out joint, or mixup")
+            return self
 
         @model_validator(mode="after")
         def _spread_by_one_process(self) -> Self:
@@ -179,7 +188,7 @@ class Distill(Stage):
         if config.joint and not isinstance(made[0], Path):
             return MutualLearning(context.model, context.task, made[0], loss, config.alpha, final)
         opened = open_teacher(context.model, made, config.combine)
-        return Distillation(context.model, context.task, opened, loss, config.alpha, final)
+        return Distillation(context.model, context.task, opened, loss, config.alpha, final, config.mixup)
 
     def _placed(self, teacher: nn.Module, folder: Path, context: RunContext) -> nn.Module:
         """On the device that trains, or spread over as much memory as the configuration gives it."""

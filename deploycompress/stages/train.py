@@ -74,7 +74,7 @@ def _smoothed(task: Task, label_smoothing: float) -> Task:
         return task
     if not is_dataclass(task) or "label_smoothing" not in {f.name for f in fields(task)}:
         raise ConfigError(
-            f"train.label_smoothing is {label_smoothing}, but the task {type(task).__name__} has no labels to smooth: "
+            f"train.label_smoothing is {label_smoothing}, but the task {type(task).__name__} does not know it: "
             "leave it out"
         )
     changed: Any = task

@@ -11,6 +11,7 @@ import torch
 
 from deploycompress.config.schema import DataConfig
 from deploycompress.contracts import Batch
+from deploycompress.data.samples import Images
 from deploycompress.data.source import SourceData
 from deploycompress.errors import ConfigError
 
@@ -195,6 +196,14 @@ def test_an_iterable_of_batches_is_passed_on(source):
     assert [b.size for b in data.loader("calibration")] == [5]
     few = source(lambda: {"train": batches, "val": batches}, few=True)
     assert [b.size for b in few.loader("val")] == [8, 8] and len(few.loader("val")) == 2
+
+
+def test_what_a_thread_may_read_is_of_our_own(source):
+    ours = Images(X.astype(np.float32), Y, prepare=lambda images: images)
+    assert source(lambda: {"train": ours, "val": ours}).loader("train", epoch=0).independent
+    assert source(lambda: {"train": ours}, validation=0.5).loader("train", epoch=0).independent
+    theirs = {"train": Samples(), "val": Samples()}
+    assert not source(lambda: theirs).loader("train", epoch=0).independent
 
 
 def test_an_iterable_that_does_not_know_its_length_is_counted(source):

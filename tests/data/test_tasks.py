@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from deploycompress.config.schema import InputSpec, TaskConfig
 from deploycompress.contracts import Batch, ClassMetrics, Outputs, figures_of
 from deploycompress.data.open import open_task
+from deploycompress.data.tasks.segmentation import Segmentation
+from deploycompress.data.tasks.token_classification import TokenClassification
 from deploycompress.errors import ConfigError
 from deploycompress.model.outputs import named_outputs
 from deploycompress.recovery.evaluation import evaluate
@@ -380,6 +383,25 @@ def test_what_a_runtime_reads_is_checked_too(tmp_path: Path):
     batch = Batch(problem.inputs, torch.arange(SAMPLES) % 4, SAMPLES)
     with pytest.raises(ConfigError, match="labels from 0 to 3; expected 0 to 2"):
         evaluate_artifact(OnnxRuntime(), path, {}, [batch.rows(0, 8)], open_task(TaskConfig()), None)
+
+
+@pytest.mark.parametrize("task", [Segmentation, TokenClassification])
+def test_label_smoothing_mixes_in_the_uniform_target_and_not_where_nothing_counts(task):
+    """Two classes; of two places the second is ignored."""
+    logits = torch.tensor([[math.log(3.0), 0.0], [5.0, 0.0]])  # [places, classes]
+    ignored = task().ignore_index
+    labels = torch.tensor([0, ignored])
+    if task is Segmentation:
+        outputs, targets = logits.T.reshape(1, 2, 1, 2), labels.reshape(1, 1, 2)
+    else:
+        outputs, targets = logits.reshape(1, 2, 2), labels.reshape(1, 2)
+    batch = Batch({"x": torch.zeros(1, 1)}, targets, 1)
+    smoothed = -0.8 * math.log(0.75) - 0.2 * (math.log(0.75) + math.log(0.25)) / 2
+    assert float(task().loss(Outputs({"y": outputs}), batch)) == pytest.approx(-math.log(0.75))
+    found = task(label_smoothing=0.2).loss(Outputs({"y": outputs}), batch)
+    assert float(found) == pytest.approx(smoothed)
+    with pytest.raises(ValueError, match=r"label_smoothing is 1\.0; expected 0 or more, and less than 1"):
+        task(label_smoothing=1.0)
 
 
 def test_a_task_of_the_users_own_has_to_be_one():

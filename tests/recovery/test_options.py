@@ -13,13 +13,16 @@ from deploycompress.errors import ConfigError
 from deploycompress.recovery import processes
 from deploycompress.recovery.average import Average
 from deploycompress.recovery.evaluation import evaluate
+from deploycompress.recovery.losses.dkd import DecoupledSoftLabels
+from deploycompress.recovery.losses.mse import SquaredDistance
 from deploycompress.recovery.mixup import MixedUp, mixed
-from deploycompress.recovery.objectives import Supervised
+from deploycompress.recovery.objectives import Distillation, Supervised
 from deploycompress.recovery.optimization import chosen
 from deploycompress.recovery.probing import chosen as chosen_rate
 from deploycompress.recovery.processes import Processes
 from deploycompress.recovery.recipe import Recipe
 from deploycompress.recovery.training import fit
+from deploycompress.stages.distill import Distill
 
 
 def trained(net, run, **recipe):
@@ -251,6 +254,32 @@ def test_mixup_is_its_equation(network, context):
         float((terms["loss"] + terms["mixed"]).detach()) == pytest.approx(float(expected), rel=1e-5)
         and 0.01 < share < 0.99
     )
+
+
+def test_both_networks_see_the_same_blends(network, context):
+    """And the labels' part is that of mixup."""
+    run, student, teacher = context(), network(norm=False).eval(), network(width=4, norm=False).eval()
+    batch = run.data.loader("train", epoch=0)[0]
+    torch.manual_seed(3)
+    terms = Distillation(run.model, run.task, teacher, SquaredDistance(), 0.3, mixup=0.4)(student, batch)
+    torch.manual_seed(3)
+    share = float(torch.distributions.Beta(0.4, 0.4).sample())
+    order = torch.randperm(16)
+    x, y = batch.inputs["x"], batch.targets
+    blended = share * x + (1 - share) * x[order]
+    s, t = student(blended), teacher(blended)
+    labels = [
+        weight * nn.functional.cross_entropy(s, of) for weight, of in ((share, y), (1 - share, y[order]))
+    ]
+    assert torch.allclose(terms["loss"], 0.3 * (s - t).square().mean(), rtol=1e-4)
+    assert torch.allclose(terms["task"] + terms["mixed"], 0.7 * sum(labels), rtol=1e-4)
+    unlabelled = replace(batch, targets=None)
+    alone = Distillation(run.model, run.task, teacher, SquaredDistance(), 1.0, mixup=0.4)
+    assert set(alone(student, unlabelled)) == {"loss"}
+    with pytest.raises(ConfigError, match=r"distill\.mixup: the loss loss reads labels"):
+        Distillation(run.model, run.task, teacher, DecoupledSoftLabels(), mixup=0.4)
+    with pytest.raises(ValueError, match="mixup is for a teacher that only answers; leave out joint"):
+        Distill.Config(mixup=0.2, joint=True)
 
 
 def test_what_cannot_be_mixed_is_refused(network, context):

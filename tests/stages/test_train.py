@@ -94,7 +94,7 @@ def test_label_smoothing_of_a_task_without_labels_is_refused(run, fresh, tmp_pat
         pass
 
     with pytest.raises(
-        ConfigError, match=r"train.label_smoothing is 0.1, but the task Regression has no labels"
+        ConfigError, match=r"train.label_smoothing is 0.1, but the task Regression does not know it"
     ):
         trained(run(task=Regression()), fresh, tmp_path / "work", label_smoothing=0.1)
 

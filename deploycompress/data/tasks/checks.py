@@ -27,6 +27,12 @@ def require_metric(task: str, name: str, known: Mapping[str, MetricInfo]) -> Non
         raise ValueError(f"metric {name!r} is not defined for {task}; expected one of {', '.join(known)}")
 
 
+def require_smoothing(share: float) -> None:
+    """Raises ValueError where it is no share of the target."""
+    if not 0 <= share < 1:
+        raise ValueError(f"label_smoothing is {share}; expected 0 or more, and less than 1")
+
+
 def chosen(outputs: Outputs, name: str | None, task: str) -> Tensor:
     """The output by name; None: the first one. Raises ConfigError when the model has no such output."""
     if name is None:

@@ -14,6 +14,7 @@ from deploycompress.data.tasks.checks import (
     require_classes,
     require_indices,
     require_labels,
+    require_smoothing,
     share,
     table,
 )
@@ -46,10 +47,7 @@ class Classification(OutputTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing is {self.label_smoothing}; expected 0 or more, and less than 1"
-            )
+        require_smoothing(self.label_smoothing)
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Logits are 2-D; labels are integers below the number of classes. Raises ConfigError."""

@@ -14,6 +14,7 @@ from deploycompress.data.tasks.checks import (
     require_classes,
     require_indices,
     require_labels,
+    require_smoothing,
     share,
     table,
 )
@@ -31,7 +32,7 @@ class Segmentation(OutputTask):
     Logits of another size than the labels, as SegFormer's, are brought to it by bilinear interpolation. Pixels
     labelled ``ignore_index`` count nowhere. An output called ``auxiliary``, as torchvision's segmentation models
     have one, joins the loss with ``auxiliary_weight``. ``metric``: the primary one; it has no score for each image,
-    because mIoU is a figure of all pixels together.
+    because mIoU is a figure of all pixels together. ``label_smoothing``: as in classification.
     """
 
     classes: int | None = None
@@ -39,10 +40,15 @@ class Segmentation(OutputTask):
     metric: str = "miou"
     auxiliary: str = "aux"
     auxiliary_weight: float = 0.5
+    label_smoothing: float = 0.0
 
     name: ClassVar[str] = "segmentation"
     class_axis: ClassVar[int | None] = 1
     figures: ClassVar[dict[str, MetricInfo]] = table(*map(share, ("miou", "pixel_accuracy", "worst_class")))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_smoothing(self.label_smoothing)
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Logits are 4-D; labels are class indices or ``ignore_index``. Raises ConfigError."""
@@ -74,7 +80,13 @@ class Segmentation(OutputTask):
         labels = batch.targets.long()
         kept = (labels != self.ignore_index).sum().clamp(min=1)  # a batch may have nothing but ignored pixels
         logits = sized_as(labels, logits)
-        total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
+        total = F.cross_entropy(
+            logits,
+            labels,
+            ignore_index=self.ignore_index,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
         mean: Tensor = total / kept
         return mean
 

@@ -14,6 +14,7 @@ from deploycompress.data.tasks.checks import (
     require_classes,
     require_indices,
     require_labels,
+    require_smoothing,
     share,
     table,
 )
@@ -30,19 +31,24 @@ class TokenClassification(OutputTask):
 
     Tokens labelled ``ignore_index`` count nowhere, nor do those where the model's input called ``mask`` is 0.
     ``metric``: the primary one; it has no score for each text, because texts differ in their number of tokens.
-    Figures are of tokens and not of entities that span several.
+    Figures are of tokens and not of entities that span several. ``label_smoothing``: as in classification.
     """
 
     classes: int | None = None
     ignore_index: int = -100
     mask: str | None = None
     metric: str = "f1"
+    label_smoothing: float = 0.0
 
     name: ClassVar[str] = "token_classification"
     class_axis: ClassVar[int | None] = 2
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("f1", "accuracy", "precision", "recall", "worst_class"))
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_smoothing(self.label_smoothing)
 
     def check(self, outputs: Outputs, batch: Batch) -> None:
         """Logits are 3-D; labels are class indices or ``ignore_index``. Raises ConfigError."""
@@ -76,7 +82,11 @@ class TokenClassification(OutputTask):
         logits, labels = self.answer(outputs), self.counted(batch)
         kept = (labels != self.ignore_index).sum().clamp(min=1)
         total = F.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=self.ignore_index, reduction="sum"
+            logits.transpose(1, 2),
+            labels,
+            ignore_index=self.ignore_index,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
         )
         return total / kept
 

@@ -23,6 +23,7 @@ class DecoupledSoftLabels:
     """
 
     class_axis: ClassVar[int] = 1
+    reads_labels: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 4.0, beta: float = 8.0, warmup: float = 0.0) -> None:
         if not beta >= 0:
