@@ -26,7 +26,7 @@ class DeviceConfig(StrictModel):
         "python3", description="Of the device: 3.8 or newer with numpy and the runtime; ~/ is its home"
     )
     folder: Annotated[str, Field(pattern=TEXT)] | None = Field(
-        None, description="Where files and jobs lie on the device; those who share it queue"
+        None, description="Where files and jobs lie on the device; else ~/.cache/deploycompress"
     )
     program: Path | None = Field(
         None,

@@ -55,7 +55,7 @@ class Local:
                 name: {"sha256": digest, "from": str(self._files[digest])}
                 for name, digest in job["files"].items()
             },
-            "lock": str(Path(tempfile.gettempdir()) / f"deploycompress-{os.getuid()}.lock"),
+            "lock": str(Path(tempfile.gettempdir()) / "deploycompress.lock"),  # of every account
             "lock_wait_s": LOCK_WAIT_S,
         }
         write_json(Path(folder) / "job.json", document)

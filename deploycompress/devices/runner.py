@@ -10,6 +10,7 @@ standard input, with whoever started it, or with the interest of whoever asks fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -218,6 +219,29 @@ def report(done: float, message: str) -> None:
     write_aside(Path("progress.json"), {"done": done, "message": message}, durable=False)
 
 
+def open_lock(path: str) -> Any:
+    """The file that all accounts of a device lock, made where it is missing; in a folder that they may all write to.
+
+    The kernel refuses O_CREAT for another's file in a sticky folder (fs.protected_regular), and nobody follows a link.
+    """
+    while True:
+        for mode, flags in (("r+", os.O_RDWR), ("r", os.O_RDONLY)):
+            try:
+                return os.fdopen(os.open(path, flags | os.O_NOFOLLOW), mode, errors="replace")
+            except PermissionError:
+                continue
+            except FileNotFoundError:
+                break
+        else:
+            raise Failure(
+                "busy", path + " cannot be opened, and without it nobody knows who measures: take it away"
+            )
+        with contextlib.suppress(FileExistsError):
+            made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+            os.fchmod(made, 0o666)  # whatever the account's mask is
+            return os.fdopen(made, "r+", errors="replace")
+
+
 class _Lock:
     """One measurement at a time on one device; the kernel lets go when the process ends."""
 
@@ -229,7 +253,7 @@ class _Lock:
             return
         import fcntl
 
-        self.stream = open(self.path, "a+", errors="replace")  # open for as long as the lock is held
+        self.stream = open_lock(self.path)  # open for as long as the lock is held
         give_up = time.monotonic() + self.wait_s
         while True:
             try:
@@ -243,7 +267,10 @@ class _Lock:
                     ) from None
             report(0.0, f"waiting: {who} holds the device")
             time.sleep(CHECK_EVERY_S)
-        self.stream.truncate(0)
+        if not self.stream.writable():  # another account's, from before they shared it
+            return
+        self.stream.seek(0)
+        self.stream.truncate()
         user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"user {os.getuid()}"
         self.stream.write(f"process {os.getpid()} of {user}, since {time.strftime('%H:%M:%S')}")
         self.stream.flush()

@@ -41,7 +41,10 @@ class Teaching(StrictModel):
     loss: LossEntry | Annotated[tuple[LossEntry, ...], Field(min_length=1)] = (
         "kd"  # a name, {name: {weight: 1, ...}}, or a list of these: their sum
     )
-    temperature: Temperature = 4.0  # of the losses that have one and are not given their own
+    temperature: Temperature = Field(
+        4.0,
+        description="Of the losses that have one and are not given their own; 1 for more than 100 classes",
+    )
     alpha: Alpha = 0.9  # weight of the teacher; the task's loss has the rest. 1: labels are not needed
     anneal: Anneal | None = None  # {alpha: 0.5, temperature: 1}: where they are at the end
     teacher: Teacher | Annotated[tuple[Teacher, ...], Field(min_length=1)] = (

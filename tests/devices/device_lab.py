@@ -95,7 +95,7 @@ def sshd(folder: Path, python: str) -> Iterator[Sshd]:
         "StrictModes": "no",
         "UsePAM": "no",
         "MaxStartups": "100",
-        "SetEnv": f'"HOME={home}" "PATH={programs}:/usr/bin:/bin"',
+        "SetEnv": f'"HOME={home}" "PATH={programs}:/usr/bin:/bin" "DEPLOYCOMPRESS_LOCK={folder}/lock"',
     }
     (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
     if os.getuid() == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from deploycompress.devices import jobs
 from deploycompress.devices.jobs import Candidate, measure, open_device, run_job, split
 from deploycompress.devices.local import Local
 from deploycompress.devices.results import Failed, Timing
+from deploycompress.devices.runner import open_lock
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
 from deploycompress.measure.measurement import Measurement
 from deploycompress.measure.plan import Plan
@@ -286,7 +289,7 @@ def test_one_measurement_at_a_time(
     device: Local, made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deploycompress.devices.local.LOCK_WAIT_S", 0.5)
-    lock = tmp_path / "jobs" / f"deploycompress-{os.getuid()}.lock"
+    lock = tmp_path / "jobs" / "deploycompress.lock"
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -313,6 +316,37 @@ def test_one_measurement_at_a_time(
         holder.stdout.close()
     assert isinstance(run(device, [candidate("it", made("any", 1))])["it"], Timing)
     assert re.fullmatch(r"process \d+ of .+, since \d\d:\d\d:\d\d", lock.read_text())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two accounts")
+@pytest.mark.parametrize("first", [0, 65534])
+def test_two_accounts_queue_for_one_device(first: int) -> None:
+    """Whoever of them made the file; in a folder as /tmp is, where nobody may take away what is another's."""
+
+    def takes(user: int) -> int:
+        """0 where a process of that account gets the lock, 1 where another has it."""
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgid(user)
+                os.setuid(user)
+                os.umask(0o077)
+                fcntl.flock(open_lock(path), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os._exit(0)
+            except BlockingIOError:
+                os._exit(1)
+            finally:
+                os._exit(2)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o1777)
+        path = f"{folder}/deploycompress.lock"
+        assert takes(first) == takes(65534 - first) == 0
+        with open_lock(path) as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert takes(65534) == takes(0) == 1
+        assert takes(65534) == takes(0) == 0
 
 
 @pytest.mark.parametrize("fail", ["", "hang"])  # a call that hangs reads no pipe

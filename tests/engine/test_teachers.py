@@ -139,3 +139,32 @@ def test_a_whole_run_in_which_another_network_takes_the_models_place(tiny, comma
     assert loaded[3].out_channels == 4
     first = deploycompress.load_pruned(run, "train", trust_code=True)
     assert not any(isinstance(module, torch.nn.Hardswish) for module in first.modules())
+
+
+@pytest.mark.parametrize("teacher", ["previous", "mixed"])
+def test_the_student_of_a_round_teaches_the_next_one_in_a_real_run(tiny, command, teacher):
+    stages = f"""stages:
+  - train: {{epochs: 1, lr: 0.1}}
+  - repeat: 2
+    stages:
+      - prune: {{target: {{ratio: 0.5}}, align: 1, criterion: magnitude, compensate: false}}
+      - distill: {{epochs: 1, lr: 0.05, teacher: {teacher}}}
+"""
+    text = tiny.read_text()
+    tiny.write_text(text[: text.index("stages:")] + stages)
+    code, said = command("run", tiny, "--out", "run", "--no-rehearsal", cwd=tiny.parent)
+    assert code == 0, said
+    made = {}
+    for place in (tiny.parent / "run").glob("*/manifest.json"):
+        manifest = json.loads(place.read_text())
+        if manifest.get("stage") in ("train", "distill"):
+            made[manifest["id"]] = manifest
+    digest = {id: manifest["artifacts"][0]["sha256"] for id, manifest in made.items()}
+    taught = {
+        id: [given[0]["sha256"] for name, given in manifest["inputs"].items() if name.startswith("teacher")]
+        for id, manifest in made.items()
+    }
+    again = [digest["train"]] if teacher == "mixed" else []
+    assert taught["distill@1"] == [digest["train"]]
+    assert taught["distill@2"] == [*again, digest["distill@1"]]
+    assert digest["distill@1"] != digest["distill@2"]
