@@ -70,12 +70,23 @@ def _speedup(speedup: Speedup | None) -> str:
     return f"{figure(speedup.value, 'x')} ({figure(speedup.low, 'x')} to {figure(speedup.high, 'x')})"
 
 
+def _counted(row: Row) -> Iterator[str]:
+    """What only some machines count."""
+    m = row.measurement
+    if m.gpu_memory_bytes is not None:
+        yield f"{figure(m.gpu_memory_bytes, 'bytes')} of GPU memory"
+    if m.energy_mj is not None:
+        yield f"{figure(m.energy_mj, 'mJ')} an inference, of all that {', '.join(m.energy_of)} took"
+
+
 def _remarks(setting: Setting) -> Iterator[str]:
     found = setting.found
     floor = found.floor()
     if floor is not None:
         told = f"noise floor {figure(floor, 'ratio')}: what {found.rows[0].id} differs from itself by"
         yield f"{told}; below {figure(least_effect(floor), 'ratio')} there is nothing to tell"
+    for row in found.rows:
+        yield from (f"{row.id}: {told}" for told in _counted(row))
     alike = [f"{id} {of:.4f}" for id, of in setting.cosines.items() if isinstance(of, float)]
     if alike:
         yield f"cosine of the outputs with those of {found.rows[0].id}: {', '.join(alike)}"

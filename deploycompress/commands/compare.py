@@ -56,8 +56,9 @@ def command(
     """Compare two run directories, or two artefacts: BASE as it was, HEAD as it is.
 
     The best artefacts of two runs are measured anew, side by side, where both runs' machine is this one, or a device
-    that --devices declares; figures of two machines are never compared. Accuracy is compared sample by sample where both runs judged the same ones. A figure is
-    better or worse where its whole 95 % interval says so, for speed beyond twice what BASE differs from itself by, and 3 %.
+    that --devices declares; figures of two machines are never compared. Accuracy is compared sample by sample where
+    both runs judged the same ones. A figure is better or worse where its whole 95 % interval says so, for speed beyond
+    twice what BASE differs from itself by, and 3 %.
 
     Exit code 0, or 5 where a gate of HEAD fails on the fresh figures (--fail-on worse: also where a figure is worse;
     artefacts have no gates), or 3 where no speed could be compared (not with --fail-on never).

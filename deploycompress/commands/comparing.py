@@ -33,6 +33,14 @@ from deploycompress.report.figures import plural
 from deploycompress.report.verdict import Verdict
 
 Inputs = Mapping[str, Wanted]
+# Of one process each: metric, its unit, and what a measurement calls it.
+ONE_EACH = (
+    ("peak_memory", "bytes", "peak_memory_bytes"),
+    ("gpu_memory", "bytes", "gpu_memory_bytes"),
+    ("energy", "mJ", "energy_mj"),
+    ("load", "ms", "load_ms"),
+)
+COUNTED = ("gpu_memory", "energy")  # where there is something that counts it
 
 
 def compare_artefacts(
@@ -154,8 +162,10 @@ def _measured_lines(found: SideBySide, same: bool) -> list[Line]:
     base, head = (row.measurement for row in found.rows)
     again = found.again.measurement if found.again else base
     lines = speed_lines(found)
-    for metric, unit, name in (("peak_memory", "bytes", "peak_memory_bytes"), ("load", "ms", "load_ms")):
+    for metric, unit, name in ONE_EACH:
         before, after, twice = (getattr(m, name) for m in (base, head, again))
+        if metric in COUNTED and None in (before, after):
+            continue
         noise = abs(twice / before - 1) if before and twice else 0.0
         lines.append(plain_line(metric, unit, before, after, noise))
     if same:  # what two processes of one file differ by is no difference

@@ -22,6 +22,8 @@ ALIKE = {
     "artifact_size": 0.01,
     "packed_size": 0.01,
     "peak_memory": 0.05,
+    "gpu_memory": 0.05,
+    "energy": 0.05,
     "load": 0.5,
 }  # shares below which it is the same
 SPEED: dict[str, Statistic] = {
@@ -192,7 +194,7 @@ def plain_line(metric: str, unit: str, base: float | None, head: float | None, n
     share = head / base - 1
     alike = max(ALIKE[metric], 2 * noise)
     verdict: Word = "worse" if share > alike else "better" if share < -alike else "same"
-    if verdict == "same" and head != base and metric in MEASURED:
+    if verdict == "same" and head != base and metric not in ("artifact_size", "packed_size"):
         verdict = "cannot tell"
     message = (
         f"one process each; differences below {figure(alike, 'ratio')} are noise"
