@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -238,7 +239,7 @@ def test_the_action_compares_with_what_another_run_of_it_kept(
     shortly = Path(executable).read_text().replace("-m deploycompress", f"-c '{SHORTLY}'")
     Path(executable).write_text(shortly)
     environment = {"DEPLOYCOMPRESS": executable, "HEAD": str(head), "FAIL_ON": "worse"}
-    environment |= {"GITHUB_STEP_SUMMARY": str(summary), "PYTHONPATH": str(FORKED)}
+    environment |= {"GITHUB_STEP_SUMMARY": str(summary), "PYTHONPATH": str(FORKED), "PIPELINE": str(tiny)}
     code, printed, _ = run_step("compare", tmp_path, **environment, BASE=str(base))
     assert code == 0, printed
     told = summary.read_text("utf-8")
@@ -247,6 +248,12 @@ def test_the_action_compares_with_what_another_run_of_it_kept(
     assert "as HEAD's run judged" not in told, "what the gates against the baseline need was kept"
     code, printed, _ = run_step("compare", tmp_path, **environment, BASE=str(tmp_path / "none"))
     assert code == 0 and "nothing to compare with" in printed
+    report = json.loads((base / "report.json").read_text())
+    report["environment"]["machine"]["cpu"] = "another processor"
+    (base / "report.json").write_text(json.dumps(report))
+    code, printed, _ = run_step("compare", tmp_path, **environment, BASE=str(base))
+    assert code == 0 and "No speed could be compared" in printed
+    assert "processor: another processor against" in summary.read_text("utf-8")
 
 
 def test_the_action_finds_its_own_checkout(tmp_path: Path) -> None:
@@ -363,6 +370,7 @@ def test_the_gitlab_job_compares_where_it_is_told_with_what(tmp_path: Path) -> N
         ("4", str(kept), 4, ["run"]),
         ("0", "", 0, ["run"]),
         ("0", str(tmp_path / "none"), 0, ["run"]),
+        ("3", str(kept), 3, ["run"]),
     ):
         asked.write_text("")
         ended = gitlab(script, tmp_path, CODE=code, DEPLOYCOMPRESS_COMPARE_WITH=base)

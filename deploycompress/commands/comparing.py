@@ -30,6 +30,7 @@ from deploycompress.measure.environment import environment
 from deploycompress.measure.machines import versions_apart
 from deploycompress.measure.plan import MODES, Mode
 from deploycompress.report.figures import plural
+from deploycompress.report.speed import undecided
 from deploycompress.report.verdict import Verdict
 
 Inputs = Mapping[str, Wanted]
@@ -167,7 +168,9 @@ def _measured_lines(found: SideBySide, same: bool) -> list[Line]:
         if metric in COUNTED and None in (before, after):
             continue
         noise = abs(twice / before - 1) if before and twice else 0.0
-        lines.append(plain_line(metric, unit, before, after, noise))
+        line = plain_line(metric, unit, before, after, noise)
+        reason = undecided(head) if metric == "energy" else None
+        lines.append(line if reason is None else replace(line, verdict="cannot tell", message=reason))
     if same:  # what two processes of one file differ by is no difference
         told = "BASE and HEAD are the same file"
         lines = [replace(line, verdict="same", message=told) for line in lines]

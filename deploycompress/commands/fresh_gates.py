@@ -51,12 +51,25 @@ def all_gates(
     if not gates:
         return recorded, notes
     evidence = _evidence(head, row, baseline, wanted, mode, device, progress)
+    before = {(v.metric, v.bound): v for v in recorded}
     fresh = [
         replace(v, only_warns=v.verdict == "inconclusive" and gate.on_inconclusive == "warn")
         for metric, gate in gates.items()
         for v in verdicts(metric, gate, evidence)
     ]
+    kept = [v for v in fresh if _says_less(v, before.get((v.metric, v.bound)))]
+    if mode == "quick" and kept:
+        named = ", ".join(dict.fromkeys(v.metric for v in kept))
+        notes.append(
+            f"{named}: not decided by mode quick, and as HEAD's run judged it; --mode full measures longer"
+        )
+        fresh = [before[v.metric, v.bound] if v in kept else v for v in fresh]
     return [*(v for v in recorded if v.metric not in gates), *fresh], notes
+
+
+def _says_less(fresh: Verdict, recorded: Verdict | None) -> bool:
+    """Whether what was measured now decides nothing, and what the run measured, for longer, did."""
+    return fresh.verdict == "inconclusive" and recorded is not None and recorded.verdict != "inconclusive"
 
 
 def _is_relative(gate: Gate) -> bool:
@@ -90,6 +103,7 @@ def _evidence(
     if baseline is None:
         return Evidence(primary, artifact=best, measurement=row)
     if baseline.artifact == head.best.id:
+        row = replace(row, energy_ratio=None, ratios={})  # which are over BASE's best
         return Evidence(primary, artifact=best, measurement=row, baseline=best, baseline_measurement=row)
     pair = (baseline, head.row)
     givens = [head.file_of(one.artifact) for one in pair]

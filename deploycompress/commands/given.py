@@ -10,7 +10,7 @@ from typing import Any
 from deploycompress.artifact import MANIFEST, Artifact, Kind, digest_file, digest_json, read_json
 from deploycompress.config.wording import listed
 from deploycompress.errors import ConfigError
-from deploycompress.graph.execution import inspect_onnx
+from deploycompress.graph.execution import inspect_onnx, precision_of
 from deploycompress.model.parity import LOWEST_COSINE
 
 # TensorProto.DataType of onnx.proto, of what random inputs can be made
@@ -76,23 +76,14 @@ def open_given(path: Path, name: str) -> Given:
             f"{artifact.sha256[:12]}…; benchmark it in the run's artifacts/ folder, or build it here with build_engine"
         )
     entry = entry or {}
-    artifact = replace(artifact, precision=_precision(entry, told))
+    said = entry.get("precision")
+    known = str(said) if said in LOWEST_COSINE else precision_of(told) if told is not None else "fp32"
+    artifact = replace(artifact, precision=known)
     inputs = configured(entry.get("inputs")) if told is None else _declared(told["inputs"], name)
     beside = [] if told is None or path.is_dir() else [main.parent / file for file in told["external"]]
     digest = digest_json([artifact.sha256, *map(digest_file, beside)]) if beside else artifact.sha256
     size_bytes = artifact.bytes + sum(file.stat().st_size for file in beside)
     return Given(name, artifact, inputs, size_bytes, digest, made_for(entry.get("details")))
-
-
-def _precision(entry: Mapping[str, Any], told: Mapping[str, Any] | None) -> str:
-    """As its record says, else by the operators of an ONNX file; what it is in without any sign of it, FP32."""
-    if entry.get("precision") in LOWEST_COSINE:
-        return str(entry["precision"])
-    return (
-        "int8"
-        if told is not None and any("Quantize" in op or "Integer" in op for op in told["ops"])
-        else "fp32"
-    )
 
 
 def made_for(details: Any) -> dict[str, Any]:

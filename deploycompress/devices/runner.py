@@ -232,6 +232,8 @@ def open_lock(path: str) -> Any:
                 continue
             except FileNotFoundError:
                 break
+            except OSError:  # a link, a folder
+                pass
         else:
             raise Failure(
                 "busy", path + " cannot be opened, and without it nobody knows who measures: take it away"

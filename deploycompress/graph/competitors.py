@@ -64,6 +64,7 @@ def make(
 def _made(name: str, given: Network | Path, folder: Path, context: RunContext) -> tuple[Artifact, list[Note]]:
     import torch
 
+    from deploycompress.graph.execution import inspect_onnx, precision_of
     from deploycompress.graph.feeds import take
     from deploycompress.model import checkpoint
     from deploycompress.model.source import load_weights
@@ -73,7 +74,7 @@ def _made(name: str, given: Network | Path, folder: Path, context: RunContext) -
     if isinstance(given, Path):
         path = _copied(given, folder / "model.onnx", context)
         _require_fit(_answers(path, context), context)
-        return Artifact.of(name, "onnx", path), []
+        return Artifact.of(name, "onnx", path, precision=precision_of(inspect_onnx(path))), []
     network = context.model.other(given)
     module = network.build()
     if given.weights is not None:

@@ -56,6 +56,11 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         raise ConfigError(str(error)) from error
 
 
+def precision_of(told: Mapping[str, Any]) -> str:
+    """Of a file that nobody says it of, by its operators; one without any sign of INT8 counts as FP32."""
+    return "int8" if any("Quantize" in op or "Integer" in op for op in told["ops"]) else "fp32"
+
+
 def select(feed: Feed, inputs: Iterable[str] | None, path: Path) -> Feed:
     """The arrays that the file asks for, where it tells; an exporter drops inputs that nothing reads."""
     wanted = list(feed if inputs is None else inputs)

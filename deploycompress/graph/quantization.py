@@ -17,7 +17,7 @@ from deploycompress.contracts import Note
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.graph.calibration import CalibrationFeeds
 from deploycompress.graph.execution import Feed, inspect_onnx
-from deploycompress.graph.schemes import SCHEMES, choose_scheme
+from deploycompress.graph.schemes import DYNAMIC, SCHEMES, choose_scheme
 from deploycompress.measure.environment import machine
 from deploycompress.writing import clear, saving
 
@@ -39,7 +39,7 @@ ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid
 LARGEST_FILE = 2**31 - 2**24  # bytes: the 2 GiB of protocol buffers, with room for what is added
 # Of inputs, for histograms: 33 images of 224 pixels, as all that is inside the network is kept for each of them.
 HISTOGRAM_BYTES = 20_000_000
-DYNAMIC = ("MatMul", "Gemm", "Attention", "LSTM", "Gather")
+DYNAMIC_OPS = ("MatMul", "Gemm", "Attention", "LSTM", "Gather")
 DYNAMIC_MADE = {
     "MatMulInteger",
     "DynamicQuantizeMatMul",
@@ -60,7 +60,7 @@ CALIBRATORS: dict[str, tuple[str, dict[str, Any]]] = {
 @dataclass(frozen=True)
 class Quantized:
     path: Path
-    scheme: str  # a key of schemes.SCHEMES
+    scheme: str  # a key of schemes.SCHEMES or schemes.DYNAMIC
     samples: int  # that it was calibrated with
     notes: tuple[Note, ...]
 
@@ -213,11 +213,11 @@ def _even(feeds: Iterable[Feed]) -> Iterator[Feed]:
         yield {name: array[np.arange(size) % count] for name, array in feed.items()}
 
 
-def quantize_dynamic_onnx(source: Path, destination: Path) -> Quantized:
+def quantize_dynamic_onnx(source: Path, destination: Path, scheme: str = "dynamic") -> Quantized:
     """Write ``source`` to ``destination`` with INT8 weights of matrix products and recurrent layers.
 
     Their inputs are quantized as they come, each with its own range: nothing is calibrated, and what stands between
-    them stays in FP32. Raises StageFailed when ONNX Runtime cannot do it, or there is nothing to quantize.
+    them stays in FP32. ``scheme``: one of ``schemes.DYNAMIC``. Raises StageFailed when ONNX Runtime cannot do it, or there is nothing to quantize.
     """
     import onnx
     from onnxruntime import quantization
@@ -231,9 +231,10 @@ def quantize_dynamic_onnx(source: Path, destination: Path) -> Quantized:
                 quantization.quantize_dynamic(
                     prepared,
                     destination,
-                    op_types_to_quantize=[*DYNAMIC],
+                    op_types_to_quantize=[*DYNAMIC_OPS],
                     per_channel=True,
                     weight_type=quantization.QuantType.QInt8,
+                    reduce_range=DYNAMIC[scheme],
                     use_external_data_format=_is_large(source),
                     extra_options={"MatMulConstBOnly": True},
                 )
@@ -245,9 +246,9 @@ def quantize_dynamic_onnx(source: Path, destination: Path) -> Quantized:
     made = {node.op_type for node in onnx.load(destination, load_external_data=False).graph.node}
     if not made & DYNAMIC_MADE:
         raise StageFailed(
-            f"{source.name} has no {', '.join(DYNAMIC)} with constant weights: nothing to quantize"
+            f"{source.name} has no {', '.join(DYNAMIC_OPS)} with constant weights: nothing to quantize"
         )
-    return Quantized(destination, "dynamic", 0, notes)
+    return Quantized(destination, scheme, 0, notes)
 
 
 @contextmanager

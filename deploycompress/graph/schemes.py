@@ -33,6 +33,12 @@ SCHEMES = {
 }
 
 
+DYNAMIC = {
+    "dynamic": False,
+    "dynamic_reduced": True,
+}  # with ranges taken as they come; whether weights get 7 bits
+
+
 def known_schemes(facts: Mapping[str, Any]) -> tuple[str, ...]:
     """Those that are worth trying on a processor in ONNX Runtime, the one that it wants first."""
     first = choose_scheme("auto", facts)
@@ -45,10 +51,12 @@ def choose_scheme(
     """``auto`` by what will run it; ``facts`` are a device's.
 
     TensorRT refuses a zero point other than zero. x86 with VNNI multiplies U8 by S8 into 32 bits. x86 without it
-    saturates (ResNet-50 loses 6 points of accuracy by it), so the weights get 7 bits there. ARM multiplies S8 by S8.
-    Raises ConfigError for an unknown name.
+    saturates (ResNet-50 loses 6 points of accuracy by it), so the weights get 7 bits there, those of ``dynamic`` too. ARM
+    multiplies S8 by S8. Raises ConfigError for an unknown name.
     """
-    if scheme in SCHEMES:
+    if scheme == "dynamic" and saturates(facts) and not _on_gpu(runtime, provider):
+        return "dynamic_reduced"
+    if scheme in (*SCHEMES, *DYNAMIC):
         return scheme
     if scheme != "auto":
         raise ConfigError(f"unknown quantization scheme {scheme!r}; known: auto, {', '.join(SCHEMES)}")

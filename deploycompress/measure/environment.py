@@ -116,8 +116,8 @@ def versions(distributions: Sequence[str]) -> dict[str, str]:
 
 def system_libraries() -> dict[str, str]:
     """Of libraries that Python does not know: the version that the system's package has in the file's name."""
-    found = sorted(Path("/usr/lib").glob("*-linux-gnu/libnvinfer.so.*.*.*"))
-    return {TENSORRT: found[-1].name.partition(".so.")[2]} if found else {}
+    found = sorted(path.name for path in Path("/usr/lib").glob("*-linux-gnu/libnvinfer.so.*.*.*"))
+    return {TENSORRT: ", ".join(name.partition(".so.")[2] for name in found)} if found else {}
 
 
 def cpu_model() -> str:

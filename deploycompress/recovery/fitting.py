@@ -49,6 +49,8 @@ def require_no_labels(loss: Loss) -> None:
 
 def teaches(loss: Loss, aspect: Aspect) -> bool:
     """Whether a loss of a single output has something to say of this one."""
+    if aspect.rank is not None and aspect.rank < getattr(loss, "least_rank", 0):
+        return False
     return axis_of(loss) is None or aspect.class_axis in ("unknown", axis_of(loss))
 
 

@@ -13,6 +13,7 @@ from deploycompress.contracts import Batch, Loss, Outputs, Task
 from deploycompress.data.tasks.aspects import aspects_of
 from deploycompress.errors import ConfigError, DeployCompressError
 from deploycompress.recovery.fitting import of_one_output, parts_of, teaches
+from deploycompress.recovery.losses.weighted import reads_features
 
 Terms = Mapping[str, Tensor]  # the summands of the loss, scalars by name
 
@@ -67,11 +68,15 @@ def soft_terms(loss: Loss, task: Task, student: Outputs, teacher: Outputs, batch
         shown = (
             [aspect for aspect in aspects if teaches(part.loss, aspect)] if of_one_output(part.loss) else []
         )
+        if reads_features(part.loss):
+            terms[name] = part.weight * part.loss(student, teacher, batch)
+            continue
         for aspect in shown or aspects[:1]:
             pair = aspect.of(student, "student"), aspect.of(teacher, "teacher")
             weight = part.weight * aspect.weight if shown else part.weight
             called = f"{name}.{aspect.name}" if len(shown) > 1 else name
-            terms[called] = weight * part.loss(*pair, aspect.targets(batch) if shown else batch)
+            term = weight * part.loss(*pair, aspect.targets(batch) if shown else batch)
+            terms[called] = terms[called] + term if called in terms else term
     return terms
 
 

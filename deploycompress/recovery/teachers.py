@@ -133,11 +133,14 @@ class Several:
     def answer(self, batch: Batch, paths: Sequence[str]) -> Outputs:
         first = self.teachers[0].answer(batch, paths)
         others = [teacher.answer(batch, ()) for teacher in self.teachers[1:]]
-        name, *more = first.tensors  # of others the first may have another name, as in files
-        combined = {name: self._combined([first.main, *(other.main for other in others)], batch)}
-        for name in more:
-            if all(name in other.tensors for other in others):
-                answers = [first.tensors[name], *(other.tensors[name] for other in others)]
+        combined = {}
+        for number, (name, own) in enumerate(first.tensors.items()):
+            named = [other.tensors.get(name) for other in others]
+            if number == 0:  # in a file the first may have another name
+                named = [o.main if of is None else of for o, of in zip(others, named, strict=True)]
+            answers = [own, *(of for of in named if of is not None)]
+            alike = len(answers) == len(self.teachers) and len({of.shape for of in answers}) == 1
+            if alike or number == 0:  # what they do not share besides, nobody asks them for
                 combined[name] = self._combined(answers, batch)
         return Outputs(combined, first.features)
 

@@ -159,6 +159,7 @@ class BuildEngine(Stage):
         from deploycompress.devices.jobs import open_device
         from deploycompress.graph.execution import fixed_batch_of, run_onnx
         from deploycompress.graph.feeds import take
+        from deploycompress.graph.schemes import reading
         from deploycompress.model.parity import LOWEST_COSINE, compare, to_numpy, worst
 
         source, engine = inputs["source"][0], outcome.artifacts[0]
@@ -168,7 +169,8 @@ class BuildEngine(Stage):
         options = engine.details.get("options", {})
         device = open_device(context.target.device, context.devices)
         found = answers(device, self._candidate("engine", engine.path, context, options), feeds)
-        expected = run_onnx(source.main_file, feeds)
+        read = reading(device.facts(), self.config.runtime, context.target.provider)
+        expected = run_onnx(source.main_file, feeds, read if source.precision == "int8" else None)
         parity = worst([compare(e, f) for e, f in zip(expected, found, strict=True)])
         lowest = LOWEST_COSINE[source.precision]
         if parity.cosine < lowest and not context.rehearsal:

@@ -51,6 +51,10 @@ class Distill(Stage):
         def _blends_for_one_student(self) -> Self:
             if self.mixup is not None and self.joint:
                 raise ValueError("mixup is for a teacher that only answers; leave out joint, or mixup")
+            if self.mixup is not None and self.combine == "confidence":
+                raise ValueError(
+                    "combine: confidence goes by labels, and a blend of two samples has none; use mean"
+                )
             return self
 
         @model_validator(mode="after")

@@ -171,12 +171,13 @@ def _judge(
     from deploycompress.graph.allowance import allowance, loss
     from deploycompress.graph.evaluation import Evaluation, evaluate_artifact
     from deploycompress.graph.execution import fixed_batch_of
+    from deploycompress.graph.schemes import target_reading
     from deploycompress.runtimes.onnxruntime import OnnxRuntime
 
     source, primary = inputs["source"][0], context.task.primary
 
     def validated(path: Path) -> Evaluation:
-        options = {"threads": context.target.threads}
+        options = {"threads": context.target.threads, **target_reading(source.precision, context)}
         loader, batch = context.data.loader("val"), fixed_batch_of(path)
         return evaluate_artifact(OnnxRuntime(), path, options, loader, context.task, batch)
 

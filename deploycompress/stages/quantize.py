@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NNCF = "nncf"
 NNCF_TIMEOUT_S = 3600.0
-UNREPAIRED = ("dynamic", NNCF)  # schemes that no repair is known for
+UNREPAIRED = ("dynamic", "dynamic_reduced", NNCF)  # schemes that no repair is known for
 OPENVINO = {"runtime": "openvino", "options": {"static_shapes": True}}
 
 
@@ -87,7 +87,7 @@ class Quantize(Stage):
         """Resolved; empty in half precision."""
         from deploycompress.graph.schemes import target_scheme
 
-        if self.config.precision != "int8" or self.config.scheme in UNREPAIRED:
+        if self.config.precision != "int8" or self.config.scheme == NNCF:
             return self.config.scheme if self.config.precision == "int8" else ""
         return target_scheme(self.config.scheme, context)
 
@@ -112,15 +112,15 @@ class Quantize(Stage):
             to_half(source.main_file, path, self.config.precision)
             notes: tuple[Note, ...] = ()
             details = _place(self.config.precision, context)
-        elif scheme == "dynamic":
-            from deploycompress.graph.quantization import quantize_dynamic_onnx
-
-            notes = quantize_dynamic_onnx(source.main_file, path).notes
-            details = {"scheme": scheme}
         elif scheme == NNCF:
             path, notes = _by_nncf(source, workdir, self.config.calibration, context)
             details = {"scheme": scheme, **OPENVINO, "provider": context.target.provider}
             details |= {"batch": fixed} if fixed else {}
+        elif scheme in UNREPAIRED:
+            from deploycompress.graph.quantization import quantize_dynamic_onnx
+
+            notes = quantize_dynamic_onnx(source.main_file, path, scheme).notes
+            details = {"scheme": scheme}
         else:
             details, notes = self._static(inputs, path, scheme, before, context)
         after = _validated(path, context, self.config.precision, scheme, fixed)

@@ -189,6 +189,17 @@ def test_of_a_run_whose_baseline_was_not_kept_the_gates_against_it_are_the_recor
     assert "gates not met: peak_memory" in out  # that one is judged on what was measured now
 
 
+def test_what_mode_quick_does_not_decide_is_left_as_the_run_decided_it(
+    runs, shortly, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(speed, "undecided", lambda row: "others had the machine")
+    gates = [{"metric": "latency_p50", "bound": "max", "limit": 6e4, "value": 1.0, "unit": "ms"}]
+    base, head = runs((2, 1), limits="{latency_p50: {max: 1 min}, throughput: {min: 1}}", gates=gates)
+    code, out, _ = run(capsys, base, head)
+    assert code == 5 and "gates not met: throughput" in out, "that one was not decided then either"
+    assert "latency_p50: not decided by mode quick, and as HEAD's run judged it" in out
+
+
 @pytest.mark.quiet
 def test_a_gate_on_the_p99_is_left_as_it_was_in_mode_quick(runs, shortly, tmp_path, capsys):
     gates = [{"metric": "latency_p99", "bound": "max", "limit": 6e4, "value": 1.0, "unit": "ms"}]

@@ -37,6 +37,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return int(str(ended.value.code)), said.out, " ".join(said.err.replace("│", " ").split())
 
 
+@pytest.mark.quiet
 def test_files_are_measured_there(declared, made: Make, tmp_path: Path, capsys) -> None:
     one, many, file = made("one", 1), made("many", 40), tmp_path / "found.json"
     there = ("--device", "board", "--devices", declared())

@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from deploycompress.devices.local import Local
 from deploycompress.devices.results import Failed, Timing
 from deploycompress.devices.runner import open_lock
 from deploycompress.errors import ConfigError, EnvironmentMissing, StageFailed
-from deploycompress.measure.measurement import Measurement
+from deploycompress.measure.measurement import SMEARED, Latency, Measurement
 from deploycompress.measure.plan import Plan
 
 FEED = {"x": np.ones((2, 64), np.float32)}
@@ -406,3 +407,41 @@ def test_devices_by_name() -> None:
     assert open_device("local").facts()["name"] == "local"
     with pytest.raises(ConfigError, match="unknown device 'lokal'; known: local"):
         open_device("lokal")
+
+
+@pytest.mark.parametrize(("block_ms", "told"), [(7.0, False), (320.0, True)])
+def test_energy_by_a_counter_that_stands_still_is_told_of_long_blocks_alone(
+    block_ms: float, told: bool
+) -> None:
+    row = Measurement(
+        "it", "tensorrt", "local", "cuda", "fp16", 1, 1,
+        Latency(1.0, None, None, 1.0, 9, 1.0), energy_mj=5.0, energy_of=("package-0", "gpu-0"),
+    )  # fmt: skip
+    found = jobs._without_smeared_energy(row, Plan(200, block_ms, 10.0))
+    assert (found == row) if told else (found.energy_mj is None and found.notes[0].startswith(SMEARED))
+    alone = replace(row, energy_of=("package-0",))
+    assert jobs._without_smeared_energy(alone, Plan(200, block_ms, 10.0)) == alone
+
+
+def test_what_gates_ask_for_is_beside_the_figures(device: Local, made: Make, tmp_path: Path) -> None:
+    rows = measure(
+        device,
+        [candidate("base", made("base", 40)), candidate("small", made("small", 4))],
+        baseline="base",
+        feed=FEED,
+        plan=Plan(blocks=8, block_ms=10, warmup_ms=10, least_samples=700),
+        workdir=tmp_path,
+        gated=True,
+    )
+    small = rows["small"]
+    assert set(small.intervals) == {"p50", "p90", "p99", "mean"} and set(small.ratios) == {
+        "p90",
+        "p99",
+        "mean",
+    }
+    for name, (low, high) in small.intervals.items():
+        assert low <= getattr(small.latency_ms, name) <= high
+    for of in small.ratios.values():
+        assert 1.0 < of.low <= of.value <= of.high
+    assert rows["base"].ratios == {} and rows["base"].intervals
+    assert Measurement.from_json(json.loads(json.dumps(small.to_json()))) == small

@@ -249,9 +249,9 @@ def test_two_clients_queue(board: Sshd, measured: Callable[..., Result], tmp_pat
 def test_a_busy_device(
     board: Sshd, measured: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By whoever measures there, whatever folder that one keeps its files in."""
     monkeypatch.setattr("deploycompress.devices.remote.LOCK_WAIT_S", 0.5)
-    (tmp_path / "there").mkdir()
-    with (tmp_path / "there" / "lock").open("w") as held:
+    with (board.folder / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(
             EnvironmentMissing, match="device board: another measurement has held the device for"

@@ -70,6 +70,12 @@ def test_time_that_others_had_counts_from_a_share_of_it_and_more_than_a_tick(
     assert read_result(answer, JOB, "board").disturbed[1] == (("stolen",) if stolen else ())
 
 
+def test_another_frequency_policy_disturbs_the_round_in_which_it_came() -> None:
+    answer = copy.deepcopy(GOOD)
+    answer["states"] = [{**STATE, "governor": name} for name in ("performance", "performance", "powersave")]
+    assert read_result(answer, JOB, "board").disturbed == ((), ("policy",))
+
+
 def test_disturbed_rounds_are_left_out_while_enough_are_left() -> None:
     answer = copy.deepcopy(GOOD)
     answer["states"] = [STATE] * 4

@@ -10,6 +10,7 @@ import torch
 from deploycompress.config.schema import TaskConfig
 from deploycompress.contracts import Batch, Outputs
 from deploycompress.data.open import open_task
+from deploycompress.data.tasks.aspects import Aspect
 from deploycompress.errors import ConfigError
 from deploycompress.recovery.fitting import require_teaching
 from deploycompress.recovery.losses.kd import SoftLabels
@@ -84,8 +85,10 @@ def test_the_output_that_the_task_reads_is_the_first():
 
 
 def test_a_teacher_without_that_output_is_refused():
-    teacher = Outputs({"embedding": torch.zeros(4, 6)})
-    with pytest.raises(ConfigError, match="the task reads the output 'age', and the teacher has embedding"):
+    teacher = Outputs({"embedding": torch.zeros(4, 6), "kind": torch.zeros(4, 3)})
+    with pytest.raises(
+        ConfigError, match="the task reads the output 'age', and the teacher has embedding, kind"
+    ):
         soft_terms(SquaredDistance(), task_of("regression", output="age"), outputs(0), teacher, BATCH)
 
 
@@ -110,6 +113,54 @@ def test_a_teacher_without_that_output_is_refused():
 def test_what_teaches_nothing_is_refused(loss, task, told):
     with pytest.raises(ConfigError, match=told):
         require_teaching(losses(loss), task)
+
+
+def test_a_loss_for_pixels_is_not_asked_for_a_head_of_one_label_an_image():
+    heads = {"mask": {"task": "segmentation"}, "kind": {"task": "classification"}}
+    task, generator = task_of("multi_task", heads=heads), torch.Generator().manual_seed(0)
+    student, teacher = (
+        Outputs(
+            {
+                "kind": torch.randn(2, 3, generator=generator),
+                "mask": torch.randn(2, 3, 4, 4, generator=generator),
+            }
+        )
+        for _ in range(2)
+    )
+    batch = Batch(
+        {"x": torch.zeros(2, 1)}, {"mask": torch.zeros(2, 4, 4).long(), "kind": torch.zeros(2).long()}, 2
+    )
+    assert set(soft_terms(losses("pixel_kd", "kd"), task, student, teacher, batch)) == {
+        "pixel_kd",
+        "kd.mask",
+        "kd.kind",
+    }
+    with pytest.raises(ConfigError, match="pixel_kd says nothing of kind"):
+        require_teaching(losses("pixel_kd"), task)
+
+
+def test_a_loss_on_features_is_shown_them_whatever_is_judged():
+    class OnFeatures:
+        reads_features = True
+
+        def __call__(self, student, teacher, batch):
+            return (student.features["a"] - teacher.features["a"]).abs().mean()
+
+    student, teacher = (
+        Outputs({"other": torch.zeros(4, 1)}, {"a": torch.full((4, 2), v)}) for v in (1.0, 3.0)
+    )
+    found = soft_terms(OnFeatures(), task_of("multi_task", heads=HEADS), student, teacher, BATCH)
+    assert set(found) == {"loss"} and float(found["loss"]) == 2.0
+
+
+def test_aspects_without_a_name_are_summed():
+    class TwoOutputs:
+        aspects = (Aspect("kind", None), Aspect("age", None))
+
+    student, teacher = outputs(0), outputs(1)
+    (found,) = soft_terms(losses("mse"), TwoOutputs(), student, teacher, BATCH).values()
+    parts = [(student.tensors[n] - teacher.tensors[n]).square().mean() for n in ("kind", "age")]
+    assert torch.allclose(found, sum(parts))
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,8 @@ def test_both_networks_see_the_same_blends(network, context):
         Distillation(run.model, run.task, teacher, DecoupledSoftLabels(), mixup=0.4)
     with pytest.raises(ValueError, match="mixup is for a teacher that only answers; leave out joint"):
         Distill.Config(mixup=0.2, joint=True)
+    with pytest.raises(ValueError, match="a blend of two samples has none; use mean"):
+        Distill.Config(mixup=0.2, combine="confidence", teacher=["original", "train"])
 
 
 def test_what_cannot_be_mixed_is_refused(network, context):

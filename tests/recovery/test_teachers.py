@@ -153,6 +153,20 @@ def test_every_output_of_several_is_combined():
         assert [found.tensors[name][0].tolist() for name in "abn"] == [[2.0] * 3, 2.0, 1]
 
 
+def test_of_several_outputs_the_shared_ones_are_combined_by_name():
+    class Gives:
+        def __init__(self, **tensors):
+            self.tensors = {name: torch.full(shape, value) for name, (shape, value) in tensors.items()}
+
+        def answer(self, batch, paths):
+            return Outputs(self.tensors)
+
+    one = Gives(logits=((2, 3), 1.0), embedding=((2, 8), 1.0))
+    other = Gives(embedding=((2, 4), 3.0), logits=((2, 3), 3.0))
+    found = Several([one, other]).answer(Batch({"x": torch.zeros(2, 1)}, None, 2), ())
+    assert list(found.tensors) == ["logits"] and float(found.main[0, 0]) == 2.0
+
+
 def test_networks_and_files_together(file_of, network, context):
     run = context()
     x = run.data.x[:5]

@@ -131,7 +131,7 @@ def test_dynamic_quantizes_what_multiplies_matrices(run_context, exported_of, tm
     outcome = stage.run(inputs, tmp_path, context)
     operators = {node.op_type for node in onnx.load(outcome.artifacts[0].path).graph.node}
     assert "Conv" in operators and operators & {"MatMulInteger", "DynamicQuantizeMatMul"}
-    assert outcome.details == {"scheme": "dynamic"}
+    assert outcome.details["scheme"] in ("dynamic", "dynamic_reduced") and len(outcome.details) == 1
     assert stage.ensures(inputs, outcome, context)["quantize_cosine"] > 0.99
 
 

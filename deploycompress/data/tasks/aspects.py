@@ -12,7 +12,7 @@ from deploycompress.errors import ConfigError
 
 @dataclass(frozen=True)
 class Aspect:
-    """One judged output. ``class_axis``: its dimension of exclusive classes; None: it has none.
+    """One judged output. ``class_axis``: its dimension of exclusive classes; None: it has none. ``rank``: its dimensions.
 
     ``output``: its name; None: the first. ``targets``: of a batch, those of this output. ``weight``: what it counts
     beside the others of a task.
@@ -20,13 +20,18 @@ class Aspect:
 
     output: str | None = None
     class_axis: int | Literal["unknown"] | None = "unknown"
+    rank: int | None = None
     name: str = ""
     weight: float = 1.0
     targets: Callable[[Batch], Batch] = lambda batch: batch
 
     def of(self, outputs: Outputs, whose: str) -> Outputs:
-        """The same outputs, with this one first. Raises ConfigError where there is none of its name."""
-        if self.output is None or self.output == next(iter(outputs.tensors), None):
+        """The same outputs, with this one first; one alone is meant. Raises ConfigError where there is none of its name."""
+        if (
+            self.output is None
+            or self.output == next(iter(outputs.tensors), None)
+            or len(outputs.tensors) == 1
+        ):
             return outputs
         if self.output not in outputs.tensors:
             raise ConfigError(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class OutputTask:
     """``metric``: the primary one of ``figures``. ``output``: which of the model's outputs is read; None: the first.
 
-    ``class_axis``: the dimension of that output in which classes exclude each other; None: there are none.
+    ``class_axis``: the dimension of that output in which classes exclude each other; None: there are none. ``rank``: the
+    number of its dimensions; None: any.
     """
 
     metric: str
@@ -27,6 +28,7 @@ class OutputTask:
     figures: ClassVar[dict[str, MetricInfo]]
     targets_are_classes: ClassVar[bool] = True
     class_axis: ClassVar[int | None] = None
+    rank: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         require_metric(self.name, self.metric, self.figures)
@@ -37,7 +39,7 @@ class OutputTask:
 
     @property
     def aspects(self) -> tuple[Aspect, ...]:
-        return (Aspect(self.output, self.class_axis),)
+        return (Aspect(self.output, self.class_axis, self.rank),)
 
     def answer(self, outputs: Outputs) -> Tensor:
         """The output that is read. Raises ConfigError when the model has none of that name."""

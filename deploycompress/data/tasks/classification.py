@@ -41,6 +41,7 @@ class Classification(OutputTask):
 
     name: ClassVar[str] = "classification"
     class_axis: ClassVar[int | None] = 1
+    rank: ClassVar[int | None] = 2
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("accuracy", "top5", "precision", "recall", "f1", "worst_class"))
     )

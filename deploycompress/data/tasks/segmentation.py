@@ -44,6 +44,7 @@ class Segmentation(OutputTask):
 
     name: ClassVar[str] = "segmentation"
     class_axis: ClassVar[int | None] = 1
+    rank: ClassVar[int | None] = 4
     figures: ClassVar[dict[str, MetricInfo]] = table(*map(share, ("miou", "pixel_accuracy", "worst_class")))
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class TokenClassification(OutputTask):
 
     name: ClassVar[str] = "token_classification"
     class_axis: ClassVar[int | None] = 2
+    rank: ClassVar[int | None] = 3
     figures: ClassVar[dict[str, MetricInfo]] = table(
         *map(share, ("f1", "accuracy", "precision", "recall", "worst_class"))
     )

@@ -17,7 +17,9 @@ class Wanted(StrictModel):
 
     runtime: str
     precision: Literal["fp32", "fp16", "bf16", "int8"] | None = None
-    scheme: str | None = Field(default=None, description="Of INT8: u8s8, s8s8, dynamic, and so on")
+    scheme: str | None = Field(
+        default=None, description="Of INT8: u8s8, s8s8, dynamic, and so on; also where its weights get 7 bits"
+    )
     threads: tuple[Annotated[int, Field(ge=1)], ...] = ()
     options: dict[str, str | bool | int] = Field(
         default={}, description="The runtime's own: {spinning: false, graph_level: extended}"
@@ -27,5 +29,5 @@ class Wanted(StrictModel):
         return (
             self.runtime == recipe.runtime
             and self.precision in (None, recipe.precision)
-            and self.scheme in (None, recipe.scheme)
+            and self.scheme in (None, recipe.scheme, recipe.scheme.removesuffix("_reduced"))
         )

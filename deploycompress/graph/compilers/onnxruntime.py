@@ -27,7 +27,7 @@ class OnnxRuntimeCompiler:
     def recipes(
         self, provider: str, facts: Mapping[str, Any], operators: Mapping[str, int]
     ) -> tuple[Recipe, ...]:
-        from deploycompress.graph.schemes import known_schemes
+        from deploycompress.graph.schemes import choose_scheme, known_schemes
 
         schemes = known_schemes(facts) if provider == "cpu" else ("s8s8_symmetric",)
         found = [Recipe(RUNTIME, "fp32")]
@@ -35,7 +35,7 @@ class OnnxRuntimeCompiler:
             found.append(Recipe(RUNTIME, "fp16"))
         found += [Recipe(RUNTIME, "int8", scheme) for scheme in schemes]
         if provider == "cpu" and PRODUCTS & set(operators):
-            found.append(Recipe(RUNTIME, "int8", "dynamic"))
+            found.append(Recipe(RUNTIME, "int8", choose_scheme("dynamic", facts)))
         return tuple(found)
 
     def build(self, recipe: Recipe, source: Path, folder: Path, calibration: Iterable[Feed]) -> Built:
@@ -48,7 +48,8 @@ class OnnxRuntimeCompiler:
             to_half(source, path, recipe.precision)
             return Built(path, "onnx")
         from deploycompress.graph.quantization import quantize_dynamic_onnx, quantize_onnx
+        from deploycompress.graph.schemes import DYNAMIC
 
-        if recipe.scheme == "dynamic":
-            return Built(path, "onnx", quantize_dynamic_onnx(source, path).notes)
+        if recipe.scheme in DYNAMIC:
+            return Built(path, "onnx", quantize_dynamic_onnx(source, path, recipe.scheme).notes)
         return Built(path, "onnx", quantize_onnx(source, path, calibration, scheme=recipe.scheme).notes)

@@ -22,6 +22,7 @@ class PixelSoftLabels:
     """
 
     class_axis: ClassVar[int] = 1
+    least_rank: ClassVar[int] = 3
 
     def __init__(self, temperature: float = 4.0, ignore_index: int = 255) -> None:
         self.temperature, self.ignore_index = checked_temperature(temperature), ignore_index

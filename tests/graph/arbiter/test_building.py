@@ -32,6 +32,7 @@ def calibration(tmp_path: Path) -> Path:
         (Recipe("onnxruntime", "fp16"), "onnx", "model.onnx"),
         (Recipe("onnxruntime", "int8", "s8s8"), "onnx", "model.onnx"),
         (Recipe("onnxruntime", "int8", "dynamic"), "onnx", "model.onnx"),
+        (Recipe("onnxruntime", "int8", "dynamic_reduced"), "onnx", "model.onnx"),
         (Recipe("openvino", "fp32"), "openvino", "model"),
         (Recipe("openvino", "int8"), "openvino", "model"),
     ],
