@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -117,6 +118,35 @@ def test_after_kill_9_it_goes_on_to_the_same_weights_and_leaves_no_checkpoint(pi
     one, other = weights(pipeline, "whole"), weights(pipeline, "cut")
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert checkpoints(pipeline, "cut") == checkpoints(pipeline, "whole") == []
+
+
+NORMALISED = """
+from torch import nn
+
+
+def build(width: int = 32) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 10))
+"""
+STUDENT = """stages:
+  - train: {epochs: 4, lr: 0.02}
+  - distill: {epochs: 4, lr: 0.02, ema: 0.9, student: {build: model.py:build, args: {width: 12}}}
+gates: {}
+"""
+
+
+def test_two_processes_distil_a_normalised_network_as_well_as_one(pipeline):
+    """Each has batch statistics of its own share, so that accuracy is compared, and not weights."""
+    (pipeline.parent / "model.py").write_text(NORMALISED)
+    pipeline.write_text(PIPELINE[: PIPELINE.index("stages:")].lstrip() + STUDENT)
+    found = {}
+    for name, more in (("one", ()), ("two", ("train.launch.processes=2", "distill.launch.processes=2"))):
+        code, said = run_here(pipeline, name, *more)
+        assert code == 0, said
+        manifest = json.loads((pipeline.parent / name / "02-distill" / "manifest.json").read_text())
+        found[name] = manifest["metrics"]
+    accuracy = {name: metrics["val_accuracy"] for name, metrics in found.items()}
+    assert accuracy["one"] > found["one"]["val_accuracy_before"] + 0.5, "it has learned"
+    assert abs(accuracy["one"] - accuracy["two"]) < 0.05, accuracy
 
 
 def test_two_processes_give_what_one_gives_also_after_one_was_killed(pipeline):
