@@ -22,13 +22,14 @@ def place_label(
         begin = label_x if side > 0 else label_x - width
         box = (begin, label_y - 12, begin + width, label_y + 4)
         outside = begin < frame[0] or begin + width > frame[2] or box[1] < frame[1] - 10 or box[3] > frame[3]
-        cost = 100.0 * outside + 10 * sum(_cover(box, other) for other in taken)
-        cost += sum(_cover(box, line) for line in lines) + 0.3 * order
+        cost = 100.0 * outside + 10 * sum(covers(box, other) for other in taken)
+        cost += sum(covers(box, line) for line in lines) + 0.3 * order
         places.append((cost, label_x, label_y, "start" if side > 0 else "end", box))
     _, label_x, label_y, anchor, box = min(places)
     taken.append(box)
     return label_x, label_y, anchor
 
 
-def _cover(one: Box, other: Box) -> bool:
+def covers(one: Box, other: Box) -> bool:
+    """Whether they share more than an edge."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

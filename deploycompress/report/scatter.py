@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploycompress.report.axes import Place, Tick, metric_axis, positive_axis
 from deploycompress.report.document import Report, Row
 from deploycompress.report.figures import limit, shortened
-from deploycompress.report.labels import CHARACTER, Anchor, Box, place_label
+from deploycompress.report.labels import CHARACTER, Anchor, Box, covers, place_label
 
 MOST_LABELS = 30  # the best, the baseline, then the fastest; more would only hide one another
 SMALLEST, LARGEST = 4.5, 17.0  # radius of a dot, whose area is the artefact's size
+LINE = 15.0  # from one text to the next above it
 PLAIN = 6.0  # where no size is known
 
 Kind = Literal["baseline", "best", "competitor", "other"]
@@ -168,7 +169,7 @@ def _limits(report: Report, x_place: Place, y_place: Place, frame: Box) -> tuple
             at_ms = gate.limit if gate.bound == "max" else of_base
             if at_ms is not None and left < x_place(at_ms) < right:
                 x = x_place(at_ms)
-                found.append(Limit((x, top, x, bottom), f"p50: {text}", x + 6, bottom - 8))
+                found.append(_above(found, Limit((x, top, x, bottom), f"p50: {text}", x + 6, bottom - 8)))
         elif gate.metric in ("accuracy", f"metric:{report.primary.name}"):
             signs = {"max_drop": -1.0, "max_rise": 1.0}
             moved = None if metric is None else metric + signs.get(gate.bound, 0.0) * gate.limit
@@ -176,5 +177,12 @@ def _limits(report: Report, x_place: Place, y_place: Place, frame: Box) -> tuple
             if at is not None and top < y_place(at) < bottom:
                 y = y_place(at)
                 shown = f"{shortened(report.primary.name, 20)}: {text}"
-                found.append(Limit((left, y, right, y), shown, left + 6, y - 6))
+                found.append(_above(found, Limit((left, y, right, y), shown, left + 6, y - 6)))
     return tuple(found)
+
+
+def _above(placed: Sequence[Limit], limit: Limit) -> Limit:
+    """Its text so much higher that it covers none of those that are placed."""
+    while any(covers(limit.box, other.box) for other in placed):
+        limit = replace(limit, y=limit.y - LINE)
+    return limit

@@ -13,7 +13,8 @@ from deploycompress.config.schema import AccuracyGate, LatencyGate, PipelineConf
 from deploycompress.report.bars import waterfalls, width_bars
 from deploycompress.report.build import build
 from deploycompress.report.classes import class_changes
-from deploycompress.report.document import Report, check
+from deploycompress.report.document import Gate, Report, check
+from deploycompress.report.labels import covers
 from deploycompress.report.layers import BETWEEN, REFORMATS, layers
 from deploycompress.report.scatter import Scatter, scatter
 from deploycompress.report.strips import MOST_STRIPS, strips
@@ -178,6 +179,19 @@ def test_limits_of_gates_are_lines_where_the_best_has_to_be(make_run: Make) -> N
     assert [limit.text for limit in out_of_sight.limits] == ["p50: speed-up ≥ 3×"]
     assert base.y < best.y < metric.line[1] == metric.line[3]
     assert best.x < speed.line[0] == speed.line[2] < base.x
+
+
+def test_the_texts_of_limits_that_are_near_stand_above_one_another() -> None:
+    made = report_of([("a", 1.0, 0.9), ("b", 0.5, 0.9)])
+    gates = [
+        Gate(metric="latency_p50", bound="max", limit=limit, value=0.5, unit="ms", verdict="pass")
+        for limit in (0.50, 0.51, 0.52)
+    ]
+    chart = scatter(made.model_copy(update={"gates": gates}), 1000, 330)
+    assert chart is not None and len(chart.limits) == 3
+    for number, one in enumerate(chart.limits):
+        assert not any(covers(one.box, other.box) for other in chart.limits[:number])
+        assert chart.top < one.y < chart.bottom
 
 
 # ---------------------------------------------------------------- distributions
