@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,17 +43,26 @@ class OrderedLoader:
         return len(self.chunks)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.starting_at(0)
+        for number, indices in enumerate(self.chunks):
+            yield self._batch(number, indices)
 
-    def starting_at(self, first: int) -> Iterator[Batch]:
-        """The batches from number ``first`` on, without reading those before."""
+    def shares(self, first: int, cut: Callable[[int], tuple[int, int]]) -> Iterator[tuple[Batch | None, int]]:
+        """From batch number ``first`` on: the samples that ``cut`` says (start, stop) of its size, and that size.
+
+        Nothing else is read, and nothing where they are none (None). What does not begin the batch has random
+        numbers of its own.
+        """
         for number, indices in enumerate(self.chunks[first:], first):
-            rng = None if self.seeds is None else np.random.default_rng([*self.seeds, number])
-            with _reading(f"{self.where}, batch {number}"):
-                item = self.samples.batch(indices, rng)
-            batch = batched(item, self.specs, self.where)
-            check(batch, self.specs, self.where, indices.tolist())
-            yield batch
+            start, stop = cut(len(indices))
+            yield self._batch(number, indices[start:stop], start) if start < stop else None, len(indices)
+
+    def _batch(self, number: int, indices: np.ndarray, start: int = 0) -> Batch:
+        seeds = None if self.seeds is None else [*self.seeds, number, *([start] if start else [])]
+        with _reading(f"{self.where}, batch {number}"):
+            item = self.samples.batch(indices, None if seeds is None else np.random.default_rng(seeds))
+        batch = batched(item, self.specs, self.where)
+        check(batch, self.specs, self.where, indices.tolist())
+        return batch
 
 
 @dataclass(frozen=True)

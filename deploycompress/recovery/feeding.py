@@ -1,13 +1,26 @@
-"""The batches of each optimiser step of an epoch, from any step on."""
+"""What a process reads for each optimiser step of an epoch, from any step on."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from deploycompress.contracts import Batch, Loader
 from deploycompress.errors import ConfigError
+
+Cut = Callable[
+    [int], tuple[int, int]
+]  # how many samples a batch has -> from which to which are this process's
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of a batch of ``size`` samples those that this process trains on; None where it has none of them."""
+
+    batch: Batch | None
+    size: int
 
 
 def counted(loader: Loader, split: str) -> int:
@@ -21,18 +34,15 @@ def counted(loader: Loader, split: str) -> int:
 
 
 def groups(
-    loader: Loader, size: int, skip: int, steps: int, reading_ahead: bool = False
-) -> Iterator[Sequence[Batch]]:
-    """Up to ``size`` batches for each optimiser step, without those of the first ``skip`` steps.
+    loader: Loader, size: int, skip: int, steps: int, cut: Cut, reading_ahead: bool = False
+) -> Iterator[Sequence[Share]]:
+    """This process's share of up to ``size`` batches for each optimiser step, without those of the first ``skip`` steps.
 
-    At most ``steps`` in all: a stream may hold more than it said. A loader with ``starting_at(number)`` does not
-    read what is skipped. ``reading_ahead``: while an accelerator computes, the next batch is read, from a loader that is
-    ``independent`` of what else happens in the process.
+    At most ``steps`` in all: a stream may hold more than it said. A loader with ``shares(first, cut)`` reads neither
+    what is skipped nor what is another process's. ``reading_ahead``: while an accelerator computes, the next batch is
+    read, from a loader that is ``independent`` of what else happens in the process.
     """
-    first = skip * size
-    rest = (
-        loader.starting_at(first) if hasattr(loader, "starting_at") else itertools.islice(loader, first, None)
-    )
+    rest = _shares(loader, skip * size, cut)
     if reading_ahead and getattr(loader, "independent", False):
         rest = ahead(rest)
     for _ in range(skip, steps):
@@ -42,13 +52,24 @@ def groups(
         yield group
 
 
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches in the same order; a thread reads the next one while the last one given is in use."""
+def _shares(loader: Loader, first: int, cut: Cut) -> Iterator[Share]:
+    if hasattr(loader, "shares"):
+        for own, size in loader.shares(first, cut):
+            yield Share(own, size)
+        return
+    for batch in itertools.islice(loader, first, None):
+        start, stop = cut(batch.size)
+        whole = stop - start == batch.size
+        yield Share(batch if whole else batch.rows(start, stop) if start < stop else None, batch.size)
+
+
+def ahead(shares: Iterator[Share]) -> Iterator[Share]:
+    """The same in the same order; a thread reads the next one while the last one given is in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="reading ahead") as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
-            yield batch
+        coming = reader.submit(next, shares, None)
+        while (share := coming.result()) is not None:
+            coming = reader.submit(next, shares, None)
+            yield share
 
 
 def cut_short(loader: Iterable[Batch], stopping: Callable[[], bool]) -> Iterator[Batch]:

@@ -8,9 +8,9 @@ import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from deploycompress.contracts import Batch, Loader
+from deploycompress.contracts import Loader
 from deploycompress.errors import Interrupted
-from deploycompress.recovery.feeding import groups
+from deploycompress.recovery.feeding import Cut, Share, groups
 from deploycompress.recovery.stepping import Diverged, Stepper
 
 STEPS = 100
@@ -38,7 +38,7 @@ def find_rate(
     lowest, highest = RANGES[stepper.recipe.optimizer]
     rates = [lowest * (highest / lowest) ** (i / (STEPS - 1)) for i in range(STEPS)]
     losses: list[float] = []
-    batches = itertools.chain.from_iterable(_passes(loader, stepper.recipe.accumulate))
+    batches = itertools.chain.from_iterable(_passes(loader, stepper.recipe.accumulate, stepper.processes.cut))
     try:
         for number, (rate, group) in enumerate(zip(rates, batches, strict=False)):
             if stopping():
@@ -72,6 +72,6 @@ def chosen(rates: Sequence[float], losses: Sequence[float]) -> float:
     return rates[max(i for i, value in enumerate(smooth) if value <= allowed)]
 
 
-def _passes(loader: Callable[[], Loader], size: int) -> Iterator[Iterator[Sequence[Batch]]]:
+def _passes(loader: Callable[[], Loader], size: int, cut: Cut) -> Iterator[Iterator[Sequence[Share]]]:
     while True:
-        yield groups(loader(), size, 0, STEPS)
+        yield groups(loader(), size, 0, STEPS, cut)

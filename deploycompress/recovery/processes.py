@@ -12,7 +12,6 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast, convert_to_fp32
 from torch import Tensor, nn
 
-from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError
 from deploycompress.measure.environment import BF16, cpu_flags
 from deploycompress.recovery.allocation import keep_freed_memory
@@ -80,17 +79,15 @@ class Processes:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def share(self, batch: Batch) -> Batch | None:
-        """This process's samples of a batch that all of them have read; None where there are too few.
+    def cut(self, size: int) -> tuple[int, int]:
+        """From which to which of a batch of ``size`` samples are this process's; (size, size) where it has none.
 
         Two at least, where the batch has two: batch normalisation has no variance of one.
         """
-        if self.count == 1:
-            return batch
-        parts = min(self.count, max(1, batch.size // 2))
+        parts = min(self.count, max(1, size // 2))
         if self.rank >= parts:
-            return None
-        return batch.rows(batch.size * self.rank // parts, batch.size * (self.rank + 1) // parts)
+            return size, size
+        return size * self.rank // parts, size * (self.rank + 1) // parts
 
     def reduce(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
         """Sum the gradients over all processes, in place; gives back the sum of ``figures`` ([n] float64)."""

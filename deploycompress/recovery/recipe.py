@@ -17,7 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Launch(StrictModel):
-    """Several processes that train one network together; each reads whole batches, and trains on its share of them."""
+    """Several processes that train one network together; each reads and trains on its share of every batch."""
 
     processes: Annotated[int, Field(ge=1)] = Field(1, description="On each machine, one for each accelerator")
     nodes: Annotated[int, Field(ge=1)] = Field(1, description="Machines that run the same command")

@@ -16,6 +16,7 @@ from torch import Tensor
 from deploycompress.contracts import Batch
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.model.sparse import Masks, keep_zeros
+from deploycompress.recovery.feeding import Share
 from deploycompress.recovery.objectives import Objective, Terms
 from deploycompress.recovery.processes import Processes
 from deploycompress.recovery.recipe import Recipe
@@ -48,7 +49,7 @@ class Stepper:
 
     def take(
         self,
-        batches: Sequence[Batch],
+        shares: Sequence[Share],
         number: int,
         steps: int,
         rate: float,
@@ -68,12 +69,12 @@ class Stepper:
             draw_anew(self.seed, number, self.processes)
             self.training.optimizer.zero_grad()
             try:
-                loss, said, told = self._gradients(batches, votes)
+                loss, said, told = self._gradients(shares, votes)
                 break
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                self._split(batches, where, error, buffers)
+                self._split(shares, where, error, buffers)
             except ValueError as error:
                 if OF_ONE not in str(error):
                     raise
@@ -90,26 +91,26 @@ class Stepper:
 
     def rehearse(self, batch: Batch) -> None:
         """Forward and backward, and no update."""
-        loss, _, told = self._gradients([batch], ())
+        loss, _, told = self._gradients([Share(batch, batch.size)], ())
         self._check(loss, float(self._norm()), "the rehearsal's batch", told)
         self.training.optimizer.zero_grad()
 
     # ------------------------------------------------------------ forward and backward
 
     def _gradients(
-        self, batches: Sequence[Batch], votes: Sequence[bool]
+        self, shares: Sequence[Share], votes: Sequence[bool]
     ) -> tuple[float, list[bool], Callable[[], str]]:
-        total = sum(batch.size for batch in batches)
+        total = sum(share.size for share in shares)
         device, seen = self.processes.device, []
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        for piece in self._pieces(batches):
-            share = piece.size / total
+        for piece in self._pieces(shares):
+            weight = piece.size / total
             with self.processes.autocast():
                 terms = self.objective(self.training.net, piece.to(device))
                 loss = _sum(terms)
-            loss = loss if share == 1 else loss * share
+            loss = loss if weight == 1 else loss * weight
             self.processes.backward(loss)
-            seen.append((share, _detached(terms)))
+            seen.append((weight, _detached(terms)))
             loss_sum += loss.detach()
         if self.penalty is not None:
             terms = self.penalty()
@@ -124,11 +125,11 @@ class Stepper:
         value, *said = self.processes.reduce(self._trained, figures).tolist()
         return value, [v > 0 for v in said], lambda: _told(seen)
 
-    def _pieces(self, batches: Sequence[Batch]) -> list[Batch]:
+    def _pieces(self, shares: Sequence[Share]) -> list[Batch]:
         """This process's samples, each batch cut into as many parts as fit into memory."""
         found: list[Batch] = []
-        for batch in batches:
-            own = self.processes.share(batch)
+        for share in shares:
+            own = share.batch
             if own is not None:
                 count = min(self.training.progress.pieces, max(1, own.size // 2))
                 cuts = [own.size * i // count for i in range(count + 1)]
@@ -197,11 +198,11 @@ class Stepper:
         return [buffer.clone() for buffer in self.training.net.buffers()]
 
     def _split(
-        self, batches: Sequence[Batch], where: str, error: BaseException, buffers: Sequence[Tensor]
+        self, shares: Sequence[Share], where: str, error: BaseException, buffers: Sequence[Tensor]
     ) -> None:
         """Twice as many parts for each batch. Raises StageFailed where that is not asked for, or not possible."""
         self.training.optimizer.zero_grad()
-        progress, largest = self.training.progress, max(batch.size for batch in batches)
+        progress, largest = self.training.progress, max(share.size for share in shares)
         split = self.recipe.on_out_of_memory == "split"
         if not split or largest // (2 * progress.pieces) < 2:
             hint = (

@@ -180,7 +180,7 @@ class _Loop:
         loader = self.context.data.loader("train", epoch=progress.epoch)
         elsewhere = self.processes.device.type != "cpu"  # which computes while this processor reads
         for group in groups(
-            loader, recipe.accumulate, progress.index, self.training.per_epoch, reading_ahead=elsewhere
+            loader, recipe.accumulate, progress.index, self.training.per_epoch, self.processes.cut, elsewhere
         ):
             stop = self.context.stopping()
             if stop and self.processes.count == 1:
@@ -190,7 +190,7 @@ class _Loop:
             loss, said = self.stepper.take(
                 group, self.training.done, self.steps, rate, self._where(rate), votes
             )
-            samples = sum(batch.size for batch in group)
+            samples = sum(share.size for share in group)
             progress.samples, progress.loss = progress.samples + samples, progress.loss + loss * samples
             progress.index += 1
             if self.training.average is not None:

@@ -246,6 +246,31 @@ def test_a_whole_batch_at_once_with_its_own_generator(source):
     assert torch.equal(first, again) and not torch.equal(first, first.round())
 
 
+def test_a_share_of_a_batch_is_all_that_is_read_for_it(source):
+    seen = []
+
+    class Quick:
+        def __len__(self):
+            return 20
+
+        def batch(self, indices, rng):
+            seen.append((indices.tolist(), rng.random()))
+            return X[indices], Y[indices]
+
+    loader = source(lambda: {"train": Quick(), "val": Quick()}).loader("train", epoch=0)
+    list(loader)
+    whole, seen[:] = list(seen), []
+    sizes = [len(indices) for indices, _ in whole]
+    assert sizes == [8, 8, 4]
+    for half in (0, 1):
+        found = list(loader.shares(1, lambda size, half=half: (size * half // 2, size * (half + 1) // 2)))
+        assert [(share.size, size) for share, size in found] == [(4, 8), (2, 4)]
+    (first, number), _, (second, other), _ = seen
+    assert first + second == whole[1][0] and number == whole[1][1] != other
+    seen.clear()
+    assert list(loader.shares(2, lambda size: (size, size))) == [(None, 4)] and not seen
+
+
 def test_a_data_set_that_draws_at_random_gives_the_same_epoch_again_and_disturbs_nobody(source):
     class Noisy(Samples):
         def __getitem__(self, i):
