@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "What is installed here, which runtimes can run, and what to do about the rest."),
     "schema": ("schema", "Print the JSON Schema of pipeline.yaml for an editor."),
 }
+ANNOTATED = ("run", "validate", "sweep")  # on GitHub: their mistakes are in a file of the change
 
 
 class _Commands(click.Group):
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         error.show()
         sys.exit(2)
     except DeployCompressError as error:
-        _show(error)
+        _show(error, annotated=_named(arguments) in ANNOTATED)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing is wrong, and nothing more can be said.
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         refused = of_system(problem)
         if refused is None:
             raise
-        _show(refused)
+        _show(refused, annotated=False)
         sys.exit(refused.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -111,7 +112,13 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _show(error: DeployCompressError) -> None:
+def _named(arguments: Sequence[str] | None) -> str:
+    """The command that was asked for; the group has no option that takes a value."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return next((word for word in given if not word.startswith("-")), "")
+
+
+def _show(error: DeployCompressError, annotated: bool) -> None:
     from deploycompress.report.annotations import defused, of_mistakes, on_github
     from deploycompress.report.figures import clean_lines
 
@@ -120,6 +127,6 @@ def _show(error: DeployCompressError) -> None:
         click.echo(defused(f"error: {clean_lines(str(message))}"), err=True)
     if len(problems) > 1:
         click.echo(f"{len(problems)} mistakes", err=True)
-    if on_github():
+    if annotated and on_github():
         for line in of_mistakes(problems):
             click.echo(line)

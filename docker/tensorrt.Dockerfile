@@ -1,10 +1,14 @@
 # deploycompress with TensorRT 10.16 and CUDA 13.2, for NVIDIA's GPUs in servers and workstations:
 #   docker build -f docker/tensorrt.Dockerfile -t deploycompress:tensorrt .
-#   docker run --rm --init --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" deploycompress:tensorrt run pipeline.yaml
+#   docker run --rm --init --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" \
+#     -v deploycompress:/var/cache/deploycompress deploycompress:tensorrt run pipeline.yaml
+# The volume keeps finished steps and checkpoints for the next run. Extras: --build-arg EXTRAS=vision,openvino.
 # The base has TensorRT and its Python bindings for Ubuntu's Python 3.12, so the extra `tensorrt` is not installed;
 # the environment sees the base's packages, and takes its own where constraints.txt wants another version.
 # It needs a driver for CUDA 13 (580 or later). An engine runs with this TensorRT on the GPU it was built on.
 FROM nvcr.io/nvidia/tensorrt:26.05-py3
+
+ARG EXTRAS=""
 
 # The base may pin versions of its own by PIP_CONSTRAINT; empty, it counts as not given.
 ENV PIP_CONSTRAINT="" \
@@ -13,7 +17,7 @@ ENV PIP_CONSTRAINT="" \
 
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3-venv \
+    && apt-get install --yes --no-install-recommends openssh-client python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 deploycompress \
     && install --directory --mode 1777 /work /var/cache/deploycompress
@@ -22,7 +26,7 @@ RUN apt-get update \
 WORKDIR /opt/deploycompress
 COPY pyproject.toml constraints.txt README.md ./
 RUN mkdir deploycompress && touch deploycompress/__init__.py \
-    && python3 -m venv --system-site-packages .venv && .venv/bin/pip install -c constraints.txt -e . \
+    && python3 -m venv --system-site-packages .venv && .venv/bin/pip install -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}" \
     && .venv/bin/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('tensorrt') is None)"
 COPY deploycompress deploycompress
 COPY pipelines pipelines

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +33,7 @@ SHORTLY = "import short_measurements; from deploycompress.cli import main; main(
 FOR_COMPARE = {
     "compare.md",
     "*-baseline",
-    "*-benchmark/*.json",
+    "*-*/*.json",
 }  # what another run needs of this one, and what it said
 
 
@@ -113,7 +114,9 @@ def test_the_scripts_give_deploycompress_options_that_it_has() -> None:
     for _, script in scripts():
         lines = script.replace("\\\n", " ").splitlines()
         for line in lines:
-            call = re.search(r'deploycompress"?\s+(run|validate|compare)\b(.*)', line, re.IGNORECASE)
+            call = re.search(
+                r'(?:deploycompress|command)"?\s+(run|validate|compare)\b(.*)', line, re.IGNORECASE
+            )
             if call is not None:
                 listed = "options" if call[1] == "compare" else "arguments"  # in an array of that name
                 parts = [call[2], *(other for other in lines if re.search(rf"\b{listed}\+?=", other))]
@@ -144,8 +147,8 @@ def test_the_inputs_are_options_of_run_or_of_the_job_around_it() -> None:
 def test_outputs_of_steps_exist() -> None:
     text = ACTION.read_text(encoding="utf-8")
     for id, output in set(re.findall(r"steps\.([\w-]+)\.outputs\.([\w-]+)", text)):
-        if id == "python":  # setup-python's own
-            assert output in ("python-path", "python-version")
+        if id in ("python", "pip"):  # setup-python's and cache's own
+            assert output in ("python-path", "python-version", "cache-hit")
         else:
             assert f'echo "{output}=' in step(id)["run"]
 
@@ -197,7 +200,7 @@ def test_the_action_passes_the_overrides_and_the_exit_code(
     overrides = "train.epochs=1 \n\nseed=$(touch injected)\n"
     environment = inputs(executable, tmp_path, OVERRIDES=overrides, OUT="a folder")
     code, printed, outputs = run_step("run", tiny.parent, **environment)
-    assert code == 2 and outputs["exit-code"] == "2", printed
+    assert code == 2 and outputs["exit-code"] == "2" and "made" not in outputs, printed
     assert outputs["run-directory"] == str(tiny.parent / "a folder")
     assert "--set seed=$(touch injected): received '$(touch injected)'" in printed, "word for word"
     assert "::error title=Configuration::" in printed
@@ -212,7 +215,7 @@ def test_the_action_runs_a_pipeline_and_annotates_the_gate_that_fails(
     summary = tmp_path / "summary.md"
     environment = inputs(executable, tmp_path, NO_REHEARSAL="true", GITHUB_STEP_SUMMARY=str(summary))
     code, printed, outputs = run_step("run", tiny.parent, **environment)
-    assert code == 5 and outputs["exit-code"] == "5", printed
+    assert code == 5 and outputs["exit-code"] == "5" and outputs["made"] == "true", printed
     ((name, given, message),) = obeyed(printed)
     line = str(len(tiny.read_text().splitlines()))
     place = {"file": str(tiny), "line": line, "col": "3"}
@@ -235,7 +238,10 @@ def test_the_action_compares_with_what_another_run_of_it_kept(
     for found in (found for pattern in KEPT | FOR_COMPARE for found in (tmp_path / "whole").glob(pattern)):
         place = base / found.relative_to(tmp_path / "whole")
         place.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if found.is_dir() else shutil.copy)(found, place)
+        if found.is_dir():
+            shutil.copytree(found, place, dirs_exist_ok=True)
+        else:
+            shutil.copy(found, place)
     shutil.copytree(base, head)
     shortly = Path(executable).read_text().replace("-m deploycompress", f"-c '{SHORTLY}'")
     Path(executable).write_text(shortly)
@@ -258,18 +264,31 @@ def test_the_action_compares_with_what_another_run_of_it_kept(
 
 
 def test_the_action_finds_its_own_checkout(tmp_path: Path) -> None:
-    environment = {"PYTHON": sys.executable, "PIPELINE": "./a.yaml", "RUNNER_TEMP": str(tmp_path)}
-    environment["EXTRAS"] = "vision,text"
-    code, printed, outputs = run_step(
-        "places", tmp_path, **environment, GITHUB_ACTION_PATH=str(ACTION.parent)
-    )
+    environment = {"PYTHON": sys.executable, "PIPELINE": "a.yaml", "RUNNER_TEMP": str(tmp_path)}
+    (tmp_path / "own list.txt").write_text("einops\n")
+    environment |= {
+        "EXTRAS": "vision,text",
+        "REQUIREMENTS": "own list.txt",
+        "FOLDER": ".",
+        "ARTIFACT": "a, b",
+    }
+    environment["GITHUB_ACTION_PATH"] = str(ACTION.parent)
+    code, printed, outputs = run_step("places", tmp_path, **environment)
     assert code == 0, printed
+    for name, value, moved in (
+        ("ARTIFACT", "c", "pipeline"),
+        ("FOLDER", "sub", "pipeline"),
+        ("EXTRAS", "vision", "libraries"),
+        ("REQUIREMENTS", "", "libraries"),
+    ):
+        _, _, other = run_step("places", tmp_path, **environment | {name: value})
+        assert {key for key in outputs if other[key] != outputs[key]} == {moved}
     assert Path(outputs["root"]) == ROOT
     assert Path(outputs["pip"]).is_absolute() and Path(outputs["store"]).is_dir()
     for name in ("libraries", "pipeline"):  # of keys of caches, in which no comma may stand
         assert re.fullmatch("[0-9a-f]{16}", outputs[name])
     keys = re.findall(r"^ *key: (.*)$", ACTION.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(keys) == 3
+    assert len(keys) == 4
     free = {f"inputs.{name}" for name in load(ACTION)["inputs"]}  # what may hold anything
     assert not free & set(re.findall(r"\$\{\{ (\S+) \}\}", " ".join(keys)))
 
@@ -344,8 +363,8 @@ def gitlab(script: list[str], folder: Path, **variables: str) -> subprocess.Comp
 
 def test_the_gitlab_job_passes_the_options_and_the_exit_code(tiny: Path, executable: str) -> None:
     (line,) = job()["script"]
-    script = [line.replace("/tmp/environment/bin/deploycompress", f'"{executable}"')]
-    assert script != [line] and " --out deploycompress-run " in line
+    assert " --out deploycompress-run " in line
+    script = [f"command={executable!r}", line]
     options = "--no-rehearsal --set seed=x --set train.epochs=1"
     ended = gitlab(script, tiny.parent, DEPLOYCOMPRESS_OPTIONS=options)
     assert ended.returncode == 2 and "--set seed=x: received 'x'" in ended.stderr
@@ -362,9 +381,12 @@ def test_the_gitlab_job_compares_where_it_is_told_with_what(tmp_path: Path) -> N
     (kept / "report.json").write_text("{}")
     asked = tmp_path / "asked"
     told = tmp_path / "deploycompress"
-    told.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" = run ] && exit $CODE\nexit 5\n')
+    told.write_text(
+        f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" = run ] && exit $CODE\n[ "$1" = cache ] && exit 3\n'
+        '[ -n "$TABLE" ] && echo "a table" > deploycompress-run/compare.md\nexit $COMPARED\n'
+    )
     told.chmod(0o755)
-    script = [line.replace("/tmp/environment/bin/deploycompress", str(told))]
+    (tmp_path / "deploycompress-run").mkdir()
     for code, base, wanted, calls in (
         ("0", str(kept), 5, ["run", "compare"]),
         ("5", str(kept), 5, ["run", "compare"]),
@@ -374,14 +396,99 @@ def test_the_gitlab_job_compares_where_it_is_told_with_what(tmp_path: Path) -> N
         ("3", str(kept), 3, ["run"]),
     ):
         asked.write_text("")
-        ended = gitlab(script, tmp_path, CODE=code, DEPLOYCOMPRESS_COMPARE_WITH=base)
+        given = {"CODE": code, "COMPARED": "5", "TABLE": "yes", "DEPLOYCOMPRESS_COMPARE_WITH": base}
+        ended = gitlab([f"command={told}", line], tmp_path, **given)
         assert ended.returncode == wanted, ended.stderr
-        assert [words.split()[0] for words in asked.read_text().splitlines()] == calls
+        assert [words.split()[0] for words in asked.read_text().splitlines()] == [*calls, "cache"]
         if "compare" in calls:
             assert (
                 f"-- {base} deploycompress-run" in asked.read_text()
                 and "--fail-on never" in asked.read_text()
+                and "a table" in ended.stdout
             )
+
+
+@pytest.mark.parametrize(
+    ("compared", "table", "fail_on", "wanted"),
+    [
+        ("3", "yes", "worse", 0),  # another machine's run: the table says so
+        ("3", "", "worse", 3),  # a board that is away: nothing was compared
+        ("3", "", "never", 0),
+        ("2", "", "never", 0),  # a run of another version, or without a file that can be measured
+        ("2", "", "gate", 2),
+        ("5", "yes", "worse", 5),
+    ],
+)
+def test_a_comparison_that_is_not_to_decide_never_does(
+    tmp_path: Path, compared: str, table: str, fail_on: str, wanted: int
+) -> None:
+    """On GitHub and on GitLab, with a script in the command's place."""
+    told, head, base = (tmp_path / name for name in ("deploycompress", "deploycompress-run", "base"))
+    head.mkdir()
+    base.mkdir()
+    (base / "report.json").write_text("{}")
+    (head / "compare.md").write_text("an old one")
+    told.write_text(
+        '#!/bin/sh\n[ "$1" = compare ] || exit 0\n'
+        f'[ -n "{table}" ] && echo "a table" > {head}/compare.md\nexit {compared}\n'
+    )
+    told.chmod(0o755)
+    given = {"DEPLOYCOMPRESS": str(told), "PIPELINE": "a.yaml", "BASE": str(base), "HEAD": str(head)}
+    summary = tmp_path / "summary.md"
+    summary.write_text("")
+    code, printed, _ = run_step(
+        "compare", tmp_path, **given, FAIL_ON=fail_on, GITHUB_STEP_SUMMARY=str(summary)
+    )
+    assert code == wanted, printed
+    assert summary.read_text() == ("a table\n" if table else "")
+    variables = {"DEPLOYCOMPRESS_COMPARE_WITH": str(base), "DEPLOYCOMPRESS_COMPARE_FAIL_ON": fail_on}
+    ended = gitlab([f"command={told}", *job()["script"]], tmp_path, **variables)
+    assert ended.returncode == wanted, ended.stderr
+    assert "an old one" not in printed + ended.stdout
+
+
+CANCELLED = {ACTION: "GitHub", TEMPLATE: "GitLab"}
+
+
+@pytest.mark.parametrize("path", CANCELLED, ids=CANCELLED.values())
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_job_that_is_cancelled_lets_the_run_end_in_its_own_way(
+    tmp_path: Path, path: Path, number: signal.Signals
+) -> None:
+    """Its shell alone gets the signal, the run's process none."""
+    told, output = tmp_path / "deploycompress", tmp_path / "output.txt"
+    told.write_text(
+        "#!/bin/bash\ntrap 'sleep 0.5; echo kept; exit 143' TERM\n[ \"$1\" = run ] || exit 0\n"
+        "echo begun\nwhile true; do sleep 0.1; done\n"
+    )
+    told.chmod(0o755)
+    variables = {
+        "DEPLOYCOMPRESS": str(told),
+        "DEPLOYCOMPRESS_STORE": str(tmp_path / "store"),
+        "command": str(told),
+    }
+    variables |= {
+        "OUT": "out",
+        "PIPELINE": "a.yaml",
+        "OVERRIDES": "",
+        "NO_REHEARSAL": "",
+        "GITHUB_OUTPUT": str(output),
+    }
+    variables |= {
+        "DEPLOYCOMPRESS_OPTIONS": "",
+        "DEPLOYCOMPRESS_PIPELINE": "a.yaml",
+        "DEPLOYCOMPRESS_COMPARE_WITH": "",
+    }
+    script = step("run")["run"] if path == ACTION else "\n".join(job()["script"])
+    with subprocess.Popen(
+        ["bash", "-eo", "pipefail", "-c", script],
+        env=os.environ | variables, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    ) as shell:  # fmt: skip
+        assert shell.stdout is not None and shell.stdout.readline() == "begun\n"
+        shell.send_signal(number)
+        assert shell.wait(20) == 143 and shell.stdout.read() == "kept\n"
+    if path == ACTION:
+        assert "exit-code=143" in output.read_text()
 
 
 def test_the_gitlab_job_says_what_it_needs(tmp_path: Path) -> None:
@@ -393,12 +500,18 @@ def test_the_gitlab_job_says_what_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_the_gitlab_job_clones_a_tag(tmp_path: Path) -> None:
+def test_the_gitlab_job_fetches_a_tag_or_a_commit(tmp_path: Path) -> None:
     git = ["git", "-c", "user.name=x", "-c", "user.email=x", "-C", str(tmp_path / "source")]
     (tmp_path / "source").mkdir()
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"], ["tag", "v1"]):
         subprocess.run([*git, *words], check=True)
-    clone = job()["before_script"][1].replace("/tmp/deploycompress", str(tmp_path / "clone"))
-    variables = {"DEPLOYCOMPRESS_REPOSITORY": (tmp_path / "source").as_uri(), "DEPLOYCOMPRESS_REF": "v1"}
-    ended = gitlab([clone], tmp_path, **variables)
-    assert ended.returncode == 0 and (tmp_path / "clone" / ".git").is_dir(), ended.stderr
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    subprocess.run([*git, "config", "uploadpack.allowAnySHA1InWant", "true"], check=True)  # as hosts have it
+    for reference in ("v1", commit.strip()):
+        variables = {
+            "DEPLOYCOMPRESS_REPOSITORY": (tmp_path / "source").as_uri(),
+            "DEPLOYCOMPRESS_REF": reference,
+        }
+        script = [*job()["before_script"][1:3], 'git -C "$tools/source" rev-parse HEAD; rm -r "$tools"']
+        ended = gitlab(script, tmp_path, **variables)
+        assert ended.returncode == 0 and ended.stdout == commit, ended.stderr

@@ -105,6 +105,8 @@ def test_mistakes_are_annotations_only_on_github(tiny, monkeypatch, obeyed):
         assert "stages.0.train.epohcs: unknown key 'epohcs'; did you mean 'epochs'?" in found[0][2]
         assert obeyed(done.stderr) == []
     assert found[3][2].startswith("--set seed=x: received 'x'") and "file" not in found[3][1]
+    compared = call("compare", str(tiny), str(tiny.parent))
+    assert compared.returncode == 2 and obeyed(compared.stdout) == [], "no mistake of the change"
 
 
 def test_what_a_model_says_is_not_obeyed_by_the_runner(tiny, monkeypatch, tmp_path, obeyed):

@@ -95,7 +95,7 @@ def test_an_error_in_such_words_steers_nothing(
     from deploycompress import cli
 
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    cli._show(StageFailed("; ".join(NAMES)))
+    cli._show(StageFailed("; ".join(NAMES)), annotated=True)
     shown = capfd.readouterr()
     assert "<script>" in shown.err and obeyed(shown.err) == [] and obeyed(shown.out) == []
     assert not STEERS.search(shown.err)

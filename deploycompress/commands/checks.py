@@ -22,11 +22,13 @@ REQUIRED = (
 )
 EXTRAS = {
     "openvino": ("openvino", "nncf"),
-    "vision": ("torchvision", "timm"),
+    "tensorrt": ("tensorrt",),
+    "vision": ("torchvision", "timm", "pycocotools"),
     "text": ("transformers", "datasets"),
     "sweep": ("optuna",),
     "ray": ("ray",),
-    "sign": ("model-signing",),
+    "sign": ("model-signing", "pyopenssl"),
+    "track": ("tensorboard", "wandb", "mlflow"),
 }
 DISK_WANTED_BYTES = 5e9
 

@@ -163,7 +163,7 @@ class _Run:
         """Gates, report and what ships, from the manifests; also after a step has failed."""
         from deploycompress.report.build import build
         from deploycompress.report.provenance import run_manifest
-        from deploycompress.report.render import render
+        from deploycompress.report.render import append_to_job_summary, render
         from deploycompress.report.shipping import ship
 
         report = build(self.config, self.run_dir)
@@ -172,6 +172,7 @@ class _Run:
         ship(report, self.run_dir)
         self.interrupts.check()
         render(report, self.run_dir)
+        append_to_job_summary(self.run_dir)
         write_json(self.run_dir / MANIFEST, run_manifest(report, self.run_dir))
         self.interrupts.check()
         return report

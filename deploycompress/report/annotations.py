@@ -12,6 +12,7 @@ from typing import Any
 from deploycompress.errors import ConfigError, Problem
 from deploycompress.report.figures import shortened
 
+STEP_SUMMARY = "GITHUB_STEP_SUMMARY"  # names the file whose Markdown a runner shows for the job
 MOST = 10  # errors that GitHub shows of a step; it drops the others without a word
 MOST_CHARACTERS = 4000  # of a message; the runner cuts it at 4096
 MOST_TITLE = 200  # characters; GitHub takes 255

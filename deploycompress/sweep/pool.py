@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deploycompress.devices import quiet
+from deploycompress.report.annotations import STEP_SUMMARY
 from deploycompress.sweep.jobs import OUTPUT, Job
 from deploycompress.writing import append_to, clear
 
@@ -66,7 +67,9 @@ class LocalPool:
 def environment(sweep_folder: Path, threads: int) -> dict[str, str]:
     """What a run's process inherits: where the machine's quiet is kept, and its part of the cores for training."""
     given = {quiet.VARIABLE: str(sweep_folder)}
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, **given}
+    # A job's summary has room for one run's, and many would be dropped together.
+    inherited = {name: value for name, value in os.environ.items() if name != STEP_SUMMARY}
+    return {"OMP_NUM_THREADS": str(threads), **inherited, **given}
 
 
 def started(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

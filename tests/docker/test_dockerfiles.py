@@ -92,7 +92,8 @@ def test_the_pip_line_is_the_readme_s(path: Path) -> None:
     (block,) = re.findall(r"^python3 -m venv .*deploycompress run .*$", README, re.MULTILINE)
     venv, pip, _ = (part.strip() for part in block.split("&&"))
     installs = [command for command in commands(path) if re.search(r"\bpip3? ", command)]
-    assert installs == [pip]
+    with_extras = pip.replace("-e .", '-e ".${EXTRAS:+[$EXTRAS]}"')
+    assert installs == [with_extras] != [pip] and 'EXTRAS=""' in of(path, "ARG")
     (made,) = [command for command in commands(path) if " -m venv " in command]
     assert made.replace(" --system-site-packages", "") == venv
     assert ("--system-site-packages" in made) == ("nvidia" in of(path, "FROM")[0]), (

@@ -21,6 +21,7 @@ from deploycompress.report.render import (
     CUT,
     MOST_STEP_BYTES,
     MOST_SUMMARY_BYTES,
+    append_to_job_summary,
     cut,
     render,
     terminal_summary,
@@ -276,7 +277,9 @@ def test_the_summary_is_appended_to_the_job_s(
     job = tmp_path / "job.md"
     job.write_text("before\n", encoding="utf-8")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
-    _, run_dir = written(make_run)
+    report, run_dir = written(make_run)
+    append_to_job_summary(run_dir)
+    render(report, run_dir)
     assert read(job) == "before\n" + read(run_dir / "summary.md") + "\n"
 
 
@@ -289,6 +292,7 @@ def test_a_step_s_summary_stays_within_what_github_shows(
     job.write_text(before, encoding="utf-8")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(job))
     _, run_dir = written(make_run)
+    append_to_job_summary(run_dir)
     text, added = read(run_dir / "summary.md"), read(job).removeprefix(before)
     assert job.stat().st_size <= max(MOST_STEP_BYTES, len(before.encode()))
     if free == 2**20:
@@ -334,10 +338,11 @@ def test_a_job_summary_that_cannot_be_written_is_named(
     make_run: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "none" / "job.md"))
+    _, run_dir = written(make_run)
     with pytest.raises(
         EnvironmentMissing, match=r"GITHUB_STEP_SUMMARY names .*job\.md, which cannot be written"
     ):
-        written(make_run)
+        append_to_job_summary(run_dir)
 
 
 def junit(run_dir: Path) -> dict[str, ET.Element]:
