@@ -368,10 +368,10 @@ class Allocation(Protocol):
 class Loss(Protocol):
     """What a student is to learn from a teacher's answer.
 
-    ``alpha`` and the labels' part are the distillation's, not a loss's. One that takes ``temperature`` is given it. It
-    may have ``attach`` and ``trainable`` where it reads features (``recovery.layers.FeatureLoss``); ``progress(done)``,
-    told the share of the training that is done; ``weight``, what it counts where the configuration does not say; and
-    ``class_axis``, which makes it one of a single output: it is asked for each one that the task judges, shown as the
+    ``alpha`` and the labels' part are the distillation's, not a loss's. One that takes ``temperature`` is given it,
+    and 4 where the configuration has none. It may have ``attach`` and ``trainable`` where it reads features
+    (``recovery.layers.FeatureLoss``); ``progress(done)``, told the share of the training that is done; ``weight``, what
+    it counts where the configuration does not say; and ``class_axis``, which makes it one of a single output: it is asked for each one that the task judges, shown as the
     first. That is the dimension in which it takes classes that exclude each other, or None for outputs of any kind. A
     loss without it is asked once, with all outputs. ``reads_labels``: it takes the right class by itself.
     """

@@ -14,6 +14,7 @@ from deploycompress.config.references import LIBRARIES
 from deploycompress.config.schema import Network
 from deploycompress.config.wording import unknown
 from deploycompress.errors import ConfigError
+from deploycompress.recovery.losses.divergence import USUAL
 from deploycompress.recovery.losses.weighted import Weighted, WeightedSum
 from deploycompress.registry import LOSSES
 
@@ -41,12 +42,12 @@ class Teaching(StrictModel):
     loss: LossEntry | Annotated[tuple[LossEntry, ...], Field(min_length=1)] = (
         "kd"  # a name, {name: {weight: 1, ...}}, or a list of these: their sum
     )
-    temperature: Temperature = Field(
-        4.0,
-        description="Of the losses that have one and are not given their own; 1 for more than 100 classes",
+    temperature: Temperature | None = Field(
+        None,
+        description="Of the losses that have one and are not given their own; 4 for up to 100 classes, else 1",
     )
     alpha: Alpha = 0.9  # weight of the teacher; the task's loss has the rest. 1: labels are not needed
-    anneal: Anneal | None = None  # {alpha: 0.5, temperature: 1}: where they are at the end
+    anneal: Anneal | None = None  # {alpha: 0.5, temperature: 1}: where they are at the end, from those above
     teacher: Teacher | Annotated[tuple[Teacher, ...], Field(min_length=1)] = (
         "original"  # or previous, mixed, a step, an .onnx file, {build, args, weights}, or a list of these
     )
@@ -76,6 +77,14 @@ class Teaching(StrictModel):
         for name, arguments in _entries(value):
             _check_loss(name, arguments)
         return value
+
+    @model_validator(mode="after")
+    def _cools_from_somewhere(self) -> Teaching:
+        if self.anneal is not None and self.anneal.temperature is not None and self.temperature is None:
+            raise ValueError(
+                "anneal.temperature: expected the temperature that it starts from, such as temperature: 4"
+            )
+        return self
 
     @model_validator(mode="after")
     def _inherits_once(self) -> Teaching:
@@ -125,7 +134,8 @@ class Teaching(StrictModel):
             given = dict(arguments)
             weight = float(given.pop(WEIGHT, getattr(make, WEIGHT, 1.0)))
             if "temperature" in inspect.signature(make).parameters:
-                given.setdefault("temperature", self.temperature)
+                own = None if name in LOSSES else USUAL  # a user's loss has no other for many classes
+                given.setdefault("temperature", own if self.temperature is None else self.temperature)
             try:
                 loss = make(**given)
             except (TypeError, ValueError) as error:

@@ -49,6 +49,21 @@ def test_dkd_by_hand_and_that_soft_labels_are_a_case_of_it():
     assert float(hot(*doubled, label)) == pytest.approx(4 * float(loss))
 
 
+@pytest.mark.parametrize(("classes", "temperature"), [(100, 4.0), (101, 1.0)])
+@pytest.mark.parametrize(
+    "kind", [SoftLabels, DecoupledSoftLabels, Relations, TokenSoftLabels, PixelSoftLabels]
+)
+def test_the_temperature_is_by_the_number_of_classes_where_none_is_given(kind, classes, temperature):
+    axis = 2 if kind is TokenSoftLabels else 1
+    shape = [3, 5, 2] if kind is not PixelSoftLabels else [3, 5, 2, 2]
+    shape[axis] = classes
+    student, teacher = (out(torch.randn(shape, generator=torch.Generator().manual_seed(n))) for n in (1, 2))
+    labels = torch.zeros([n for place, n in enumerate(shape) if place != axis], dtype=torch.int64)
+    batch = Batch({}, labels, 3)
+    values = {t: float(kind(t)(student, teacher, batch)) for t in (None, 1.0, 4.0)}
+    assert values[None] == values[temperature] and values[1.0] != pytest.approx(values[4.0])
+
+
 def test_dkd_grows_over_its_warmup_and_needs_labels():
     teacher, student = out([[1.0, 0.0, 0.0]]), out([[0.0, 1.0, 0.0]])
     label, loss = Batch({}, torch.tensor([0]), 1), DecoupledSoftLabels(warmup=0.2)

@@ -26,6 +26,7 @@ def test_a_loss_is_a_name_or_a_name_with_arguments_or_a_sum():
     assert isinstance(parts["attention"].loss, AttentionTransfer) and parts["attention"].weight == 1000
     dkd = parts["dkd"].loss
     assert isinstance(dkd, DecoupledSoftLabels) and (dkd.beta, dkd.temperature) == (0.5, 1.0)
+    assert parts["kd"].loss.temperature is None, "by the number of classes"
     assert parts["dkd"].weight == 2.0 and list(Teaching(loss=["kd", "kd"]).open_loss().parts) == [
         "kd",
         "kd_2",
@@ -50,6 +51,7 @@ def test_every_loss_is_made_by_its_name_alone(name):
         ({"loss": []}, "at least 1"),
         ({"loss": {"kd": {}, "dkd": {}}}, "at most 1"),
         ({"joint": True, "alpha": 1}, "joint: two networks that only follow each other learn nothing"),
+        ({"anneal": {"temperature": 1}}, "anneal.temperature: expected the temperature that it starts from"),
         ({"joint": True, "anneal": {"alpha": 1}}, "joint: two networks that only follow"),
         ({"joint": True, "teacher": ["original", "train"]}, "joint: expected one teacher that can be trained"),
         ({"joint": True, "teacher": "/x/teacher.onnx"}, "joint: expected one teacher that can be trained"),
@@ -75,6 +77,14 @@ def test_a_loss_of_ones_own_that_cannot_be_made_says_why(tmp_path):
         Teaching(loss={f"{own}:broken": {"depth": 1}}).open_loss()
     with pytest.raises(ConfigError, match=r"could not be made: .*depth"):
         Teaching(loss=f"{own}:broken").open_loss()
+
+
+def test_a_loss_of_ones_own_is_given_a_temperature_in_any_case(tmp_path):
+    own = tmp_path / "own_loss.py"
+    own.write_text("def scaled(temperature):\n    return lambda student, teacher, batch: temperature\n")
+    for given, expected in ({}, 4.0), ({"temperature": 2.0}, 2.0):
+        (part,) = Teaching(loss=f"{own}:scaled", **given).open_loss().parts.values()
+        assert part.loss(None, None, None) == expected
 
 
 def test_an_untrained_teacher_may_be_trained_beside_the_student_or_load_its_weights_itself():

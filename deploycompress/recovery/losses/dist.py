@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import Batch, Outputs
-from deploycompress.recovery.losses.divergence import checked_temperature
+from deploycompress.recovery.losses.divergence import checked_temperature, temperature_for
 from deploycompress.recovery.losses.matching import class_logits
 
 if TYPE_CHECKING:
@@ -24,17 +24,18 @@ class Relations:
 
     class_axis: ClassVar[int] = 1
 
-    def __init__(self, temperature: float = 4.0, beta: float = 1.0, gamma: float = 1.0) -> None:
+    def __init__(self, temperature: float | None = None, beta: float = 1.0, gamma: float = 1.0) -> None:
         if not (beta >= 0 and gamma >= 0):
             raise ValueError(f"beta is {beta} and gamma {gamma}; expected 0 or more")
         self.temperature, self.beta, self.gamma = checked_temperature(temperature), beta, gamma
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pair = class_logits("dist", student, teacher, "[batch, classes, ...]", least=2, axis=1)
+        temperature = temperature_for(self.temperature, pair[0].shape[1])
         rows = (z.movedim(1, -1).reshape(-1, z.shape[1]) for z in pair)
-        s, t = ((z / self.temperature).softmax(dim=1) for z in rows)
+        s, t = ((z / temperature).softmax(dim=1) for z in rows)
         between = self.beta * _apart(s, t) + self.gamma * _apart(s.T, t.T)
-        return self.temperature**2 * between
+        return temperature**2 * between
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:

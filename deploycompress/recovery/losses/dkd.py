@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from deploycompress.contracts import Batch, Outputs
-from deploycompress.recovery.losses.divergence import checked_temperature, soft_divergence
+from deploycompress.recovery.losses.divergence import checked_temperature, soft_divergence, temperature_for
 from deploycompress.recovery.losses.matching import class_labels, class_logits
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class DecoupledSoftLabels:
     class_axis: ClassVar[int] = 1
     reads_labels: ClassVar[bool] = True
 
-    def __init__(self, temperature: float = 4.0, beta: float = 8.0, warmup: float = 0.0) -> None:
+    def __init__(self, temperature: float | None = None, beta: float = 8.0, warmup: float = 0.0) -> None:
         if not beta >= 0:
             raise ValueError(f"beta is {beta}; expected 0 or more")
         if not 0 <= warmup < 1:
@@ -39,9 +39,10 @@ class DecoupledSoftLabels:
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t = class_logits("dkd", student, teacher, "[batch, classes]", least=2, axis=1)
         labels = class_labels("dkd", batch, (len(s), *s.shape[2:]), "it takes the right class by itself")
-        (own_s, other_s), (own_t, other_t) = (_decoupled(z, labels, self.temperature) for z in (s, t))
-        right = soft_divergence(own_s, own_t, self.temperature).mean()
-        wrong = soft_divergence(other_s, other_t, self.temperature).mean()
+        temperature = temperature_for(self.temperature, s.shape[1])
+        (own_s, other_s), (own_t, other_t) = (_decoupled(z, labels, temperature) for z in (s, t))
+        right = soft_divergence(own_s, own_t, temperature).mean()
+        wrong = soft_divergence(other_s, other_t, temperature).mean()
         grown = min(1.0, self._done / self.warmup) if self.warmup else 1.0
         return grown * (right + self.beta * wrong)
 

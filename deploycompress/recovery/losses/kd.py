@@ -24,7 +24,7 @@ class SoftLabels:
 
     class_axis: ClassVar[int] = 1
 
-    def __init__(self, temperature: float = 4.0) -> None:
+    def __init__(self, temperature: float | None = None) -> None:
         self.temperature = checked_temperature(temperature)
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -24,7 +24,7 @@ class PixelSoftLabels:
     class_axis: ClassVar[int] = 1
     least_rank: ClassVar[int] = 3
 
-    def __init__(self, temperature: float = 4.0, ignore_index: int = 255) -> None:
+    def __init__(self, temperature: float | None = None, ignore_index: int = 255) -> None:
         self.temperature, self.ignore_index = checked_temperature(temperature), ignore_index
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

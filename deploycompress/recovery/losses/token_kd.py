@@ -25,7 +25,7 @@ class TokenSoftLabels:
     class_axis: ClassVar[int] = 2
 
     def __init__(
-        self, temperature: float = 4.0, mask: str | None = "attention_mask", ignore_index: int = -100
+        self, temperature: float | None = None, mask: str | None = "attention_mask", ignore_index: int = -100
     ) -> None:
         self.temperature, self.mask, self.ignore_index = checked_temperature(temperature), mask, ignore_index
 
