@@ -44,12 +44,23 @@ OURS: dict[str, dict[str, Any]] = {
     "ours_isomorphic": {"align": 1, "allocation": "isomorphic"},
     "ours_taylor": {"align": 1, "criterion": "taylor"},
     "ours_group_norm": {"align": 1, "criterion": "group_norm"},  # Torch-Pruning's own criterion
+    "ours_inner": {
+        "align": 1,
+        "exclude": ["conv1", "*.conv2"],
+    },  # the residual streams stay as wide as they are
     "ours_rounds": {"align": 1},  # half of the way, FIRST of the epochs, the other half, the rest of them
 }
 # Their padded shortcuts are not what it was shown on: ``inner`` leaves the residual streams as wide as they are.
 THEIRS = ("tp_magnitude", "tp_taylor", "tp_magnitude_inner", "tp_taylor_inner")
 DEFAULT = (*DENSE, "ours", *THEIRS)
-KD = {"loss": "kd", "temperature": 4, "alpha": 0.9}
+TEACHING: dict[str, dict[str, Any]] = {
+    "kd": {"loss": "kd", "temperature": 4, "alpha": 0.9},
+    "kd_features": {
+        "loss": ["kd", "features"],
+        "temperature": 4,
+        "alpha": 0.9,
+    },  # the best of `distillation.py`
+}
 FIRST = 0.4
 TP_STEPS = 400  # of which as many are taken as the MACs want; the number that its authors use
 
@@ -62,6 +73,7 @@ def main() -> None:
     )
     options.add_argument("--speedups", nargs="+", type=float, default=[2.11, 2.57])
     options.add_argument("--methods", nargs="+", choices=(*DENSE, *OURS, *THEIRS), default=DEFAULT)
+    options.add_argument("--teaching", choices=TEACHING, default="kd", help="of all that are taught")
     options.add_argument("--limit", type=int, help="training images, to try the script out; all otherwise")
     arguments = options.parse_args()
     begin(arguments)
@@ -76,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     adapt = arguments.epochs if arguments.adapt is None else arguments.adapt
     fixed = {
         "network": arguments.network, "epochs": arguments.epochs, "adapted_epochs": adapt, "rate": arguments.rate,
-        "precision": arguments.precision, "limit": arguments.limit,
+        "precision": arguments.precision, "limit": arguments.limit, "teaching": arguments.teaching,
     }  # fmt: skip
     wanted = [
         {**fixed, "method": method, "speedup": speedup, "seed": seed}
@@ -99,7 +111,7 @@ def _row(bench: Bench, start: Artifact, train: Mapping[str, Any], key: Mapping[s
     """One network from ``start``: pruned, trained, and only then judged on test."""
     began = time.monotonic()
     method, speedup, seed = key["method"], key["speedup"], key["seed"]
-    loss = {**KD, "alpha": 0.0} if method == "dense" else KD
+    loss = TEACHING[key["teaching"]] if method != "dense" else {**TEACHING["kd"], "alpha": 0.0}
     if method in OURS:
         source = start
         if method == "ours_rounds":

@@ -12,7 +12,7 @@ from equal_report import discordant
 Row = Mapping[str, Any]
 
 PLACE = "CIFAR-10 (JPEG copy), 10,000 test images, read once for each result, after its last epoch."
-SETTINGS = ("network", "epochs", "adapted_epochs", "rate", "precision", "limit")
+SETTINGS = ("network", "epochs", "adapted_epochs", "rate", "precision", "limit", "teaching")
 
 
 # ---------------------------------------------------------------- recovery of pruned networks
