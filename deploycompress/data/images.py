@@ -15,14 +15,16 @@ from pydantic import Field, model_validator
 
 from deploycompress.config.schema import DataConfig
 from deploycompress.data.augment import Augment, augment
-from deploycompress.data.samples import Indices
-from deploycompress.errors import EnvironmentMissing
+from deploycompress.data.samples import Indices, reading_sample
+from deploycompress.errors import ConfigError, EnvironmentMissing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIXTEEN_BITS = 65535
+WHOLE_PIXELS = ("none", "flip", "crop")  # augmentations that move pixels and compute no new ones
 Side = Annotated[int, Field(ge=1)]
 
 
@@ -135,32 +137,34 @@ class Pictures:
             seeds = rng.integers(2**63, size=len(indices)).tolist()
         with ThreadPoolExecutor(self.threads) as pool:
             arrays = list((pool.map if self.threads > 1 else map)(self._pixels, indices.tolist(), seeds))
-        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         if rng is not None:
-            pixels = augment(pixels, rng, "flip" if kind == "resized_crop" else kind)
+            moves = "flip" if kind == "resized_crop" else kind
+            pixels = augment(pixels if moves in WHOLE_PIXELS else pixels.float(), rng, moves)
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices].astype(np.int64))
-        return standardised(pixels / 255, self.config), labels
+        return standardised(pixels, self.config), labels
 
     def _pixels(self, index: int, seed: int | None) -> np.ndarray:
         """[height, width, channels] uint8 of the size that the network reads."""
-        whole = self.config.augment == "resized_crop" and self.changed  # the crop is another one each time
-        image = self._kept.get(index)
-        if image is None:
-            decoded = self.read(index).convert(self.config.mode)
-            image = np.asarray(decoded if whole else fitted(decoded, self.config))
-            if self.config.in_memory:
-                self._kept[index] = image
-        if whole:
-            image = np.asarray(self._cropped(image, seed))
-        return image if image.ndim == 3 else image[:, :, None]
-
-    def _cropped(self, image: np.ndarray, seed: int | None) -> Image:
         from PIL import Image as pillow
 
-        picture = pillow.fromarray(image)
-        if seed is None:
-            return fitted(picture, self.config)
-        return random_crop(picture, self.config, np.random.default_rng(seed))
+        whole = self.config.augment == "resized_crop" and self.changed  # the crop is another one each time
+        kept = self._kept.get(index)
+        if kept is None:
+            with reading_sample(index):
+                image = in_eight_bits(self.read(index)).convert(self.config.mode)
+            if not whole:
+                image = fitted(image, self.config)
+            if self.config.in_memory:
+                self._kept[index] = np.asarray(image)
+        else:
+            image = pillow.fromarray(kept)
+        if whole and seed is not None:
+            image = random_crop(image, self.config, np.random.default_rng(seed))
+        elif whole:
+            image = fitted(image, self.config)
+        pixels = np.asarray(image)
+        return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def fitted(image: Image, config: ImageConfig) -> Image:
@@ -204,12 +208,32 @@ def random_crop(image: Image, config: ImageConfig, rng: np.random.Generator) -> 
     return fitted(image, config)
 
 
+def in_eight_bits(image: Image) -> Image:
+    """The image, one of sixteen bits a pixel with its whole range; Pillow would cut off all above 255.
+
+    Raises ConfigError for pixels whose range is not known.
+    """
+    from PIL import Image as pillow
+
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > SIXTEEN_BITS:
+        raise ConfigError(
+            f"an image of mode {image.mode} has pixels from {values.min()} to {values.max()}; expected 8 or 16 bits a "
+            "channel: convert it, or read it in a module:function"
+        )
+    return pillow.fromarray(
+        ((values.astype(np.uint32) * 255 + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8)
+    )
+
+
 def standardised(images: Tensor, config: PixelConfig) -> Tensor:
-    """``images`` [batch, channels, height, width] in 0..1, minus the mean, by the standard deviation."""
+    """``images`` [batch, channels, height, width] in 0..255, which may be changed: 0..1, minus the mean, by the deviation."""
     import torch
 
-    mean, std = config.standard
-    return (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in config.standard)
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def require_pillow(source: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from deploycompress.contracts import Batch
 from deploycompress.data.batches import Specs, batched, check
-from deploycompress.data.samples import MapStyle, Samples, Subset, length_of
+from deploycompress.data.samples import MapStyle, Samples, Subset, Unreadable, length_of
 from deploycompress.errors import ConfigError, DeployCompressError
 
 
@@ -90,16 +90,27 @@ class StreamLoader:
         return sum(1 for _ in self) if known is None else known
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._batches(0)
+
+    def shares(self, first: int, cut: Callable[[int], tuple[int, int]]) -> Iterator[tuple[Batch | None, int]]:
+        """As ``OrderedLoader.shares``, but everything has to be read."""
+        for batch in self._batches(first):
+            yield share_of(batch, cut), batch.size
+
+    def _batches(self, first: int) -> Iterator[Batch]:
+        """From number ``first`` on; the values of those before are not looked at."""
         if self.epoch is not None and hasattr(self.batches, "set_epoch"):
             self.batches.set_epoch(self.epoch)
         seen = 0
-        for item in self._read():
+        for number, item in enumerate(self._read()):
             batch = batched(item, self.specs, self.where)
-            check(batch, self.specs, self.where, range(seen, seen + batch.size))
+            if number >= first:
+                check(batch, self.specs, self.where, range(seen, seen + batch.size))
             if self.samples is not None:
                 batch = batch.rows(0, min(self.samples - seen, self.size or batch.size))
             seen += batch.size
-            yield batch
+            if number >= first:
+                yield batch
             if self.samples is not None and seen >= self.samples:
                 return
         if not seen:
@@ -125,6 +136,14 @@ class StreamLoader:
         return seeded(int(np.random.SeedSequence([self.seed, *epoch, number]).generate_state(1)[0]))
 
 
+def share_of(batch: Batch, cut: Callable[[int], tuple[int, int]]) -> Batch | None:
+    """The samples of ``batch`` that ``cut`` says (start, stop) of its size; None where they are none."""
+    start, stop = cut(batch.size)
+    if stop - start == batch.size:
+        return batch
+    return batch.rows(start, stop) if start < stop else None
+
+
 def chunks(order: np.ndarray, size: int, together: bool) -> list[np.ndarray]:
     """``order`` cut into batches of ``size``, the rest last.
 
@@ -144,4 +163,5 @@ def _reading(where: str) -> Iterator[None]:
     except DeployCompressError:
         raise
     except Exception as error:
-        raise ConfigError(f"{where}: reading failed: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, Unreadable) else f"{type(error).__name__}: "
+        raise ConfigError(f"{where}: reading failed: {kind}{error}") from error

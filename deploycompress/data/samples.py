@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from deploycompress.errors import DeployCompressError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +125,26 @@ class MapStyle:
 
         seed = 0 if rng is None else int(rng.integers(2**32))
         with seeded(seed):
-            return self._collate([self._dataset[int(i)] for i in indices])
+            return self._collate([self._sample(int(i)) for i in indices])
+
+    def _sample(self, index: int) -> Any:
+        with reading_sample(index):
+            return self._dataset[index]
+
+
+class Unreadable(Exception):
+    """One sample; its words say which, and why."""
+
+
+@contextmanager
+def reading_sample(index: int) -> Iterator[None]:
+    """What reading one raises, with its position in the split: of a million one has to be found."""
+    try:
+        yield
+    except DeployCompressError:
+        raise
+    except Exception as error:
+        raise Unreadable(f"sample {index}: {type(error).__name__}: {error}") from error
 
 
 def stratified(labels: np.ndarray | None, total: int, count: int, seed: int) -> tuple[Indices, Indices]:
@@ -134,13 +156,14 @@ def stratified(labels: np.ndarray | None, total: int, count: int, seed: int) -> 
     if labels is None:
         taken = rng.permutation(total)[:count]
     else:
-        classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         exact = sizes * count / total
         quota = np.floor(exact).astype(int)
         for i in np.argsort(quota - exact, kind="stable")[: count - quota.sum()]:
             quota[i] += 1
+        of_class = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])  # ascending positions
         taken = np.concatenate(
-            [rng.permutation(np.flatnonzero(inverse == i))[: quota[i]] for i in range(len(classes))]
+            [rng.permutation(positions)[:share] for positions, share in zip(of_class, quota, strict=True)]
         )
     chosen = np.zeros(total, dtype=bool)
     chosen[taken] = True

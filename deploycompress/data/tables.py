@@ -122,6 +122,7 @@ def _read(path: Path, config: TableConfig) -> Table:
     quoted = delimiter != "\t"  # else a sentence may begin with a quote
     try:
         text = path.read_bytes().decode("utf-8-sig")
+        csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
         reader = csv.reader(
             io.StringIO(text, newline=""),
             delimiter=delimiter,

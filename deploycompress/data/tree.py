@@ -6,7 +6,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -47,7 +47,8 @@ class Tree:
 def open_tree(root: Path | None, source: str, expected: str) -> Tree:
     """The tree at ``root``. Raises ConfigError where there is none, saying what ``source`` ``expected``.
 
-    A tar is read into memory at once, a zip file by file; a single folder around all of an archive is left out.
+    A compressed tar is read into memory at once, a plain one and a zip file by file; a single folder around all of an
+    archive is left out.
     """
     if root is None:
         raise ConfigError(f"data source {source} needs data.root: {expected}")
@@ -60,6 +61,13 @@ def open_tree(root: Path | None, source: str, expected: str) -> Tree:
         raise ConfigError(
             f"data.root {root} {what}; {source} expects {expected}, or a {' '.join(ARCHIVES)} of it"
         )
+    for name in tree.names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"data.root {root}: the name {os.fsencode(name)!r} is not in UTF-8; rename it"
+            ) from None
     if not tree.names:
         raise ConfigError(f"data.root {root} holds no files; {source} expects {expected}")
     return tree
@@ -83,17 +91,41 @@ def _archive(root: Path, _changed: int) -> Tree:
             entries = {entry.filename: entry.is_dir() for entry in archive.infolist()}
             return _stripped(root, entries, archive.read)
         contents: dict[str, bytes] = {}
+        places: dict[str, tuple[int, int]] = {}
         entries = {}
         with tarfile.open(root) as tar:  # nothing is unpacked: a name cannot lead outside
+            plain = root.name.lower().endswith(".tar")
             for member in tar:
                 if member.isdir() or member.isfile():
                     entries[member.name] = member.isdir()
-                stream = tar.extractfile(member) if member.isfile() else None
-                if stream is not None:
+                if plain and member.isfile() and not member.issparse():
+                    places[member.name] = member.offset_data, member.size
+                    contents.pop(member.name, None)  # the last of a name counts
+                elif member.isfile() and (stream := tar.extractfile(member)) is not None:
                     contents[member.name] = stream.read()
-        return _stripped(root, entries, contents.__getitem__)
+        return _stripped(root, entries, _in_tar(root, places, contents))
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"data.root {root} cannot be read as an archive: {error}; copy it again") from error
+
+
+def _in_tar(
+    root: Path, places: Mapping[str, tuple[int, int]], contents: Mapping[str, bytes]
+) -> Callable[[str], bytes]:
+    """Reads what lies at ``places`` (offset, size in bytes) of the file, by several threads at once."""
+    if not places:
+        return contents.__getitem__
+    opened = root.open("rb")
+
+    def read(name: str) -> bytes:
+        if name in contents:
+            return contents[name]
+        offset, size = places[name]
+        found = os.pread(opened.fileno(), size, offset)
+        if len(found) < size:
+            raise OSError(f"the archive ends after {len(found)} of {size} bytes of it")
+        return found
+
+    return read
 
 
 def _stripped(root: Path, entries: dict[str, bool], read: Callable[[str], bytes]) -> Tree:

@@ -104,5 +104,5 @@ def read_all(
     with ThreadPoolExecutor(cores()) as pool:
         samples = list(pool.map(read, indices, rngs))
     arrays = [pixels if pixels.ndim == 3 else pixels[:, :, None] for pixels, _ in samples]
-    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     return standardised(images, config), [marked for _, marked in samples]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAD, UNKNOWN = 0, 1
+PIECE = 10_000  # texts
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -66,7 +67,7 @@ def encoder(config: TextConfig, train: Iterable[str]) -> Encoder:
     """The user's tokenizer, else the words of ``train``. Raises ConfigError and EnvironmentMissing."""
     if config.tokenizer is None:
         return Vocabulary.made(train, config)
-    return Tokenizer.opened(config.tokenizer)
+    return Tokenizer.opened(config.tokenizer, config.length)
 
 
 def tokenizer_files(path: Path | None) -> tuple[Path, ...]:
@@ -103,16 +104,19 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer of the user's from local files; nothing is downloaded and none of its code is run."""
+    """A tokenizer of the user's from local files; nothing is downloaded and none of its code is run.
 
-    encode: Any
+    It cuts what is longer than ``length`` itself, so that the marks at the end of a sentence stay.
+    """
+
+    encode: Callable[[list[str]], Sequence[Sequence[int]]]
     pad: int
 
     @classmethod
-    def opened(cls, path: Path) -> Tokenizer:
+    def opened(cls, path: Path, length: int) -> Tokenizer:
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
-            return cls._of_file(file)
+            return cls._of_file(file, length)
         if importlib.util.find_spec("transformers") is None:
             raise EnvironmentMissing(
                 f"tokenizer {path}: needs transformers: pip install 'deploycompress[text]'"
@@ -126,10 +130,11 @@ class Tokenizer:
                 f"data.tokenizer {path} cannot be opened: {error}; expected a tokenizer.json, or what "
                 "save_pretrained of a tokenizer writes"
             ) from error
-        return cls(lambda texts: own(list(texts))["input_ids"], int(own.pad_token_id or PAD))
+        cut = {"truncation": True, "max_length": length}
+        return cls(lambda texts: own(texts, **cut)["input_ids"], int(own.pad_token_id or PAD))
 
     @classmethod
-    def _of_file(cls, file: Path) -> Tokenizer:
+    def _of_file(cls, file: Path, length: int) -> Tokenizer:
         if importlib.util.find_spec("tokenizers") is None:
             raise EnvironmentMissing(
                 f"tokenizer {file}: needs tokenizers: pip install 'deploycompress[text]'"
@@ -143,13 +148,15 @@ class Tokenizer:
                 f"data.tokenizer {file} cannot be read: {error}; expected a tokenizer.json"
             ) from error
         own.no_padding()
-        own.no_truncation()
+        own.enable_truncation(length)
         marks = (own.token_to_id(mark) for mark in ("[PAD]", "<pad>", "<|endoftext|>"))
         pad = next((mark for mark in marks if mark is not None), PAD)
-        return cls(lambda texts: [e.ids for e in own.encode_batch(list(texts))], pad)
+        return cls(lambda texts: [e.ids for e in own.encode_batch(texts)], pad)
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(ids, np.int64) for ids in self.encode(texts)]
+        # In pieces: what a tokenizer knows of a text takes a hundred times the memory of its ids.
+        pieces = (list(texts[at : at + PIECE]) for at in range(0, len(texts), PIECE))
+        return [np.array(ids, np.int64) for piece in pieces for ids in self.encode(piece)]
 
 
 @dataclass(frozen=True)

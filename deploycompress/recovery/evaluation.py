@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploycompress.contracts import Batch, Model, Outputs, Task, targets_are_classes
+from deploycompress.contracts import Batch, Model, Outputs, RunContext, Task, targets_are_classes
 from deploycompress.errors import ConfigError, StageFailed
 
 
@@ -41,6 +41,15 @@ def evaluate(
     finally:
         module.train(training)
     return metrics.compute(), metrics.scores()
+
+
+def validated(module: nn.Module, context: RunContext) -> dict[str, float]:
+    """The metrics on the validation split; none in a process whose network is not kept, which need not read it too."""
+    from deploycompress.recovery.processes import keeps_result
+
+    return (
+        evaluate(module, context.model, context.data.loader("val"), context.task)[0] if keeps_result() else {}
+    )
 
 
 def primary_of(figures: Mapping[str, float], task: Task, split: str) -> float:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deploycompress.contracts import Batch, Loader
+from deploycompress.data.loaders import share_of
 from deploycompress.errors import ConfigError
 
 Cut = Callable[
@@ -58,9 +59,7 @@ def _shares(loader: Loader, first: int, cut: Cut) -> Iterator[Share]:
             yield Share(own, size)
         return
     for batch in itertools.islice(loader, first, None):
-        start, stop = cut(batch.size)
-        whole = stop - start == batch.size
-        yield Share(batch if whole else batch.rows(start, stop) if start < stop else None, batch.size)
+        yield Share(share_of(batch, cut), batch.size)
 
 
 def ahead(shares: Iterator[Share]) -> Iterator[Share]:

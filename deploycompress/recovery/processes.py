@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from deploycompress.measure.environment import BF16, cpu_flags
 from deploycompress.recovery.allocation import keep_freed_memory
 from deploycompress.recovery.recipe import Recipe
 
+WAIT = timedelta(hours=2)  # for a process that validates alone; one that has died is noticed at once
 BUCKET = 2**24  # elements that are reduced together: as many copies of gradients as are in memory at once
 
 
@@ -26,9 +28,16 @@ def device() -> torch.device:
     return found
 
 
+def keeps_result() -> bool:
+    """Whether this process is the one on its machine whose network is kept; alone it is."""
+    kept: bool = _state().is_local_main_process
+    return kept
+
+
 def _state() -> PartialState:
     # torchrun's variables alone do not make Accelerate take gloo; `cpu` does.
-    return PartialState(cpu=torch.distributed.is_torchelastic_launched() and not torch.cuda.is_available())
+    on_cpu = torch.distributed.is_torchelastic_launched() and not torch.cuda.is_available()
+    return PartialState(cpu=on_cpu, timeout=WAIT)
 
 
 class Processes:
@@ -52,6 +61,8 @@ class Processes:
             keep_freed_memory()
         self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=on_cpu, **_logging(recipe))
         self.device: torch.device = self.accelerator.device
+        if self.scaler is not None:  # or a process without samples in its first step has no scale
+            self.scaler.scale(torch.zeros((), device=self.device))
         self.count: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
         # Each machine keeps its own files, so that none needs a folder that all of them see.
@@ -66,6 +77,11 @@ class Processes:
             "mixed_precision: bf16 is emulated on this processor, which has no instructions for it; with AVX2 alone a "
             "ResNet-20 trains twelve times slower in it than without: leave mixed_precision out here"
         )
+
+    @property
+    def exact(self) -> torch.dtype:
+        """Of sums over many samples; Apple's GPUs have no float64."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
 
     @property
     def scaler(self) -> Any:
@@ -90,7 +106,7 @@ class Processes:
         return size * self.rank // parts, size * (self.rank + 1) // parts
 
     def reduce(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> Tensor:
-        """Sum the gradients over all processes, in place; gives back the sum of ``figures`` ([n] float64)."""
+        """Sum the gradients over all processes, in place; gives back the sum of ``figures`` ([n], of ``exact``)."""
         if self.count == 1:
             return figures
         for bucket in _buckets(parameters):
@@ -108,7 +124,7 @@ class Processes:
         """The first process's numbers, in all of them."""
         if self.count == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(values, dtype=self.exact, device=self.device)
         result: list[float] = broadcast(tensor).tolist()
         return result
 

@@ -22,6 +22,7 @@ from deploycompress.recovery.processes import Processes
 from deploycompress.recovery.recipe import Recipe
 from deploycompress.recovery.state import Training
 
+ALLOCATING = ("allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 FIRST_STEPS = 10  # their mean loss is what a later one is held against
 EXPLODED = 100.0  # times that, and at least this, in the moving average: nothing comes back from there
 RECENT = 0.9  # decay of the moving average
@@ -101,8 +102,8 @@ class Stepper:
         self, shares: Sequence[Share], votes: Sequence[bool]
     ) -> tuple[float, list[bool], Callable[[], str]]:
         total = sum(share.size for share in shares)
-        device, seen = self.processes.device, []
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        device, exact, seen = self.processes.device, self.processes.exact, []
+        loss_sum = torch.zeros((), dtype=exact, device=device)
         for piece in self._pieces(shares):
             weight = piece.size / total
             with self.processes.autocast():
@@ -120,7 +121,7 @@ class Stepper:
             self.processes.backward(loss)
             loss_sum += loss.detach()
         figures = torch.stack(
-            [loss_sum, *(torch.as_tensor(float(v), dtype=torch.float64, device=device) for v in votes)]
+            [loss_sum, *(torch.as_tensor(float(v), dtype=exact, device=device) for v in votes)]
         )
         value, *said = self.processes.reduce(self._trained, figures).tolist()
         return value, [v > 0 for v in said], lambda: _told(seen)
@@ -141,8 +142,13 @@ class Stepper:
     def _update(self, loss: float, where: str, told: Callable[[], str]) -> None:
         training, scaler = self.training, self.training.scaler
         norm = self._norm()
-        self._check(loss, float(norm), where, told)
-        self._watch(loss, where, told)
+        try:
+            self._check(loss, float(norm), where, told)
+            self._watch(loss, where, told)
+        except Diverged:
+            if scaler is not None:  # or it would take the next gradients for ones that it has scaled back
+                scaler.update(scaler.get_scale())
+            raise
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self._trained, self.recipe.clip, norm)
         if scaler is None:
@@ -223,10 +229,10 @@ class Stepper:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch's allocator for the CPU says so only in words."""
+    """Whether an allocation failed: torch's allocator for the CPU, and libraries beside CUDA's, say so only in words."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATING)
 
 
 @contextmanager

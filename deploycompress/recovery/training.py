@@ -22,6 +22,7 @@ from deploycompress.recovery.feeding import counted, cut_short, groups, until_st
 from deploycompress.recovery.keeping import Keeping
 from deploycompress.recovery.objectives import Objective
 from deploycompress.recovery.optimization import make_optimizer, only, training_mode
+from deploycompress.recovery.pace import Pace
 from deploycompress.recovery.probing import find_rate
 from deploycompress.recovery.processes import Processes, device, float32_outputs
 from deploycompress.recovery.recipe import Recipe, learning_rate
@@ -84,6 +85,7 @@ class _Loop:
     after_epoch: Callable[[int], None] | None
     keeping: Keeping
     tracking: Tracking
+    pace: Pace
     batches: int  # of an epoch
 
     @classmethod
@@ -126,6 +128,7 @@ class _Loop:
             after_epoch,
             Keeping.open(training, processes, recipe, context, name),
             Tracking(recipe, processes, context.emit, context.rehearsal),
+            Pace(context.emit),
             batches,
         )
 
@@ -149,7 +152,7 @@ class _Loop:
     def run(self) -> History:
         """Every epoch that is not done yet; the network that was to be kept is in the one that was given."""
         self.keeping.resume()
-        if not self.training.done:
+        if not self.training.done and self.processes.rank == 0:
             self._check_validation()
         if not self.progress.peak:
             self._probe()
@@ -179,9 +182,10 @@ class _Loop:
         training_mode(self.training, recipe.trainable)
         loader = self.context.data.loader("train", epoch=progress.epoch)
         elsewhere = self.processes.device.type != "cpu"  # which computes while this processor reads
-        for group in groups(
+        read = groups(
             loader, recipe.accumulate, progress.index, self.training.per_epoch, self.processes.cut, elsewhere
-        ):
+        )
+        for group in self.pace.epoch(read):
             stop = self.context.stopping()
             if stop and self.processes.count == 1:
                 self.keeping.leave()
@@ -191,11 +195,16 @@ class _Loop:
                 group, self.training.done, self.steps, rate, self._where(rate), votes
             )
             samples = sum(share.size for share in group)
+            if not self.training.done:
+                self._tell_of_idle_ones(group[0].size)
             progress.samples, progress.loss = progress.samples + samples, progress.loss + loss * samples
             progress.index += 1
             if self.training.average is not None:
                 self.training.average.update(self.training.net, self.training.done)
             self.tracking.step({"loss": loss, "lr": rate}, self.training.done)
+            read_batches = min(progress.index * recipe.accumulate, self.batches)
+            place = f"epoch {progress.epoch + 1}/{recipe.epochs}, batch {read_batches}/{self.batches}"
+            self.pace.step(place, samples, self.training.done / self.steps, {"loss": loss, "lr": rate})
             if said[0]:
                 self.keeping.leave()
             if said[1]:
@@ -204,6 +213,16 @@ class _Loop:
             self.after_epoch(progress.epoch + 1)
         progress.shaped = True
         self._finish_epoch()
+
+    def _tell_of_idle_ones(self, size: int) -> None:
+        """A batch of ``size`` samples may have too few for all processes."""
+        count = self.processes.count
+        if count > 1 and size < 2 * count:
+            message = (
+                f"a batch of {size} samples keeps {min(count, max(1, size // 2))} of {count} processes busy, since each "
+                f"takes two at least; set data.batch_size to {2 * count} or more"
+            )
+            self.context.emit(Event("warning", message))
 
     def _where(self, rate: float) -> str:
         first = self.progress.index * self.recipe.accumulate + 1
@@ -219,13 +238,17 @@ class _Loop:
             if several
             else until_stopped(val, self.keeping.leave_when_stopping)
         )
-        figures, _ = evaluate(self.training.shown, context.model, read, context.task)
+        value = 0.0
+        if self.processes.rank == 0:  # the others take its figure, and need not read the split as well
+            figures, _ = evaluate(self.training.shown, context.model, read, context.task)
         # One that left alone would leave the others waiting, and nothing kept.
         if several and not self.processes.lowest(int(not context.stopping())):
             self.keeping.leave()
         if not progress.samples:
             raise ConfigError("data, split train: an epoch gave no batch, though the loader has a length")
-        (value,) = self.processes.agree([primary_of(figures, context.task, "val")])
+        if self.processes.rank == 0:
+            value = primary_of(figures, context.task, "val")
+        (value,) = self.processes.agree([value])
         record = {"loss": progress.loss / progress.samples, f"val_{primary.name}": value}
         if progress.best is None or (
             value > progress.best if primary.higher_is_better else value < progress.best

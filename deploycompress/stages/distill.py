@@ -106,6 +106,7 @@ class Distill(Stage):
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
+        from deploycompress.recovery.evaluation import validated
         from deploycompress.recovery.statistics import reestimate
         from deploycompress.recovery.training import device, fit
 
@@ -118,13 +119,13 @@ class Distill(Stage):
         with TemporaryDirectory(prefix="teacher-", dir=workdir) as apart:
             distillation = self._objective(inputs, context, Path(apart))
             _try_first_batch(distillation, student, context)
-            before = _validated(student, context)
+            before = validated(student, context)
             reestimate(student, context, config.trainable)
-            reestimated = _validated(student, context)
+            reestimated = validated(student, context)
             with self._rounded(student, context) as details:
                 history = fit(student, distillation, config, context, shaping.after_epoch, shaping.penalty)
                 reestimate(student, context, config.trainable)
-                after = _validated(student, context)
+                after = validated(student, context)
         folder = workdir / "model"
         checkpoint.save(student.to("cpu"), folder, context.model)
         return Outcome(
@@ -266,12 +267,6 @@ def _try_first_batch(
             p.student if p.student == p.teacher else f"{p.student} from {p.teacher}" for p in pairs
         )
         context.emit(Event("decision", f"features are learned at {told}"))
-
-
-def _validated(student: nn.Module, context: RunContext) -> dict[str, float]:
-    from deploycompress.recovery.evaluation import evaluate
-
-    return evaluate(student, context.model, context.data.loader("val"), context.task)[0]
 
 
 def _cost(student: nn.Module, context: RunContext) -> dict[str, float]:

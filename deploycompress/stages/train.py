@@ -40,7 +40,7 @@ class Train(Stage):
 
     def run(self, inputs: Inputs, workdir: Path, context: RunContext) -> Outcome:
         from deploycompress.model import checkpoint
-        from deploycompress.recovery.evaluation import evaluate
+        from deploycompress.recovery.evaluation import validated
         from deploycompress.recovery.mixup import MixedUp
         from deploycompress.recovery.objectives import Objective, Supervised
         from deploycompress.recovery.statistics import reestimate
@@ -58,7 +58,7 @@ class Train(Stage):
         history = fit(student, objective, config, context, shaping.after_epoch, shaping.penalty)
         if config.ema is not None:  # averaged statistics are not those of the averaged weights
             reestimate(student, context, config.trainable)
-        figures, _ = evaluate(student, context.model, context.data.loader("val"), context.task)
+        figures = validated(student, context)
         folder = workdir / "model"
         checkpoint.save(student.to("cpu"), folder, context.model)
         return Outcome(

@@ -37,6 +37,19 @@ def test_a_folder_of_npy_files_is_mapped_and_not_read(opened, folder):
     assert isinstance(inputs[0], np.memmap)
 
 
+def test_masks_are_mapped_too_and_converted_a_batch_at_a_time(opened, tmp_path):
+    masks = np.arange(40 * 6, dtype=np.uint8).reshape(40, 2, 3)
+    for name, array in (("x_train", X), ("y_train", masks)):
+        np.save(tmp_path / f"{name}.npy", array)
+    data = opened("arrays", SIX, root=tmp_path)
+    x, y = read(data)
+    assert y.dtype == torch.int64 and torch.equal(
+        y, torch.from_numpy(masks.astype(np.int64))[(x[:, 0] / 6).long()]
+    )
+    part = data._splits["train"]
+    assert isinstance(part.whole.targets, np.memmap) and part.whole.targets.dtype == np.uint8
+
+
 def test_an_npz_of_one_pair_is_train_and_a_test_split_is_cut(opened, tmp_path):
     np.savez(tmp_path / "d.npz", x=X, y=Y[:, None])
     data = opened("arrays", SIX, root=tmp_path / "d.npz", test=0.2, validation=0.25)

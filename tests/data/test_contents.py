@@ -32,6 +32,7 @@ def test_large_data_are_read_once_until_a_file_changes(tmp_path, monkeypatch):
     read = []
     digest = contents.digest_file
     monkeypatch.setattr(contents, "digest_file", lambda path: read.append(path.name) or digest(path))
+    monkeypatch.setattr(contents, "READERS", 1)
     monkeypatch.setattr(contents, "REMEMBERED_BYTES", 3)
     store = FileStore(tmp_path / "store")
     folder = tmp_path / "data"
@@ -41,10 +42,19 @@ def test_large_data_are_read_once_until_a_file_changes(tmp_path, monkeypatch):
     (folder / "b").write_text("TWO")
     os.utime(folder / "b", (OLD + 1, OLD + 1))
     assert contents.digests_of(files(folder), folder, store) != first and read == ["a", "b"] * 2
+    future = 4_000_000_000  # by a clock that is wrong
+    for name in "ab":
+        os.utime(folder / name, (future, future))
+    with monkeypatch.context() as later:
+        later.setattr(contents.time, "time", lambda: (folder / "a").stat().st_ctime + 60)
+        for _ in range(2):
+            contents.digests_of(sorted(folder.iterdir()), folder, store)
+    assert read == ["a", "b"] * 3
+    files(folder, a="one")
     os.utime(folder / "b")  # changed just now: the same time stamp may come again
     for _ in range(2):
         contents.digests_of(files(folder), folder, store)
-    assert read == ["a", "b"] * 4
+    assert read == ["a", "b"] * 5
 
 
 def test_sequences_are_padded_with_their_mask():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 
@@ -74,7 +75,7 @@ def test_splits_and_classes_come_from_the_folders(opened, root):
     }
 
 
-@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
 def test_an_archive_gives_what_its_folder_gives_also_with_a_folder_around_all(
     opened, tmp_path, files, root, kind
 ):
@@ -85,7 +86,7 @@ def test_an_archive_gives_what_its_folder_gives_also_with_a_folder_around_all(
                 archive.writestr(f"pets/{name}", content)
             archive.writestr("__MACOSX/pets/._x.png", b"")
     else:
-        with tarfile.open(path, "w:gz") as tar:
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as tar:
             tar.add(root, arcname="./pets")
     for split in ("train", "val", "test"):
         assert torch.equal(
@@ -178,6 +179,47 @@ def test_crop_moves_by_whole_pixels_in_both_directions_and_brings_in_black():
         range(-3, 4)
     )
     assert set(moved.sum((1, 2, 3)).tolist()) == {1.0, 2.0}, "what is moved out is gone"
+
+
+def test_a_plain_tar_is_read_where_it_lies_and_an_end_that_is_cut_off_is_told(opened, tmp_path, root):
+    path = tmp_path / "images.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(root, arcname="pets")
+        (root / "train/cat/0.png").write_bytes(png((77, 77, 77)))
+        tar.add(root / "train/cat/0.png", arcname="pets/train/cat/0.png")  # the last of a name counts
+    data = opened("image_folder", IMAGE, root=path, **PLAIN)
+    assert (77, 0) in levels(data, "train") + levels(data, "val")
+    with path.open("r+b") as archive:
+        archive.truncate(3000)
+    with pytest.raises(
+        ConfigError, match=r"images.tar/\S+ cannot be read: the archive ends after \d+ of \d+ bytes"
+    ):
+        read(data, "train")
+
+
+def test_sixteen_bits_keep_their_range_and_an_unknown_one_is_refused(opened, tmp_path):
+    for name, value in (("a", 0), ("a", 300), ("b", 40000), ("b", 65535)):
+        place = tmp_path / "train" / name / f"{value}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16), value, np.uint16)).save(place)
+    grey = {"image_size": 16, "mean": (0,), "std": (1,), "channels": 1, "validation": 0.5}
+    data = opened("image_folder", {"image": ["batch", 1, 16, 16]}, root=tmp_path, **grey)
+    assert sorted(levels(data, "train") + levels(data, "val")) == [(0, 0), (1, 0), (156, 1), (255, 1)]
+    Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tmp_path / "train" / "a" / "0.png", "tiff")
+    with pytest.raises(
+        ConfigError, match=r"an image of mode F has pixels from 0\.5 to 0\.5; expected 8 or 16 bits"
+    ):
+        for split in ("train", "val"):
+            read(opened("image_folder", {"image": ["batch", 1, 16, 16]}, root=tmp_path, **grey), split)
+
+
+def test_a_name_that_is_no_text_is_named(opened, root):
+    try:
+        os.rename(root / "train/cat/0.png", os.fsencode(root / "train/cat") + b"/M\xfcller.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(ConfigError, match=r"M\\xfcller.png' is not in UTF-8; rename it"):
+        opened("image_folder", IMAGE, root=root, **PLAIN).loader("train")
 
 
 def test_grey_images_and_the_usual_mean(opened, root):

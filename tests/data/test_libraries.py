@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 
@@ -17,6 +18,18 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
 CLASSES = np.arange(30, dtype=np.uint8) % 3
 GREY = {"image": ["batch", 1, 28, 28]}
 FASHION = {"dataset": "FashionMNIST", "image_size": 28, "channels": 1, "mean": (0.0,), "std": (1.0,)}
+
+
+def png(pixels):
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "png")
+    return stream.getvalue()
+
+
+PNG = png(PIXELS[0])
+SMALL = {"image_size": 28, "channels": 1}
 
 
 def whole(data, split):
@@ -165,7 +178,22 @@ def test_local_files_and_what_is_not_there(opened, datasets, tmp_path):
     (folder / "test.csv").write_text("x,label\n7.5,1\n3.5,-1\n")
     with pytest.raises(ConfigError, match="split test: column 'label' has -1, which stands for no label"):
         opened("huggingface", {"x": ["batch"]}, root=folder, columns=("x",)).loader("test")
-    (folder / "train.csv").rename(folder / "rows.csv")
+    (folder / "test.csv").unlink()
+    whole_set = (folder / "train.csv").read_text().splitlines(keepends=True)
+    (folder / "train.csv").unlink()
+    for part in (0, 1):  # as the hub keeps them
+        rows = "".join(whole_set[1 + 5 * part : 6 + 5 * part])
+        (folder / f"train-0000{part}-of-00002.CSV").write_text(whole_set[0] + rows)
+    sharded = opened("huggingface", {"x": ["batch"]}, root=folder, columns=("x",), validation=0.2)
+    values = [whole(sharded, split)[0]["x"] for split in ("train", "val")]
+    assert sorted(torch.cat(values).tolist()) == [i + 0.5 for i in range(10)]
+    for name in ("val", "validation"):
+        (folder / f"{name}.csv").write_text("x,label\n7.5,1\n3.5,0\n")
+    with pytest.raises(ConfigError, match="received train, val, validation, of which two are one split"):
+        opened("huggingface", {"x": ["batch"]}, root=folder, columns=("x",)).loader("val")
+    for path in folder.glob("[tv]*"):
+        path.unlink()
+    (folder / "rows.csv").write_text("x,label\n1,1\n")
     with pytest.raises(ConfigError, match=r"received rows.csv.*expected a folder that save_to_disk wrote"):
         opened("huggingface", {"x": ["batch"]}, root=folder, columns=("x",)).loader("train")
     with pytest.raises(ConfigError, match=r"needs data\.root"):
@@ -174,6 +202,23 @@ def test_local_files_and_what_is_not_there(opened, datasets, tmp_path):
         opened("huggingface", {"x": ["batch"]}, columns=("x",), name="stanfordnlp/sst2")
     with pytest.raises(ValueError, match="expected one of text, image and columns"):
         opened("huggingface", {"x": ["batch"]})
+
+
+def test_a_row_that_is_no_text_or_no_image_is_named(opened, datasets, tmp_path):
+    part = datasets.Dataset.from_dict({"sentence": ["good", None, "bad", "fine"], "label": [0, 1, 0, 1]})
+    datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "texts")
+    tokens = {"tokens": (["batch", 4], "int64")}
+    with pytest.raises(ConfigError, match=r"'sentence' has None in row 1 \(1 such rows\); expected text"):
+        opened("huggingface", tokens, root=tmp_path / "texts", text="sentence", length=4).loader("test")
+    images = [{"bytes": png, "path": None} for png in (PNG, PNG, b"no image", PNG)]
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.Value("int64")})
+    part = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 0, 1]}, features=features)
+    datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "images")
+    data = opened("huggingface", GREY, root=tmp_path / "images", image="picture", **SMALL)
+    with pytest.raises(
+        ConfigError, match=r"split test, batch 0: reading failed: sample 2: Unidentified"
+    ):
+        whole(data, "test")
 
 
 # ---------------------------------------------------------------- what is not installed

@@ -271,6 +271,20 @@ def test_a_share_of_a_batch_is_all_that_is_read_for_it(source):
     assert list(loader.shares(2, lambda size: (size, size))) == [(None, 4)] and not seen
 
 
+def test_a_stream_is_taken_up_in_its_midst_with_the_batches_it_would_have_had(source):
+    class Drawn:
+        def __iter__(self):
+            for at in range(0, 20, 4):
+                yield (X[at : at + 4] + np.random.rand()).astype(np.float32), Y[at : at + 4]
+
+    loader = source(lambda: {"train": Drawn(), "val": Samples()}).loader("train", epoch=0)
+    every = [batch.inputs["image"] for batch in loader]
+    assert len(every) == 5
+    later = [(share.inputs["image"], size) for share, size in loader.shares(3, lambda size: (1, 3))]
+    assert [size for _, size in later] == [4, 4]
+    assert all(torch.equal(image, whole[1:3]) for (image, _), whole in zip(later, every[3:], strict=True))
+
+
 def test_a_data_set_that_draws_at_random_gives_the_same_epoch_again_and_disturbs_nobody(source):
     class Noisy(Samples):
         def __getitem__(self, i):
@@ -391,6 +405,12 @@ def test_nan_and_infinity_name_the_sample_in_the_split(source):
             )
 
 
+def test_large_values_that_are_finite_pass(source):
+    """Their sum is not."""
+    huge = np.full_like(X, 3e38)
+    assert list(source(lambda: {"train": Samples(huge), "val": Samples()}).loader("train"))
+
+
 def test_values_above_the_declared_maximum(source, declared):
     model = declared(ids=(["batch", "length"], "int64", 100))
     data = source(lambda: {"test": [(np.array([3, 100]), 0)]}, model)
@@ -412,7 +432,8 @@ def test_an_error_while_reading_names_the_batch(source):
 
     text = refused(source(lambda: {"test": Broken()}), "test")
     assert (
-        text == "data source own_data:load, split test, batch 1: reading failed: OSError: cannot open 9.png"
+        text
+        == "data source own_data:load, split test, batch 1: reading failed: sample 9: OSError: cannot open 9.png"
     )
 
 

@@ -201,6 +201,31 @@ def test_a_tokenizer_file_of_the_users(opened, table, tmp_path):
     )
 
 
+def test_a_long_sentence_keeps_the_mark_at_its_end(opened, table, tmp_path):
+    """As the weights of a BERT were trained."""
+    if importlib.util.find_spec("tokenizers") is None:
+        pytest.skip("tokenizers is not installed")
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "good": 4}
+    own = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    own.save(str(tmp_path / "tokenizer.json"))
+    root = table("good " * 20 + "\t1\ngood\t0\n", "train.tsv")
+    table("good " * 20 + "\t1\ngood\t0\n", "test.tsv")
+    data = opened("text", TOKENS, root=root, tokenizer=tmp_path / "tokenizer.json", **PLAIN)
+    assert whole(data, "test")[0]["tokens"].tolist() == [[1, 4, 4, 4, 4, 2], [1, 4, 2, 3, 3, 3]]
+
+
+def test_a_cell_may_hold_a_document(opened, table):
+    root = table("word " * 50_000 + "\t1\nword\t0\n", "train.tsv")
+    table("word " * 50_000 + "\t1\nword\t0\n", "test.tsv")
+    assert whole(opened("text", TOKENS, root=root, **PLAIN), "test")[0]["tokens"].shape == (2, 6)
+
+
 def test_a_sentence_or_a_class_that_is_missing(opened, table):
     assert "train.tsv:2, column '0': no text (1 such rows)" in refused(
         opened("text", TOKENS, root=table("a\t1\n \t0\n", "train.tsv"), **PLAIN)

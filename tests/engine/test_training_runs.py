@@ -149,6 +149,58 @@ def test_two_processes_distil_a_normalised_network_as_well_as_one(pipeline):
     assert abs(accuracy["one"] - accuracy["two"]) < 0.05, accuracy
 
 
+READ = """
+import os
+from pathlib import Path
+
+import numpy as np
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(48, 1, 8, 8)).astype(np.float32), np.arange(48) % 10
+
+
+class Rows:
+    def __init__(self, name):
+        self.name = name
+
+    def __len__(self):
+        return len(X)
+
+    def batch(self, indices, rng):
+        if "RANK" in os.environ:
+            with (Path(__file__).parent / "read.txt").open("a") as log:
+                log.write(f"{self.name} {os.environ['RANK']} {len(indices)}\\n")
+        return X[indices], Y[indices]
+
+
+def load():
+    return {name: Rows(name) for name in ("train", "val")}
+"""
+
+
+def test_each_of_two_processes_reads_its_share_and_one_validates(pipeline):
+    folder = pipeline.parent
+    (folder / "model.py").write_text(NORMALISED)
+    (folder / "rows.py").write_text(READ)
+    text = PIPELINE.lstrip().replace("{source: digits, image_size: 8, batch_size: 32, calibration: 32, augment: none}",
+                                     "{source: rows.py:load, batch_size: 16, calibration: 16}")  # fmt: skip
+    pipeline.write_text(text[: text.index("stages:")] + STUDENT.replace("epochs: 4", "epochs: 2"))
+    code, said = run_here(pipeline, "out", "train.launch.processes=2", "distill.launch.processes=2")
+    assert code == 0, said
+    read = [line.split() for line in (folder / "read.txt").read_text().splitlines()]
+    assert {rank for name, rank, _ in read if name == "val"} == {"0"}
+    steps = [(rank, size) for name, rank, size in read if name == "train" and size == "8"]
+    assert steps.count(("0", "8")) == steps.count(("1", "8")) == 2 * 2 * 3, (
+        "of two stages, two epochs, three batches"
+    )
+    whole = [rank for name, rank, size in read if name == "train" and size == "16"]
+    assert set(whole) <= {"0", "1"} and whole.count("1") <= 2, (
+        "beside the first batch, statistics are one's task"
+    )
+    code, said = run_here(pipeline, "idle", "train.launch.processes=2", "data.batch_size=3")
+    assert code == 0 and "a batch of 3 samples keeps 1 of 2 processes busy" in said, said
+
+
 def test_two_processes_give_what_one_gives_also_after_one_was_killed(pipeline):
     two, killed = "train.launch.processes=2", []
 

@@ -12,6 +12,7 @@ from torch import nn
 from deploycompress.engine.store import FileStore
 from deploycompress.errors import ConfigError, StageFailed
 from deploycompress.recovery.objectives import Supervised
+from deploycompress.recovery.processes import Processes
 from deploycompress.recovery.recipe import Recipe
 from deploycompress.recovery.training import fit
 
@@ -58,6 +59,19 @@ def test_a_roll_back_takes_the_epoch_again_with_half_the_rate(network, run, even
     assert not torch.equal(undisturbed[0].weight, net[0].weight), (
         "the rate is another one after the roll-back"
     )
+
+
+@pytest.mark.parametrize(("rate", "bad"), [(0.05, 8), ("auto", 60)])  # in the second epoch, in the probe
+def test_scaled_gradients_are_taken_up_again_after_a_divergence(network, run, events, monkeypatch, rate, bad):
+    """As of float16, in which no processor trains: the scale is the same, and what was scaled back is forgotten."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    monkeypatch.setattr(Processes, "scaler", scaler)
+    monkeypatch.setattr(Processes, "backward", lambda self, loss: scaler.scale(loss).backward())
+    objective = Once(run, {bad}, lambda loss: loss * math.nan)
+    history = fit(network(), objective, Recipe(epochs=3, lr=rate, on_divergence="roll_back"), run)
+    assert history[-1]["val_accuracy"] > 0.6 and scaler.get_scale() == 64.0
+    rolled = [event for event in events if "back to the beginning of the epoch" in event.message]
+    assert len(rolled) == (rate != "auto")
 
 
 def test_what_the_bad_steps_left_is_gone(network, run):

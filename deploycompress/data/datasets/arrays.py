@@ -137,7 +137,7 @@ class ArraySamples:
         if options.std is not None:
             first = first.float() / _by_channel(options.std, first.ndim)
         inputs = (first.contiguous(), *others)
-        return inputs if self.targets is None else (inputs, torch.from_numpy(self.targets[indices]))
+        return inputs if self.targets is None else (inputs, torch.from_numpy(_numbers(self.targets[indices])))
 
 
 def _by_channel(values: float | tuple[float, ...], dimensions: int) -> Any:
@@ -158,9 +158,13 @@ def _targets(array: np.ndarray | None) -> np.ndarray | None:
         return None
     if array.ndim == 2 and array.shape[1] == 1 and np.issubdtype(array.dtype, np.integer):
         array = array[:, 0]  # a column of class numbers
-    if array.dtype.kind in "iub":
-        return np.asarray(array, np.int64)
-    return np.asarray(array, np.float32)
+    # Masks may be larger than memory: what is mapped stays so, and is converted a batch at a time.
+    return _numbers(array) if array.ndim == 1 else array
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    """Whole numbers as int64, all others as float32."""
+    return np.asarray(array, np.int64 if array.dtype.kind in "iub" else np.float32)
 
 
 def _read(files: tuple[Path, ...]) -> dict[str, np.ndarray]:

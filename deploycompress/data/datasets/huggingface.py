@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +15,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from deploycompress.config.wording import listed
-from deploycompress.data.images import ImageConfig, Pictures, require_pillow
+from deploycompress.data.images import ImageConfig, Pictures, cores, require_pillow
 from deploycompress.data.labelled import SYNONYMS
 from deploycompress.data.samples import Indices
 from deploycompress.data.words import Sentences, TextConfig, encoder, tokenizer_files
 from deploycompress.errors import ConfigError, EnvironmentMissing
 
 BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+SHARD = re.compile(r"-\d+-of-\d+$")  # train-00000-of-00004.parquet, as the hub keeps large sets
 EXPECTED = (
     "a folder that save_to_disk wrote, or files called train, and where there are any val and test, ending in "
     f"{' '.join(BUILDERS)}"
@@ -114,14 +116,18 @@ class HuggingFace:
         assert root is not None  # files() has said so otherwise
         if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
             return datasets.load_from_disk(str(root))
-        files: dict[str, str] = {}
+        files: dict[str, list[str]] = {}
         kinds = set()
         for path in sorted(root.iterdir()):
-            split = SYNONYMS.get(path.stem.lower())
-            if split is not None and path.suffix in BUILDERS:
-                files[split] = str(path)
-                kinds.add(BUILDERS[path.suffix])
-        if len(kinds) != 1 or "train" not in files:
+            name = SHARD.sub("", path.stem).lower()
+            if name in SYNONYMS and path.suffix.lower() in BUILDERS:
+                files.setdefault(name, []).append(str(path))
+                kinds.add(BUILDERS[path.suffix.lower()])
+        if len({SYNONYMS[name] for name in files}) < len(files):
+            raise ConfigError(
+                f"data.root {root}: received {listed(sorted(files))}, of which two are one split; expected one of them"
+            )
+        if len(kinds) != 1 or "train" not in {SYNONYMS[name] for name in files}:
             raise ConfigError(
                 f"data.root {root}: received {listed(sorted(p.name for p in root.iterdir()))}; expected {EXPECTED}"
             )
@@ -149,16 +155,21 @@ class HuggingFace:
         names = getattr(parts["train"].features[label], "names", None)
         if values["train"].dtype.kind in "UO":
             names = sorted({str(value) for found in values.values() for value in found})
-            values = {
-                s: np.array([names.index(str(v)) for v in found], np.int64) for s, found in values.items()
-            }
+            number = {name: index for index, name in enumerate(names)}
+            values = {s: np.array([number[str(v)] for v in found], np.int64) for s, found in values.items()}
         kept = {s: v.astype(np.int64 if v.dtype.kind in "iub" else np.float32) for s, v in values.items()}
         return dict(kept), names
 
     def _sentences(
         self, parts: Mapping[str, Any], column: str, labels: Mapping[str, np.ndarray | None], classes: Any
     ) -> dict[str, Sentences]:
-        texts = {split: [str(text) for text in part[column][:]] for split, part in parts.items()}
+        texts = {split: list(part[column][:]) for split, part in parts.items()}
+        for split, found in texts.items():
+            if odd := [row for row, text in enumerate(found) if not isinstance(text, str)]:
+                raise ConfigError(
+                    f"data source huggingface, split {split}: column {column!r} has {found[odd[0]]!r} in row {odd[0]} "
+                    f"({len(odd)} such rows); expected text: fill or leave out such rows"
+                )
         encode = encoder(self.config, texts["train"])
         return {
             s: Sentences(encode(t), labels[s], self.config, encode.pad, classes) for s, t in texts.items()
@@ -171,8 +182,13 @@ class HuggingFace:
                 f"data source huggingface, split {split}: column {column!r} holds {type(part[0][column]).__name__}; "
                 "expected images: cast the column to datasets.Image"
             )
-        read: Callable[[int], Any] = lambda index: part[index][column]  # noqa: E731
-        return Pictures(read, labels, len(part), self.config, changed=split == "train", classes=classes)
+        images = part.select_columns([column])  # or every image column of a row would be decoded
+
+        def read(index: int) -> Any:
+            return images[index][column]
+
+        changed = split == "train"
+        return Pictures(read, labels, len(part), self.config, changed, classes, threads=cores())
 
 
 @dataclass(frozen=True)

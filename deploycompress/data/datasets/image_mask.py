@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from deploycompress.config.wording import listed
 from deploycompress.contracts import Split
 from deploycompress.data.datasets.image_folder import SUFFIXES, decoded
-from deploycompress.data.images import require_pillow
+from deploycompress.data.images import in_eight_bits, require_pillow
 from deploycompress.data.labelled import SYNONYMS
 from deploycompress.data.samples import Indices
 from deploycompress.data.tree import Tree, open_tree
@@ -123,7 +123,7 @@ class Masked:
                 f"{image.width}x{image.height}; expected the same size"
             )
         window = drawn(image.size, self.config.augment, rng)
-        pixels = window.cut(image.convert(self.config.mode), self.config.size)
+        pixels = window.cut(in_eight_bits(image).convert(self.config.mode), self.config.size)
         indices = window.cut(pillow.fromarray(mask), self.config.size, nearest=True)
         return pixels, indices.astype(np.int64)
 
@@ -176,7 +176,8 @@ def _pairs(tree: Tree, config: ImageMask.Config) -> dict[Split, Pairs]:
             f"{where}: {images[alone[0]]} has no mask ({len(alone)} such images); expected "
             f"{wanted[alone[0]].name}.png in {config.masks!r}: add it, or set data.masks or data.mask_ending"
         )
-    if extra := [name for key, name in masks.items() if key not in set(wanted.values())]:
+    known = set(wanted.values())
+    if extra := [name for key, name in masks.items() if key not in known]:
         raise ConfigError(
             f"{where}: {extra[0]} has no image ({len(extra)} such masks); expected one of the same name in "
             f"{config.images!r}: add it, or remove the mask"

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from deploycompress.config.wording import nearest
-from deploycompress.data.images import ImageConfig, Pictures
+from deploycompress.data.images import ImageConfig, Pictures, cores
 from deploycompress.errors import ConfigError, EnvironmentMissing
 
 SPLITS = ("train", "val", "test")
@@ -141,6 +141,7 @@ class Torchvision:
             self.config,
             changed=split == "train",
             classes=getattr(dataset, "classes", None),
+            threads=cores(),
         )
 
 
@@ -152,7 +153,7 @@ def _described(sample: Any) -> str:
 
 def _labels(dataset: Any) -> np.ndarray | None:
     """The class of every image, as the data set holds them; where it does not, one sample after another."""
-    for name in ("targets", "labels", "_labels"):
+    for name in ("targets", "labels", "_labels", "y"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):
             array = np.asarray(values)

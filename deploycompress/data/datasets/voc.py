@@ -14,7 +14,7 @@ from deploycompress.config.wording import listed
 from deploycompress.contracts import Split
 from deploycompress.data.boxes import Annotation, parsed, whole_boxes
 from deploycompress.data.datasets.image_folder import SUFFIXES, decoded
-from deploycompress.data.images import require_pillow
+from deploycompress.data.images import in_eight_bits, require_pillow
 from deploycompress.data.samples import Indices
 from deploycompress.data.tree import Tree, open_tree
 from deploycompress.data.windows import WindowConfig, drawn, read_all
@@ -133,7 +133,7 @@ class Boxed:
         window = drawn(image.size, self.config.augment, rng)
         found, kept = window.boxes(boxes, self.config.size)
         numbers = [self.classes.index(marked.labels[i]) + 1 for i in whole[kept]]
-        return window.cut(image.convert(self.config.mode), self.config.size), {
+        return window.cut(in_eight_bits(image).convert(self.config.mode), self.config.size), {
             "boxes": torch.from_numpy(found.astype(np.float32)),
             "labels": torch.tensor(numbers, dtype=torch.int64),
         }

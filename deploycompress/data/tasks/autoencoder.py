@@ -119,7 +119,7 @@ class AutoencoderMetrics:
         found = {"reconstruction": error, "kl": divergence, "negative_elbo": whole}
         for name, values in found.items():
             if values is not None:
-                self._each[name].append(values.detach().double().cpu().numpy())
+                self._each[name].append(values.detach().cpu().double().numpy())
 
     def compute(self) -> dict[str, float]:
         return known(

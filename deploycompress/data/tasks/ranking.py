@@ -74,7 +74,7 @@ class RankingMetrics:
         logits = self._task.answer(outputs).detach().float().reshape(-1)
         self._logits.append(logits.cpu().numpy())
         self._true.append((batch.targets.reshape(-1) == 1).cpu().numpy())
-        self._losses.append(_losses(logits, batch.targets).double().cpu().numpy())
+        self._losses.append(_losses(logits, batch.targets).cpu().double().numpy())
 
     def compute(self) -> dict[str, float]:
         return known(

@@ -92,7 +92,7 @@ class RegressionMetrics:
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         answer, true = (
-            _columns(values.detach()).double().cpu().numpy()
+            _columns(values.detach()).cpu().double().numpy()
             for values in (self._task.answer(outputs), batch.targets)
         )
         if self._origin is None:
