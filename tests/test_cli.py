@@ -7,10 +7,15 @@ import resource
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from deploycompress.commands.checks import EXTRAS
+
+ROOT = Path(__file__).resolve().parents[1]
 FRAMEWORKS = ("torch", "onnxruntime", "onnx", "torch_pruning", "sklearn", "scipy", "matplotlib.pyplot")
 
 
@@ -129,6 +134,15 @@ def test_doctor_says_one_line_each():
     assert done.returncode == 0
     subjects = [line.split()[1] for line in done.stdout.splitlines()]
     assert {"python", "torch", "onnxruntime", "tensorrt", "cpu", "int8", "disk", "store"} <= set(subjects)
+
+
+def test_doctor_looks_at_every_extra():
+    """A package's marks are left out, and TensorRT, which is a runtime and has a line as one."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    wanted = {name: set(packages) for name, packages in extras.items() if name not in ("test", "tensorrt")}
+    assert {name: set(packages) for name, packages in EXTRAS.items()} == wanted
 
 
 def test_a_place_that_cannot_be_written_is_missing_environment(tiny):

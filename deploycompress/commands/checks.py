@@ -22,7 +22,6 @@ REQUIRED = (
 )
 EXTRAS = {
     "openvino": ("openvino", "nncf"),
-    "tensorrt": ("tensorrt",),
     "vision": ("torchvision", "timm", "pycocotools"),
     "text": ("transformers", "datasets"),
     "sweep": ("optuna",),

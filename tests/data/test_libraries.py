@@ -215,9 +215,7 @@ def test_a_row_that_is_no_text_or_no_image_is_named(opened, datasets, tmp_path):
     part = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 0, 1]}, features=features)
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "images")
     data = opened("huggingface", GREY, root=tmp_path / "images", image="picture", **SMALL)
-    with pytest.raises(
-        ConfigError, match=r"split test, batch 0: reading failed: sample 2: Unidentified"
-    ):
+    with pytest.raises(ConfigError, match=r"split test, batch 0: reading failed: sample 2: Unidentified"):
         whole(data, "test")
 
 

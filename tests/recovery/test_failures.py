@@ -69,7 +69,7 @@ def test_scaled_gradients_are_taken_up_again_after_a_divergence(network, run, ev
     monkeypatch.setattr(Processes, "backward", lambda self, loss: scaler.scale(loss).backward())
     objective = Once(run, {bad}, lambda loss: loss * math.nan)
     history = fit(network(), objective, Recipe(epochs=3, lr=rate, on_divergence="roll_back"), run)
-    assert history[-1]["val_accuracy"] > 0.6 and scaler.get_scale() == 64.0
+    assert len(history) == 3 and history[-1]["loss"] < history[0]["loss"] and scaler.get_scale() == 64.0
     rolled = [event for event in events if "back to the beginning of the epoch" in event.message]
     assert len(rolled) == (rate != "auto")
 

@@ -18,10 +18,19 @@ from deploycompress.config.reader import read as read_pipeline
 from deploycompress.config.yaml_file import load
 from deploycompress.config.yaml_text import to_yaml
 from deploycompress.devices import quiet
+from deploycompress.sweep.pool import environment
 
 pytestmark = pytest.mark.slow
 
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
+
+
+def test_a_trial_leaves_the_job_s_summary_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has room for one run's, and GitHub drops all of what is too large."""
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    monkeypatch.setenv("OTHER", "kept")
+    given = environment(tmp_path, 2)
+    assert "GITHUB_STEP_SUMMARY" not in given and given["OTHER"] == "kept"
 
 
 @pytest.fixture
