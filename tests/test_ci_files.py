@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -455,11 +456,11 @@ CANCELLED = {ACTION: "GitHub", TEMPLATE: "GitLab"}
 def test_a_job_that_is_cancelled_lets_the_run_end_in_its_own_way(
     tmp_path: Path, path: Path, number: signal.Signals
 ) -> None:
-    """Its shell alone gets the signal, the run's process none."""
+    """Its shell alone gets the signal, at once: it may not know the number of the run's process yet."""
     told, output = tmp_path / "deploycompress", tmp_path / "output.txt"
     told.write_text(
         "#!/bin/bash\ntrap 'sleep 0.5; echo kept; exit 143' TERM\n[ \"$1\" = run ] || exit 0\n"
-        "echo begun\nwhile true; do sleep 0.1; done\n"
+        f'kill -{number} "$PPID"\nwhile true; do sleep 0.1; done\n'
     )
     told.chmod(0o755)
     variables = {
@@ -480,13 +481,16 @@ def test_a_job_that_is_cancelled_lets_the_run_end_in_its_own_way(
         "DEPLOYCOMPRESS_COMPARE_WITH": "",
     }
     script = step("run")["run"] if path == ACTION else "\n".join(job()["script"])
-    with subprocess.Popen(
+    shell = subprocess.Popen(
         ["bash", "-eo", "pipefail", "-c", script],
-        env=os.environ | variables, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-    ) as shell:  # fmt: skip
-        assert shell.stdout is not None and shell.stdout.readline() == "begun\n"
-        shell.send_signal(number)
-        assert shell.wait(20) == 143 and shell.stdout.read() == "kept\n"
+        env=os.environ | variables, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert shell.wait(20) == 143 and shell.stdout is not None and shell.stdout.read() == "kept\n"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
+        shell.communicate()
     if path == ACTION:
         assert "exit-code=143" in output.read_text()
 
