@@ -24,6 +24,15 @@ def run(capsys, *arguments):
     return ended.value.code, said.out, " ".join(said.err.replace("│", " ").split())
 
 
+def run_until_decided(capsys, *arguments):
+    """Again, twice at most, where others disturbed so much of it that a gate is left as its run judged it."""
+    for _ in range(3):
+        code, out, err = run(capsys, *arguments)
+        if "not decided by mode quick" not in out:
+            break
+    return code, out, err
+
+
 def rows_of(path):
     return {row["metric"]: row for row in json.loads(path.read_text())["rows"]}
 
@@ -161,10 +170,10 @@ def test_gates_of_head_are_judged_on_fresh_figures(runs, network, shortly, tmp_p
     ]
     common = {"baseline": network(tmp_path / "common.onnx")}
     base, head = runs((1, 6), base=common, limits=limits, gates=gates, **common)
-    code, out, err = run(capsys, base, head)
+    code, out, err = run_until_decided(capsys, base, head)
     assert code == 5 and "gates not met: latency_p50" in err
     assert "speed-up ≥ 1.5×" in out and "fail" in out and "≤ 1 MB" in out and "pass" in out
-    code, out, _ = run(capsys, base, head, "--fail-on", "never")
+    code, out, _ = run_until_decided(capsys, base, head, "--fail-on", "never")
     assert code == 0 and "gates not met: latency_p50" in out
     code, out, err = run(capsys, base, head, "--no-measure")  # as the run judged it
     assert code == 0 and "nothing was measured: --no-measure was given" in out, err

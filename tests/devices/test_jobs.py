@@ -117,16 +117,19 @@ def test_blocks_are_given_out_in_mirrored_order(
 
 @pytest.mark.quiet
 def test_a_disturbed_round_is_left_out_and_made_again(device: Local, made: Make, wayward: str) -> None:
-    """A candidate that is kept from the processor for a while, as another process would."""
+    """A candidate that is kept from the processor for a while, as another process would.
+
+    In about six rounds; a machine that is shared with others has disturbed ones beside them.
+    """
     path = made("any", 1)
     calm, robbed = candidate("calm", path, wayward), candidate("robbed", path, wayward, robbed=True)
-    plan = Plan(blocks=8, block_ms=20, warmup_ms=10)
+    plan = Plan(blocks=20, block_ms=20, warmup_ms=10)
     found = run_job(device, [calm, robbed], feed=FEED, plan=plan, progress=lambda done, message: None)
-    assert found.quiet and ("crowded",) in found.disturbed
-    assert 8 < len(found.disturbed) <= 12
+    assert found.quiet and any("crowded" in kinds for kinds in found.disturbed)
+    assert 20 < len(found.disturbed) <= 30
     for timing in found.candidates.values():
         assert isinstance(timing, Timing)
-        assert len(timing.blocks_ns) == sum(not kinds for kinds in found.disturbed) >= 4
+        assert len(timing.blocks_ns) == sum(not kinds for kinds in found.disturbed) >= 10
 
 
 def test_slow_candidates_get_as_many_rounds_as_they_cannot_do_without(device: Local, made: Make) -> None:
@@ -240,7 +243,7 @@ def test_a_slow_candidate_has_as_long_as_its_calls_take(
     slow = candidate("slow", made("any", 1), wayward, busy_ms=300)
     found = run_job(device, [slow], feed=FEED, plan=plan, progress=lambda done, message: None)
     timing = found.candidates["slow"]
-    assert isinstance(timing, Timing) and [len(block) for block in timing.blocks_ns] == [2, 2]
+    assert isinstance(timing, Timing) and {len(block) for block in timing.blocks_ns} == {2}
 
 
 def test_a_child_killed_from_outside(device: Local, made: Make, wayward: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -294,7 +295,8 @@ def test_a_runner_that_is_killed_there(board: Sshd, measured: Callable[..., Resu
     def kill(done: float, message: str) -> None:
         for folder in (board.home / ".cache" / "deploycompress" / "jobs").iterdir():
             if message.startswith("block"):
-                os.killpg(int((folder / "pid").read_text()), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it is told once more after it was killed
+                    os.killpg(int((folder / "pid").read_text()), signal.SIGKILL)
 
     with pytest.raises(
         EnvironmentMissing, match="the runner ended and left no result; look whether the device was"

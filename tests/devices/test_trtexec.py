@@ -134,7 +134,9 @@ def test_an_engine_is_built_run_and_timed(told, device: Local, made: Make, tmp_p
     timed = [words for words in told() if "exportTimes" in words]
     ways = {frozenset(words) & {"noDataTransfers", "includeDataTransfers", "noCudaGraph"} for words in timed}
     assert all("useSpinWait" in words for words in timed)
-    assert len(timed) == 2 * (1 + 2)  # of each the warm-up and two blocks, which warm up by themselves
+    rounds = len(json.loads((tmp_path / str(rows["whole"].samples)).read_text())["disturbed"])
+    assert rounds in (2, 3)  # one more where a round was disturbed
+    assert len(timed) == 2 * (1 + rounds)  # of each the warm-up and the blocks, which warm up by themselves
     assert ways == (
         {frozenset({"noCudaGraph", "includeDataTransfers"}), frozenset({"noCudaGraph"})}
         if eleven
