@@ -484,6 +484,8 @@ def test_a_job_that_is_cancelled_lets_the_run_end_in_its_own_way(
     shell = subprocess.Popen(
         ["bash", "-eo", "pipefail", "-c", script],
         env=os.environ | variables, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        # A runner's shell heeds it; one of a job in the background would not, and could not be told to.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )  # fmt: skip
     try:
         assert shell.wait(20) == 143 and shell.stdout is not None and shell.stdout.read() == "kept\n"
