@@ -12,7 +12,7 @@ import numpy as np
 
 from deploycompress.artifact import digest_file, digest_json
 from deploycompress.config.schema import DataConfig
-from deploycompress.contracts import Loader, Model, Split, Store
+from deploycompress.contracts import Event, Loader, Model, Split, Store
 from deploycompress.data.contents import digests_of
 from deploycompress.data.loaders import OrderedLoader, StreamLoader, chunks
 from deploycompress.data.splits import Splits, Stream, open_splits
@@ -63,9 +63,10 @@ class SourceData:
         few: bool = False,
         store: Store | None = None,  # remembers the digests of large data
         classes: bool = True,  # whether whole numbers among the targets are classes
+        emit: Callable[[Event], None] = lambda event: None,  # hears of a long reading
     ) -> None:
         self._config, self._model, self._seed, self._few = config, model, seed, few
-        self._store, self._classes = store, classes
+        self._store, self._classes, self._emit = store, classes, emit
 
     @cached_property
     def digest(self) -> str:
@@ -78,7 +79,7 @@ class SourceData:
         # A file counts by what is in it and not by where it lies.
         places = {name for name, value in self._config if isinstance(value, Path)}
         options = self._config.model_dump(mode="json", exclude=places)
-        contents = digests_of(built_in.files(), self._config.root, self._store)
+        contents = digests_of(built_in.files(), self._config.root, self._store, self._emit)
         return digest_json({"options": options, "contents": contents})
 
     def loader(self, split: Split, epoch: int | None = None) -> Loader:

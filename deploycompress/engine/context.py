@@ -39,7 +39,9 @@ def open_context(
     classes = targets_are_classes(task)
     return RunContext(
         model=model,
-        data=SourceData(config.data, model, config.seed, few=rehearsal, store=store, classes=classes),
+        data=SourceData(
+            config.data, model, config.seed, few=rehearsal, store=store, classes=classes, emit=emit
+        ),
         task=task,
         target=config.target,
         gates=config.gates,

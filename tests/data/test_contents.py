@@ -57,6 +57,19 @@ def test_large_data_are_read_once_until_a_file_changes(tmp_path, monkeypatch):
     assert read == ["a", "b"] * 5
 
 
+def test_a_long_reading_says_how_far_it_is(tmp_path, monkeypatch):
+    told = []
+    contents.digests_of(files(tmp_path, a="one", b="two", c="three"), tmp_path, emit=told.append)
+    assert not told  # it took no time
+    monkeypatch.setattr(contents, "SILENT_S", 0.0)
+    monkeypatch.setattr(contents, "TELL_S", 0.0)
+    contents.digests_of(files(tmp_path), tmp_path, emit=told.append)
+    assert len(told) == 2  # after a and b; c is the end
+    assert told[0].message == "all of the data is read once, 0.0 of 0.0 GB"
+    left = [event.figures["seconds_left"] for event in told]
+    assert told[0].kind == "progress" and min(left) > 0
+
+
 def test_sequences_are_padded_with_their_mask():
     batch, mask = padded([np.array([[1.0, 2.0]]), np.ones((3, 2))], value=-1)
     assert batch.tolist() == [[[1, 2], [-1, -1], [-1, -1]], [[1, 1]] * 3] and mask.tolist() == [
